@@ -1,0 +1,181 @@
+package grace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+)
+
+// A parent is the old process, as the new one sees it.
+type parent struct {
+	ch      *channel
+	ready   *os.File // readiness pipe
+	m       manifest
+	goAhead chan struct{} // closed when old has said go
+	gone    chan struct{} // closed when old is gone
+}
+
+// joinParent reads the manifest. Old wrote it before it started us.
+func joinParent(h *handover, limit time.Duration) (*parent, error) {
+	if h.version != protocolVersion {
+		return nil, fmt.Errorf("grace: %w: the old process speaks version %d of it, this one %d; stop the old one and start this one once", ErrProtocol, h.version, protocolVersion)
+	}
+	conn, ready, err := h.open()
+	if err != nil {
+		return nil, fmt.Errorf("grace: control channel: %w", err)
+	}
+	p := &parent{ch: newChannel(conn), ready: ready, goAhead: make(chan struct{}), gone: make(chan struct{})}
+	conn.SetReadDeadline(time.Now().Add(limit))
+	m, err := p.ch.next()
+	conn.SetReadDeadline(time.Time{})
+	if err == nil && m.typ != msgManifest {
+		err = fmt.Errorf("%w: it begins with a message %q", ErrProtocol, m.typ)
+	}
+	if err == nil {
+		err = m.decode(&p.m)
+	}
+	if err == nil && len(p.m.Sockets) != h.count {
+		err = fmt.Errorf("%w: the manifest names %d sockets, and %d were passed", ErrProtocol, len(p.m.Sockets), h.count)
+	}
+	if err != nil {
+		p.ch.close()
+		ready.Close()
+		return nil, fmt.Errorf("grace: the manifest of the old process can't be read: %w", err)
+	}
+	return p, nil
+}
+
+// run listens to old.
+func (u *Upgrader) runParent() {
+	p := u.parent
+	p.ch.run(func(m message) {
+		switch m.typ {
+		case msgGo:
+			select {
+			case <-p.goAhead:
+			default:
+				close(p.goAhead)
+			}
+		case msgStop:
+			var s stopMessage
+			if m.decode(&s) == nil {
+				u.post(func() { u.onStop(stopRequest{now: s.Now, passedOn: true}) })
+			}
+		case msgUpgrade:
+			u.post(func() { u.onUpgrade(nil) })
+		}
+		closeAll(m.fds)
+	}, func(error) {
+		close(p.gone)
+		u.post(u.onParentGone)
+	})
+}
+
+// Ready says that this process can serve: the listeners begin to accept, the
+// PID file names it, sockets that the old process had and nobody here asked
+// for are left to it, and the old process stops accepting. It is called once
+// everything that is needed to serve is there, also by a first process, whose
+// listeners wait for it too. [Upgrader.Actor] and [Serve] call it.
+//
+// An error means that this process must not serve: ReadyCheck's, the PID
+// file's, or ErrStopped. The program should exit; an old process goes on. A
+// second call does nothing and returns the result of the first.
+func (u *Upgrader) Ready() error {
+	u.readyOnce.Do(func() { u.readyErr = u.sayReady() })
+	return u.readyErr
+}
+
+func (u *Upgrader) sayReady() error {
+	if check := u.opt.readyCheck; check != nil {
+		ctx, cancel := context.WithTimeout(u.ctx, u.opt.readyTimeout)
+		err := check(ctx)
+		cancel()
+		if err != nil {
+			return u.failReady(fmt.Errorf("grace: ReadyCheck: %w", err))
+		}
+	}
+	if u.parent != nil {
+		if err := u.handshake(); err != nil {
+			return u.failReady(err)
+		}
+	}
+	reply := make(chan error, 1)
+	if !u.post(func() { reply <- u.onReady() }) {
+		return fmt.Errorf("grace: Ready: %w", ErrStopped)
+	}
+	return <-reply
+}
+
+// handshake agrees with old that it is now this process's turn: claims, the
+// line, go, and the PID file. If old is dead it is our turn in any case.
+func (u *Upgrader) handshake() error {
+	p := u.parent
+	c := claims{Sockets: u.socks.claimed()}
+	var pidFile *os.File
+	var lock []int
+	if u.pid != nil && u.pid.file == nil {
+		var err error
+		if pidFile, err = u.pid.prepare(); err != nil {
+			return err
+		}
+		c.PIDLock = true
+		lock = dupFile(pidFile)
+	}
+	m := newMessage(msgClaims, c)
+	m.fds = lock
+	p.ch.sendThen(m, func(error) { closeAll(lock) })
+	_, err := p.ready.WriteString(readyLine)
+	p.ready.Close()
+	if err != nil && !errors.Is(err, errBrokenPipe) {
+		err = fmt.Errorf("grace: readiness pipe: %w", err)
+	} else {
+		err = nil
+		select {
+		case <-p.goAhead:
+		case <-p.gone:
+		case <-u.ctx.Done():
+			err = fmt.Errorf("grace: Ready: %w", ErrStopped)
+		}
+	}
+	if pidFile == nil {
+		return err
+	}
+	if err != nil {
+		u.pid.discard(pidFile)
+		return err
+	}
+	return u.pid.take(pidFile)
+}
+
+// failReady tells old why, so that its log has the reason too.
+func (u *Upgrader) failReady(err error) error {
+	if u.parent != nil {
+		sent := make(chan struct{})
+		u.parent.ch.sendThen(message{typ: msgFailed, payload: []byte(err.Error())}, func(error) { close(sent) })
+		select {
+		case <-sent:
+		case <-time.After(time.Second):
+		}
+	}
+	return err
+}
+
+// HasParent says whether an old process started this one and handed its
+// sockets over; it stays true when that process is gone.
+func (u *Upgrader) HasParent() bool { return u.parent != nil }
+
+// WaitForParent returns when the old process is gone, or at once if there was
+// none. The error is the context's.
+func (u *Upgrader) WaitForParent(ctx context.Context) error {
+	if u.parent == nil {
+		return nil
+	}
+	select {
+	case <-u.parent.gone:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

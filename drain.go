@@ -1,0 +1,204 @@
+package grace
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// A stopRequest asks this process to end.
+type stopRequest struct {
+	signal   os.Signal // nil if it was not a signal
+	now      bool      // cut off what is left
+	passedOn bool      // the other process of a hand-over was told first
+	leave    bool      // only this process is to end, not the service
+}
+
+// Stop ends the service, as SIGTERM does: this process stops accepting, drains
+// and closes Done. It returns at once. A second call cuts off what is left. If
+// this process has handed over, the new one is told to stop as well; if a new
+// process is starting, it is killed. After Done it does nothing.
+func (u *Upgrader) Stop() { u.post(func() { u.onStop(stopRequest{}) }) }
+
+// Close ends this process's part, for programs that give up on an error: like
+// Stop, but an old process that still stands by takes over again, and a new one
+// goes on. It returns at once, and does nothing after Stop, Close or Done.
+func (u *Upgrader) Close() { u.post(func() { u.onStop(stopRequest{leave: true}) }) }
+
+func (u *Upgrader) onStop(r stopRequest) {
+	if u.state == stopped {
+		u.passStop(r)
+		return
+	}
+	if u.stopAsked {
+		if r.leave || r.passedOn && !r.now {
+			return // both processes may get the same signal: it counts once
+		}
+		r.now = true
+	}
+	if r.signal != nil {
+		u.log.Info("grace: stopping", "signal", r.signal, "now", r.now)
+	}
+	handedOver := u.state == yielded || u.state == draining || (u.next != nil && u.next.went)
+	u.stopAsked = true
+	u.cancel()
+	switch {
+	case u.drain != nil: // it is under way already
+	case handedOver:
+		u.answer(nil)
+		u.probation.Stop()
+		u.beginDrain(false)
+	default:
+		if u.next != nil {
+			u.kill(u.next, ErrStopped)
+		}
+		u.refuseAll()
+		u.beginLastDrain(r)
+	}
+	u.passStop(r)
+	if r.now {
+		u.drain.hurry()
+	}
+}
+
+// passStop tells the other process of a hand-over that the service is to end.
+func (u *Upgrader) passStop(r stopRequest) {
+	if r.leave || r.passedOn {
+		return
+	}
+	if u.next != nil && u.next.went && !u.next.orderly {
+		u.log.Info("grace: stop asked of a process that has handed over; passed on", "new", u.next.proc.pid())
+		u.next.ch.send(newMessage(msgStop, stopMessage{Now: r.now}))
+	}
+	if u.parent != nil && !u.parentGone {
+		u.parent.ch.send(newMessage(msgStop, stopMessage{Now: r.now}))
+	}
+}
+
+// refuseAll answers everybody who waits for an upgrade that will not be.
+func (u *Upgrader) refuseAll() {
+	u.current, u.waiting = append(u.current, u.waiting...), nil
+	u.answer(fmt.Errorf("grace: Upgrade: %w", ErrStopped))
+	u.pending = false
+}
+
+// beginLastDrain ends a process that has no successor. If it gives up while its
+// predecessor stands by, that one takes over, and has the queues.
+func (u *Upgrader) beginLastDrain(r stopRequest) {
+	if r.leave && u.parent != nil && !u.parentGone {
+		u.socks.own(false)
+		u.parent.ch.send(newMessage(msgStop, stopMessage{Leave: true}))
+	}
+	u.beginDrain(true)
+}
+
+func (u *Upgrader) beginDrain(last bool) {
+	u.state = draining
+	u.socks.endAccept()
+	d := newDrain(last)
+	u.drain = d
+	go func() {
+		d.run(u.allServers(), u.opt.drainTimeout)
+		u.post(func() { u.onDrained(d) })
+	}()
+}
+
+// onDrained: nothing is left, or it was cut off, or new has died meanwhile.
+func (u *Upgrader) onDrained(d *drain) {
+	u.drain = nil
+	if d.cancelled() && !u.stopAsked {
+		u.settle() // rolled back; an upgrade may be wanted already
+		return
+	}
+	d.log(u.log)
+	if !u.launching { // else onLaunched kills what it has started, first
+		u.finish()
+	}
+}
+
+// finish ends this process's part for good.
+func (u *Upgrader) finish() {
+	u.state = stopped
+	u.refuseAll()
+	u.cancel()
+	u.socks.close()
+	for _, s := range u.allServers() {
+		s.shutdown()
+	}
+	if u.pid != nil {
+		u.pid.release()
+	}
+	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
+	close(u.done)
+}
+
+func (u *Upgrader) allServers() []drainer {
+	u.serversMu.Lock()
+	defer u.serversMu.Unlock()
+	return append([]drainer(nil), u.servers...)
+}
+
+// A drainer is a server that finishes what it has begun.
+type drainer interface {
+	// drain returns when nothing is left, when d.cut is closed and it has cut
+	// off what was, or when d.ctx has ended: then it serves on as before.
+	drain(d *drain) drainReport
+	// shutdown ends the server for good; what is left is cut off.
+	shutdown()
+}
+
+// A drainReport counts what became of a server's connections.
+type drainReport struct {
+	finished int // ended by themselves, or when they were idle
+	cut      int // still busy when the time was up
+}
+
+// A drain is one run of all drainers.
+type drain struct {
+	last   bool // there is no successor
+	ctx    context.Context
+	cancel context.CancelFunc // rolls back
+	cut    chan struct{}      // closed when the time is up
+	once   sync.Once
+	begun  time.Time
+	report drainReport
+}
+
+func newDrain(last bool) *drain {
+	d := &drain{last: last, cut: make(chan struct{}), begun: time.Now()}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	return d
+}
+
+func (d *drain) run(servers []drainer, limit time.Duration) {
+	defer time.AfterFunc(limit, d.hurry).Stop()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, s := range servers {
+		wg.Go(func() {
+			r := s.drain(d)
+			mu.Lock()
+			defer mu.Unlock()
+			d.report.finished += r.finished
+			d.report.cut += r.cut
+		})
+	}
+	wg.Wait()
+}
+
+// hurry cuts off what is left.
+func (d *drain) hurry() { d.once.Do(func() { close(d.cut) }) }
+
+func (d *drain) cancelled() bool { return d.ctx.Err() != nil }
+
+func (d *drain) log(log *slog.Logger) {
+	args := []any{"took", time.Since(d.begun), "finished", d.report.finished, "cut", d.report.cut}
+	if d.report.cut > 0 {
+		log.Warn("grace: drained; connections were cut off, see DrainTimeout", args...)
+		return
+	}
+	log.Info("grace: drained", args...)
+}

@@ -1,0 +1,109 @@
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// The ways in which an upgrade or a start can fail, to be told apart with
+// [errors.Is]. Every error of [Upgrader.Upgrade] that concerns the new process
+// is an [*UpgradeError] as well, which has its pid and exit status.
+var (
+	// ErrNotSupported is returned by Upgrade where the platform can't hand
+	// sockets to another process (Windows, js, wasip1, plan9).
+	ErrNotSupported = errors.New("upgrade is not supported on this platform")
+
+	// ErrStopped is returned by calls on an Upgrader that is stopping or has stopped.
+	ErrStopped = errors.New("this process is stopping")
+
+	// ErrHandedOver is returned by Upgrade where another upgrade has handed
+	// over meanwhile: the request was passed on to the new process.
+	ErrHandedOver = errors.New("this process has handed over; the request was passed on to the new one")
+
+	// ErrRefused means that the function given to [BeforeUpgrade] refused:
+	// no process was started.
+	ErrRefused = errors.New("the upgrade was refused before it began")
+
+	// ErrStart means that the new process could not be started: no such file,
+	// not executable, no process or descriptor to be had.
+	ErrStart = errors.New("the new process could not be started")
+
+	// ErrExited means that the new process ended before it was ready.
+	ErrExited = errors.New("the new process ended before it was ready")
+
+	// ErrReadyTimeout means that the new process was not ready within
+	// [ReadyTimeout] and was killed.
+	ErrReadyTimeout = errors.New("the new process was not ready in time")
+
+	// ErrProtocol means that the new process does not speak this hand-over:
+	// it wrote something else, hung up, or speaks another version. It was killed.
+	ErrProtocol = errors.New("the new process does not speak this hand-over")
+
+	// ErrRolledBack means that the new process died after it was ready and
+	// that this one accepts connections again.
+	ErrRolledBack = errors.New("the new process died after it was ready; rolled back")
+
+	// ErrAlreadyRunning is returned by New where another process holds the
+	// PID file. The error is a [*RunningError] too.
+	ErrAlreadyRunning = errors.New("already running")
+
+	// ErrInUse is returned by New if this process has an Upgrader already.
+	ErrInUse = errors.New("this process has an Upgrader already; use one for all its listeners")
+
+	// ErrAddrInUse is returned by Listen for a unix socket path on which
+	// another process answers.
+	ErrAddrInUse = errors.New("another process answers on this path")
+)
+
+// An UpgradeError says why an upgrade failed, and what became of the new process.
+type UpgradeError struct {
+	// Reason is one of the Err values of this package; errors.Is finds it.
+	Reason error
+	// Pid is the pid that the new process had; 0 if none was started.
+	Pid int
+	// State is how the new process ended; nil if none was started.
+	State *os.ProcessState
+	// Err is the cause; may be nil.
+	Err error
+}
+
+// Error gives the reason, the cause and how the new process ended.
+func (e *UpgradeError) Error() string {
+	s := "grace: " + e.Reason.Error()
+	if e.Pid != 0 {
+		s += fmt.Sprintf(" (pid %d", e.Pid)
+		if e.State != nil {
+			s += ", " + e.State.String()
+		}
+		s += ")"
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap gives the reason and the cause to errors.Is and errors.As.
+func (e *UpgradeError) Unwrap() []error {
+	if e.Err == nil {
+		return []error{e.Reason}
+	}
+	return []error{e.Reason, e.Err}
+}
+
+// A RunningError says which process holds the PID file.
+type RunningError struct {
+	Path string
+	Pid  int // 0 if the file does not name one
+}
+
+func (e *RunningError) Error() string {
+	if e.Pid == 0 {
+		return fmt.Sprintf("grace: already running: another process holds the PID file %s; stop it, or use another PID file", e.Path)
+	}
+	return fmt.Sprintf("grace: already running as pid %d, which holds the PID file %s; stop it, upgrade it with SIGUSR2, or use another PID file", e.Pid, e.Path)
+}
+
+// Is makes errors.Is(err, ErrAlreadyRunning) true.
+func (e *RunningError) Is(target error) bool { return target == ErrAlreadyRunning }

@@ -1,0 +1,107 @@
+package grace
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// extras are files and connections that are handed over by name.
+type extras struct {
+	mu     sync.Mutex
+	byName map[string]*socket // key: kind and name
+}
+
+// AddFile hands f over at each upgrade, under this name; the new process gets
+// it with [Upgrader.File]. A file of the same name before is handed over no
+// more; a nil f only does that. The file stays the caller's, and must stay open
+// until Done; one that is closed is not handed over. Both processes then have
+// the same open file: its offset and its locks are shared.
+func (u *Upgrader) AddFile(name string, f *os.File) error {
+	if f == nil {
+		u.addExtra(kindFile, name, nil)
+		return nil
+	}
+	return u.addConn(kindFile, name, f)
+}
+
+// File gives the file of that name that the old process has handed over, and
+// will hand it over in turn. Without such a file it is nil. A second call for
+// the same name gives nil too: the file belongs to the first caller.
+func (u *Upgrader) File(name string) (*os.File, error) {
+	in, ok := u.socks.claim(kindFile, "", name)
+	if !ok {
+		return nil, nil
+	}
+	f := inheritFile(in.fd, name)
+	if f == nil {
+		return nil, fmt.Errorf("grace: inherited file %q: bad descriptor %d", name, in.fd)
+	}
+	return f, u.inheritExtra(kindFile, name, f, in)
+}
+
+// AddConn hands the connection c over at each upgrade, under this name; the
+// new process gets it with [Upgrader.Conn]. c is a TCP, UDP or unix
+// connection, or another that has a descriptor. Otherwise it is as AddFile: it
+// is for the two processes to agree on who reads when.
+func (u *Upgrader) AddConn(name string, c net.Conn) error {
+	if c == nil {
+		u.addExtra(kindConn, name, nil)
+		return nil
+	}
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("grace: AddConn %q: a %T has no descriptor to hand over", name, c)
+	}
+	return u.addConn(kindConn, name, sc)
+}
+
+// Conn gives the connection of that name that the old process has handed over;
+// see [Upgrader.File].
+func (u *Upgrader) Conn(name string) (net.Conn, error) {
+	in, ok := u.socks.claim(kindConn, "", name)
+	if !ok {
+		return nil, nil
+	}
+	c, err := inheritConn(in.fd)
+	if err != nil {
+		return nil, fmt.Errorf("grace: inherited connection %q (descriptor %d): %w", name, in.fd, err)
+	}
+	return c, u.inheritExtra(kindConn, name, c.(syscall.Conn), in)
+}
+
+func (u *Upgrader) addConn(k kind, name string, c syscall.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("grace: add %s %q: %w", k, name, err)
+	}
+	return u.addExtra(k, name, &socket{entry: entry{Kind: k, Addr: name}, index: -1, raw: raw})
+}
+
+func (u *Upgrader) inheritExtra(k kind, name string, c syscall.Conn, in inheritedSocket) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("grace: inherited %s %q: %w", k, name, err)
+	}
+	return u.addExtra(k, name, &socket{entry: in.entry, index: in.index, raw: raw})
+}
+
+func (u *Upgrader) addExtra(k kind, name string, sock *socket) error {
+	u.extras.mu.Lock()
+	defer u.extras.mu.Unlock()
+	key := string(k) + " " + name
+	if old := u.extras.byName[key]; old != nil {
+		u.socks.remove(old)
+		delete(u.extras.byName, key)
+	}
+	if sock == nil {
+		return nil
+	}
+	if u.extras.byName == nil {
+		u.extras.byName = map[string]*socket{}
+	}
+	u.extras.byName[key] = sock
+	return u.socks.add(sock)
+}

@@ -1,0 +1,182 @@
+package grace
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+type gateMode int
+
+const (
+	gateShut      gateMode = iota // nobody passes: not ready yet, or handed over
+	gateOpen                      // Accept and Read work
+	gateFinishing                 // what is queued still passes, then it is parked
+	gateParked                    // as if closed; may be opened again
+	gateClosed
+)
+
+type deadliner interface{ SetDeadline(time.Time) error }
+
+// A gate stands before Accept, or before the reads of a packet conn. It can be
+// shut and opened again while somebody waits inside: a deadline in the past
+// wakes him, and he waits at the gate instead. The socket stays open, so its
+// queue is kept, in this process and in every other that has it.
+type gate struct {
+	setInner func(time.Time) error
+
+	mu       sync.Mutex
+	mode     gateMode
+	changed  chan struct{} // closed at each change of mode, deadline or errand
+	deadline time.Time     // the user's own
+	kicked   bool          // the inner deadline is ours, in the past
+	inside   int           // who has entered and not left yet
+	watchers []func()      // called when the mode changed, or somebody left
+}
+
+var longAgo = time.Unix(1, 0)
+
+func newGate(setDeadline func(time.Time) error) *gate {
+	return &gate{setInner: setDeadline, changed: make(chan struct{})}
+}
+
+// set changes the mode. A closed gate stays closed.
+func (g *gate) set(m gateMode) { g.change(func(gateMode) bool { return true }, m) }
+
+// swap changes the mode from one to another; false if it was a third.
+func (g *gate) swap(from, to gateMode) bool {
+	return g.change(func(m gateMode) bool { return m == from }, to)
+}
+
+func (g *gate) change(allowed func(gateMode) bool, to gateMode) bool {
+	g.mu.Lock()
+	if g.mode == to || g.mode == gateClosed || !allowed(g.mode) {
+		g.mu.Unlock()
+		return false
+	}
+	g.mode = to
+	g.kick()
+	watchers := g.watchers
+	g.mu.Unlock()
+	for _, f := range watchers {
+		f()
+	}
+	return true
+}
+
+// kick makes everybody look at the gate again. g.mu is held.
+func (g *gate) kick() {
+	g.kicked = true
+	g.setInner(longAgo)
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// setDeadline is the user's SetDeadline.
+func (g *gate) setDeadline(t time.Time) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.deadline = t
+	close(g.changed)
+	g.changed = make(chan struct{})
+	if g.kicked {
+		return nil // enter sets it
+	}
+	return g.setInner(t)
+}
+
+// enter waits until somebody may pass, and says in which mode.
+func (g *gate) enter() (gateMode, error) {
+	for {
+		g.mu.Lock()
+		mode, changed, deadline := g.mode, g.changed, g.deadline
+		switch {
+		case mode == gateClosed:
+			g.mu.Unlock()
+			return mode, net.ErrClosed
+		case mode == gateParked:
+			g.mu.Unlock()
+			return mode, net.ErrClosed
+		case mode == gateOpen || mode == gateFinishing:
+			if g.kicked {
+				g.kicked = false
+				g.setInner(deadline)
+			}
+			g.inside++
+			g.mu.Unlock()
+			return mode, nil
+		}
+		g.mu.Unlock()
+		if deadline.IsZero() {
+			<-changed
+			continue
+		}
+		t := time.NewTimer(time.Until(deadline))
+		select {
+		case <-changed:
+			t.Stop()
+		case <-t.C:
+			return mode, os.ErrDeadlineExceeded
+		}
+	}
+}
+
+// leave is called by who has entered, once what he took is accounted for.
+func (g *gate) leave() {
+	g.mu.Lock()
+	g.inside--
+	watchers := g.watchers
+	g.mu.Unlock()
+	for _, f := range watchers {
+		f()
+	}
+}
+
+// isQuiet says whether nothing more comes through, unless it is opened again.
+func (g *gate) isQuiet() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.inside == 0 && g.mode != gateOpen && g.mode != gateFinishing
+}
+
+// mayRetry says whether err came from a kick, not from the user's deadline.
+func (g *gate) mayRetry(err error) bool {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.deadline.IsZero() || time.Now().Before(g.deadline)
+}
+
+// pass calls read as often as the gate lets it.
+func (g *gate) pass(read func() error) error {
+	for {
+		if _, err := g.enter(); err != nil {
+			return err
+		}
+		err := read()
+		g.leave()
+		if err == nil || !g.mayRetry(err) {
+			return err
+		}
+	}
+}
+
+// replace gives the gate another socket to stand before.
+func (g *gate) replace(setDeadline func(time.Time) error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.setInner = setDeadline
+	g.kicked = true
+	setDeadline(longAgo)
+}
+
+// watch lets f be called when isQuiet may have become true.
+func (g *gate) watch(f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.watchers = append(g.watchers, f)
+}

@@ -1,0 +1,107 @@
+package grace
+
+import (
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/oklog/run"
+)
+
+// Serve listens on addr and serves HTTP with handler h, or with
+// [net/http.DefaultServeMux] if h is nil, like [net/http.ListenAndServe]; but
+// SIGUSR2 replaces the process by a new one, and SIGTERM, SIGINT and SIGQUIT
+// drain and stop. addr is host:port, or unix: and a path.
+//
+// It returns nil after a clean stop and after a completed upgrade: the program
+// should exit then. log.Fatal(grace.Serve(…)) works, but ends with status 1
+// after a clean stop too. Errors are those of New, Listen and Ready.
+func Serve(addr string, h http.Handler, opts ...Option) error {
+	return serve(addr, h, opts, func(u *Upgrader, srv *http.Server, ln net.Listener) Actor {
+		return Pair(u.HTTP(srv, ln))
+	})
+}
+
+// ServeTLS is Serve over TLS, with HTTP/2; the files are as for
+// [net/http.ListenAndServeTLS] and are read again by each new process.
+func ServeTLS(addr, certFile, keyFile string, h http.Handler, opts ...Option) error {
+	return serve(addr, h, opts, func(u *Upgrader, srv *http.Server, ln net.Listener) Actor {
+		return Pair(u.HTTPS(srv, ln, certFile, keyFile))
+	})
+}
+
+func serve(addr string, h http.Handler, opts []Option, actor func(*Upgrader, *http.Server, net.Listener) Actor) error {
+	u, err := New(opts...)
+	if err != nil {
+		return err
+	}
+	network, addr := splitAddr(addr)
+	ln, err := u.Listen(network, addr)
+	if err != nil {
+		u.Close()
+		<-u.Done()
+		return err
+	}
+	srv := &http.Server{
+		Addr: addr, Handler: h,
+		ReadTimeout: u.opt.readTimeout, ReadHeaderTimeout: u.opt.readHeaderTimeout,
+		WriteTimeout: u.opt.writeTimeout, IdleTimeout: u.opt.idleTimeout,
+	}
+	return u.Run(actor(u, srv, ln))
+}
+
+// splitAddr tells a unix socket's path from a TCP address.
+func splitAddr(addr string) (network, rest string) {
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		return "unix", path
+	}
+	if addr == "" {
+		return "tcp", ":http"
+	}
+	return "tcp", addr
+}
+
+// An Actor is a task for [Upgrader.Run]: Execute runs it, and Interrupt makes
+// Execute return. [Pair] makes one.
+type Actor struct {
+	Execute   func() error
+	Interrupt func(error)
+}
+
+// Pair makes an Actor of the two functions that a run.Group's Add takes.
+func Pair(execute func() error, interrupt func(error)) Actor { return Actor{execute, interrupt} }
+
+// Actor gives the Upgrader itself as an actor, to be handed to a
+// [github.com/oklog/run.Group]. execute calls Ready and returns nil when Done
+// is closed, so that the group's other actors end then; its error is Ready's.
+// interrupt is [Upgrader.Close].
+func (u *Upgrader) Actor() (execute func() error, interrupt func(error)) {
+	return func() error {
+		if err := u.Ready(); err != nil {
+			select {
+			case <-u.ctx.Done(): // stopped before it was ready: no error
+				<-u.done
+				return nil
+			default:
+			}
+			return err
+		}
+		<-u.done
+		return nil
+	}, func(error) { u.Close() }
+}
+
+// Run runs the Upgrader's own [Upgrader.Actor] and the given ones until the
+// first returns, interrupts the others, waits for them and for the drain, and
+// returns the first's error. It is for who has no run.Group.
+func (u *Upgrader) Run(actors ...Actor) error {
+	var g run.Group
+	g.Add(u.Actor())
+	for _, a := range actors {
+		g.Add(a.Execute, a.Interrupt)
+	}
+	err := g.Run()
+	u.Close()
+	<-u.done
+	return err
+}

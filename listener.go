@@ -1,0 +1,120 @@
+package grace
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A listener is what Upgrader.Listen gives: a *net.TCPListener or
+// *net.UnixListener behind a gate, with the connections that came through it.
+type listener struct {
+	gate  *gate
+	sock  *socket
+	socks *sockets
+	addr  net.Addr
+	open  func(addr string) (acceptor, error) // opens the same socket again
+	live  live
+
+	mu    sync.Mutex
+	inner acceptor
+	shut  bool // parked, and inner is closed
+}
+
+func (l *listener) acceptor() acceptor {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inner
+}
+
+// Accept waits until this process is ready, and again once it has handed over.
+// After Done it returns net.ErrClosed; at a last stop not before the queue is
+// empty.
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		mode, err := l.gate.enter()
+		if err != nil {
+			return nil, &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err}
+		}
+		if mode == gateFinishing && !readable(l.sock) {
+			l.park()
+			l.gate.leave()
+			continue
+		}
+		c, err := l.acceptor().Accept()
+		if err == nil {
+			c = tracked(c, l)
+		}
+		l.gate.leave()
+		if err == nil || !l.gate.mayRetry(err) {
+			return c, err
+		}
+	}
+}
+
+// park closes the socket once its queue is served: no other process has it. It
+// can be opened again if the upgrade is rolled back.
+func (l *listener) park() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gate.swap(gateFinishing, gateParked) {
+		l.inner.Close()
+		l.shut = true
+	}
+}
+
+// reopen lets connections in again, after a hand-over that was rolled back.
+func (l *listener) reopen() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shut {
+		inner, err := l.open(l.sock.Bound)
+		if err != nil {
+			return err
+		}
+		raw, err := inner.SyscallConn()
+		if err != nil {
+			inner.Close()
+			return fmt.Errorf("grace: listen %s %s: %w", l.sock.Network, l.sock.Addr, err)
+		}
+		if hasPath(l.sock.Network, l.sock.Bound) {
+			l.sock.Dev, l.sock.Ino, _ = fileID(l.sock.Path)
+		}
+		l.inner, l.shut = inner, false
+		l.sock.setRaw(raw)
+		l.gate.replace(inner.SetDeadline)
+	}
+	l.gate.set(gateOpen)
+	return nil
+}
+
+// end closes the socket in this process, for good.
+func (l *listener) end() {
+	l.gate.set(gateClosed)
+	l.acceptor().Close()
+}
+
+// Close ends Accept. The socket is not handed over any more, and the path of a
+// unix socket goes with it, unless another process serves there.
+//
+// While the process drains after a hand-over the socket is only parked: should
+// the new process die, it is needed again.
+func (l *listener) Close() error {
+	if l.socks.keep(l.sock) {
+		l.gate.set(gateParked)
+		return nil
+	}
+	l.socks.remove(l.sock)
+	l.gate.set(gateClosed)
+	return l.acceptor().Close()
+}
+
+// Addr, SetDeadline, SyscallConn and File are those of net.TCPListener.
+
+func (l *listener) Addr() net.Addr                        { return l.addr }
+func (l *listener) SetDeadline(t time.Time) error         { return l.gate.setDeadline(t) }
+func (l *listener) SyscallConn() (syscall.RawConn, error) { return l.acceptor().SyscallConn() }
+func (l *listener) File() (*os.File, error)               { return l.acceptor().File() }

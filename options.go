@@ -1,0 +1,205 @@
+package grace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+)
+
+// An Option changes one thing about an [Upgrader] or a [Serve]. An option with
+// a value that makes no sense is reported by New or Serve.
+type Option func(*options) error
+
+type options struct {
+	pidFile       string
+	readyTimeout  time.Duration
+	drainTimeout  time.Duration
+	probation     time.Duration
+	signals       []os.Signal
+	noSignals     bool
+	log           *slog.Logger
+	listenConfig  net.ListenConfig
+	readyCheck    func(context.Context) error
+	beforeUpgrade func(context.Context) error
+	env           []string
+	args          []string
+	executable    string
+
+	readTimeout, readHeaderTimeout, writeTimeout, idleTimeout time.Duration
+}
+
+func newOptions(opts []Option) (options, error) {
+	o := options{
+		pidFile:      os.Getenv("GRACE_PIDFILE"),
+		readyTimeout: time.Minute,
+		drainTimeout: 30 * time.Second,
+		probation:    time.Second,
+		signals:      upgradeSignals,
+		log:          slog.Default(),
+	}
+	for _, opt := range opts {
+		if opt == nil {
+			continue
+		}
+		if err := opt(&o); err != nil {
+			return o, fmt.Errorf("grace: %w", err)
+		}
+	}
+	return o, nil
+}
+
+// PIDFile names the file that holds the pid of the process that serves.
+// Default: the variable GRACE_PIDFILE; if that is empty too, no file is
+// written. A relative path counts from the working directory of the first
+// start. The file is switched by rename at each upgrade, held by a lock, and
+// removed at the last stop.
+func PIDFile(path string) Option {
+	return func(o *options) error { o.pidFile = path; return nil }
+}
+
+// ReadyTimeout is how long a new process may take from its start until it says
+// that it is ready; then it is killed and the old one goes on. Default 1 minute.
+func ReadyTimeout(d time.Duration) Option {
+	return positive("ReadyTimeout", d, func(o *options) { o.readyTimeout = d })
+}
+
+// DrainTimeout is how long a process that stops, or has handed over, may take
+// to finish what it has begun; what is left then is cut off, counted and
+// logged. Default 30 seconds; 0 cuts off at once.
+func DrainTimeout(d time.Duration) Option {
+	return notNegative("DrainTimeout", d, func(o *options) { o.drainTimeout = d })
+}
+
+// ShutdownTimeout is another name for [DrainTimeout].
+func ShutdownTimeout(d time.Duration) Option { return DrainTimeout(d) }
+
+// Probation is how long the old process stands by after the new one is ready,
+// with its sockets and its connections, to take over again should the new one
+// die. Default 1 second; 0 drains at once (a new process that dies while the
+// old one drains is rolled back all the same).
+func Probation(d time.Duration) Option {
+	return notNegative("Probation", d, func(o *options) { o.probation = d })
+}
+
+// Signals are those that ask for an upgrade. Default SIGUSR2. Whichever they
+// are, SIGTERM, SIGINT and SIGQUIT drain and stop, and a second one of these
+// stops at once. Signals() with no argument leaves every signal to the program,
+// which calls Upgrade and Stop itself.
+func Signals(upgrade ...os.Signal) Option {
+	return func(o *options) error {
+		for _, s := range upgrade {
+			if s == nil {
+				return errors.New("Signals: a signal is nil")
+			}
+		}
+		o.signals, o.noSignals = upgrade, len(upgrade) == 0
+		return nil
+	}
+}
+
+// Logger is where the log lines go; they are listed in the README. Default
+// [slog.Default]; a nil logger drops them.
+func Logger(l *slog.Logger) Option {
+	return func(o *options) error {
+		if l == nil {
+			l = slog.New(slog.DiscardHandler)
+		}
+		o.log = l
+		return nil
+	}
+}
+
+// ListenConfig is used to open the sockets that are not inherited: for
+// SO_REUSEPORT and other options by Control, for keep-alives, for MPTCP.
+// Default: the zero ListenConfig, as net.Listen has it.
+func ListenConfig(lc net.ListenConfig) Option {
+	return func(o *options) error { o.listenConfig = lc; return nil }
+}
+
+// ReadyCheck is called by Ready before it tells the old process anything. An
+// error makes Ready fail, the new process should then exit, and the old one
+// goes on. Its context ends with [ReadyTimeout].
+func ReadyCheck(check func(context.Context) error) Option {
+	return func(o *options) error { o.readyCheck = check; return nil }
+}
+
+// BeforeUpgrade is called in the old process before a new one is started: a
+// place to check the new binary's configuration. An error refuses the upgrade.
+// Its context ends with [ReadyTimeout], and when the process is told to stop.
+func BeforeUpgrade(check func(context.Context) error) Option {
+	return func(o *options) error { o.beforeUpgrade = check; return nil }
+}
+
+// Env is the whole environment of the new process, as KEY=value. Default: the
+// environment of this process at the moment of the upgrade.
+func Env(env []string) Option {
+	return func(o *options) error { o.env = append([]string{}, env...); return nil }
+}
+
+// Args are the arguments of the new process, without the program's name.
+// Default: those that this process was started with.
+func Args(args []string) Option {
+	return func(o *options) error { o.args = append([]string{}, args...); return nil }
+}
+
+// Executable is the file to start at an upgrade. Default: the path by which
+// the first process was started, looked up again each time, so that a flipped
+// symlink is followed and a binary replaced by rename is found. A script may
+// stand here if it ends in exec of the server.
+func Executable(path string) Option {
+	return func(o *options) error {
+		if path == "" {
+			return errors.New("Executable: the path is empty")
+		}
+		o.executable = path
+		return nil
+	}
+}
+
+// ReadTimeout is [net/http.Server.ReadTimeout] of the server that Serve makes.
+// Default 0: none.
+func ReadTimeout(d time.Duration) Option {
+	return notNegative("ReadTimeout", d, func(o *options) { o.readTimeout = d })
+}
+
+// ReadHeaderTimeout is [net/http.Server.ReadHeaderTimeout] of the server that
+// Serve makes. Default 0: ReadTimeout's.
+func ReadHeaderTimeout(d time.Duration) Option {
+	return notNegative("ReadHeaderTimeout", d, func(o *options) { o.readHeaderTimeout = d })
+}
+
+// WriteTimeout is [net/http.Server.WriteTimeout] of the server that Serve
+// makes. Default 0: none.
+func WriteTimeout(d time.Duration) Option {
+	return notNegative("WriteTimeout", d, func(o *options) { o.writeTimeout = d })
+}
+
+// IdleTimeout is [net/http.Server.IdleTimeout] of the server that Serve makes.
+// Default 0: ReadTimeout's.
+func IdleTimeout(d time.Duration) Option {
+	return notNegative("IdleTimeout", d, func(o *options) { o.idleTimeout = d })
+}
+
+func positive(name string, d time.Duration, set func(*options)) Option {
+	return func(o *options) error {
+		if d <= 0 {
+			return fmt.Errorf("%s: %v is not above zero", name, d)
+		}
+		set(o)
+		return nil
+	}
+}
+
+func notNegative(name string, d time.Duration, set func(*options)) Option {
+	return func(o *options) error {
+		if d < 0 {
+			return fmt.Errorf("%s: %v is below zero", name, d)
+		}
+		set(o)
+		return nil
+	}
+}

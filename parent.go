@@ -1,0 +1,314 @@
+package grace
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+)
+
+// A successor is the new process, as the old one sees it. Its goroutines read
+// the pipe and the channel and wait for its end; they only post what they see.
+type successor struct {
+	proc   process
+	ch     *channel
+	pipe   *os.File  // read end of the readiness pipe
+	handed []*socket // by their index in the manifest
+
+	line     bool    // the ready line has come
+	claims   *claims // have come
+	went     bool    // go was sent: it may accept, and name itself in the PID file
+	orderly  bool    // it was asked to stop: its end is no reason to roll back
+	left     bool    // it has given up by itself and drains
+	killed   error   // why we killed it, one of the Err values
+	told     error   // why it says that it gives up
+	late     *time.Timer
+	launched time.Time
+}
+
+// launch starts the new process. It runs outside of the Upgrader's goroutine,
+// since BeforeUpgrade may take its time.
+func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
+	if check := u.opt.beforeUpgrade; check != nil {
+		ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
+		err := check(ctx)
+		cancel()
+		if err != nil {
+			return nil, &UpgradeError{Reason: ErrRefused, Err: err}
+		}
+	}
+	s, err := u.start()
+	if err != nil {
+		return nil, &UpgradeError{Reason: ErrStart, Err: err}
+	}
+	return s, nil
+}
+
+func (u *Upgrader) start() (s *successor, err error) {
+	cmd := u.opt.command(u.home)
+	if err := cmd.resolve(); err != nil {
+		return nil, err
+	}
+	conn, theirs, err := controlPair()
+	if err != nil {
+		return nil, err
+	}
+	defer closeAll([]int{theirs})
+	ch := newChannel(conn)
+	pipe, theirPipe, err := os.Pipe()
+	if err != nil {
+		ch.close()
+		return nil, err
+	}
+	defer theirPipe.Close()
+	s = &successor{ch: ch, pipe: pipe, launched: time.Now()}
+	raw, err := theirPipe.SyscallConn()
+	if err == nil {
+		cerr := raw.Control(func(ready uintptr) {
+			err = withFDs(u.socks.snapshot(), nil, nil, func(socks []*socket, fds []int) error {
+				s.handed = socks
+				if err := ch.prewrite(newMessage(msgManifest, u.manifest(socks))); err != nil {
+					return fmt.Errorf("control channel: %w", err)
+				}
+				s.proc, err = u.sys.start(cmd, int(ready), theirs, fds)
+				return err
+			})
+		})
+		err = errors.Join(cerr, err)
+	}
+	if err != nil {
+		pipe.Close()
+		ch.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (u *Upgrader) manifest(socks []*socket) manifest {
+	m := manifest{
+		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
+		Dir: u.home.dir, Path: u.home.path, Sockets: []entry{},
+	}
+	if u.pid != nil {
+		m.PIDFile = u.pid.path
+	}
+	for _, s := range socks {
+		m.Sockets = append(m.Sockets, s.entry)
+	}
+	return m
+}
+
+// watch posts what the new process does.
+func (u *Upgrader) watch(s *successor) {
+	lineRead := make(chan struct{})
+	go func() {
+		defer close(lineRead)
+		line, err := readLine(s.pipe)
+		u.post(func() { u.onLine(s, line, err) })
+	}()
+	channelRead := make(chan struct{})
+	s.ch.run(func(m message) {
+		u.post(func() { u.onMessage(s, m) })
+	}, func(error) { close(channelRead) })
+	go func() {
+		state, err := s.proc.wait()
+		// Grandchildren may hold the pipe and the channel open: what the dead
+		// process itself has written is read, and nobody is waited for.
+		s.pipe.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		s.ch.conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		<-lineRead
+		<-channelRead
+		s.pipe.Close()
+		u.post(func() { u.onExit(s, state, err) })
+	}()
+}
+
+// readLine reads one short line: enough to see that it is ours.
+func readLine(r io.Reader) (string, error) {
+	line, err := bufio.NewReader(io.LimitReader(r, 64)).ReadString('\n')
+	if line != "" {
+		err = nil
+	}
+	return line, err
+}
+
+// onLine: the readiness pipe has said something, or was closed.
+func (u *Upgrader) onLine(s *successor, line string, err error) {
+	switch {
+	case s != u.next || u.state != upgrading:
+	case line == readyLine:
+		s.line = true
+		u.maybeGo(s)
+	case err == nil:
+		s.told = fmt.Errorf("it wrote %q to the readiness pipe where %q was expected", line, readyLine)
+		u.kill(s, ErrProtocol)
+	default:
+		// The pipe is closed by the end of the process too: onExit tells.
+		u.kill(s, ErrProtocol)
+	}
+}
+
+func (u *Upgrader) onMessage(s *successor, m message) {
+	defer func() { closeAll(m.fds) }()
+	if s != u.next {
+		return
+	}
+	switch m.typ {
+	case msgClaims:
+		var c claims
+		if err := m.decode(&c); err != nil {
+			s.told = err
+			u.kill(s, ErrProtocol)
+			return
+		}
+		s.claims = &c
+		if c.PIDLock && len(m.fds) > 0 && u.pid != nil {
+			u.pid.forgetPeer()
+			u.pid.peer = os.NewFile(uintptr(m.fds[0]), u.pid.path)
+			m.fds = m.fds[1:]
+		}
+		u.maybeGo(s)
+	case msgAccepting:
+		if s.went && u.state == upgrading {
+			u.onAccepting(s)
+		}
+	case msgStop:
+		var stop stopMessage
+		if m.decode(&stop) == nil {
+			u.onSuccessorStops(s, stop)
+		}
+	case msgFailed:
+		s.told = errors.New(string(m.payload))
+	}
+}
+
+// maybeGo decides for the new process. From here on it is not killed for being
+// late, unless it hangs before it accepts.
+func (u *Upgrader) maybeGo(s *successor) {
+	if s.line && s.claims != nil && !s.went && s.killed == nil {
+		s.went = true
+		s.ch.send(newMessage(msgGo, nil))
+	}
+}
+
+// kill ends the new process; onExit follows.
+func (u *Upgrader) kill(s *successor, why error) {
+	if s.killed == nil {
+		s.killed = why
+	}
+	s.proc.kill()
+}
+
+// reason says what ended a new process that was not ready yet.
+func (s *successor) reason(state *os.ProcessState) error {
+	if s.killed == nil || !killedBySIGKILL(state) {
+		return ErrExited
+	}
+	return s.killed
+}
+
+// onExit: the new process has ended and was reaped.
+func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
+	s.late.Stop()
+	if s != u.next {
+		return
+	}
+	s.ch.close()
+	u.next = nil
+	failure := &UpgradeError{Pid: s.proc.pid(), State: state, Err: errors.Join(s.told, err)}
+	switch {
+	case u.state == stopped:
+		if !s.orderly && !u.stopAsked {
+			u.log.Error("grace: the new process died when this one had finished; nobody serves", "new", s.proc.pid(), "status", status(state))
+		}
+	case u.stopAsked || s.orderly:
+		// The service is to end, and its drain has begun: nobody takes over again.
+	case s.left:
+		u.settle()
+	case s.went:
+		failure.Reason = ErrRolledBack
+		u.rollBack(failure)
+	default:
+		failure.Reason = s.reason(state)
+		u.upgradeFailed(failure)
+	}
+}
+
+// upgradeFailed: new was never ready, and old goes on as if nothing had been.
+func (u *Upgrader) upgradeFailed(err error) {
+	if u.pid != nil {
+		u.pid.forgetPeer()
+	}
+	u.state = serving
+	u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
+	u.answer(err)
+	u.settle()
+}
+
+// rollBack: new is dead, or gives up, and old accepts again at once.
+func (u *Upgrader) rollBack(err error) {
+	u.probation.Stop()
+	u.state = serving
+	if err := u.socks.openGates(); err != nil {
+		u.log.Error("grace: a listener that the new version had dropped can't be opened again", "err", err)
+	}
+	if u.drain != nil {
+		u.drain.cancel()
+	}
+	if u.pid != nil {
+		if err := u.pid.retake(); err != nil {
+			u.log.Error("grace: the PID file can't be taken back", "err", err)
+		}
+	}
+	u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
+	u.answer(err)
+	if u.passed { // to the one that is dead
+		u.pending = true
+	}
+	u.settle()
+}
+
+// onSuccessorStops: new begins to end, and says why.
+func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
+	if !s.went {
+		return // it will exit, and was never ready
+	}
+	if !stop.Leave {
+		s.orderly = true
+		u.onStop(stopRequest{now: stop.Now, passedOn: true})
+		return
+	}
+	if s.left || u.state == stopped || u.stopAsked {
+		return
+	}
+	s.left = true
+	s.late = time.AfterFunc(u.opt.drainTimeout+u.opt.readyTimeout, func() { s.proc.kill() })
+	u.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: s.proc.pid(), Err: errors.New("it has stopped by itself")})
+}
+
+// advice is what the operator may do about a failed upgrade.
+func advice(err error) string {
+	switch {
+	case errors.Is(err, ErrRefused):
+		return "see why BeforeUpgrade refused, then send the signal again"
+	case errors.Is(err, ErrStart):
+		return "check that the binary exists, is executable and is for this machine, and the limits for processes and open files"
+	case errors.Is(err, ErrReadyTimeout):
+		return "see in the new process's own output what it waited for, or raise ReadyTimeout"
+	case errors.Is(err, ErrProtocol):
+		return "check that the new binary uses this library in a compatible version; if not, restart the service once"
+	case errors.Is(err, ErrRolledBack):
+		return "see the new process's last output for the reason; put the old version in place before the next upgrade"
+	}
+	return "see the new process's own output for the reason, mend it and send the signal again"
+}
+
+func status(state *os.ProcessState) string {
+	if state == nil {
+		return "unknown"
+	}
+	return state.String()
+}

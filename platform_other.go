@@ -1,0 +1,62 @@
+//go:build !unix
+
+package grace
+
+import (
+	"errors"
+	"net"
+	"os"
+	"syscall"
+)
+
+// Where sockets can't be handed over, everything else works as usual.
+
+const supported = false
+
+var (
+	upgradeSignals = []os.Signal(nil)
+	stopSignals    = []os.Signal{syscall.SIGTERM, os.Interrupt}
+
+	errTooManyInFlight = errors.New("too many descriptors in flight")
+	errBrokenPipe      = errors.New("broken pipe")
+	errLocked          = errors.New("locked")
+)
+
+type handover struct{ version, first, count int }
+
+var (
+	inherited    *handover
+	inheritedErr error
+)
+
+func (h *handover) open() (*net.UnixConn, *os.File, error) { return nil, nil, ErrNotSupported }
+
+func startProcess(command, int, int, []int) (process, error) { return nil, ErrNotSupported }
+
+func controlPair() (*net.UnixConn, int, error)         { return nil, -1, ErrNotSupported }
+func growSendBuffer(*net.UnixConn, int)                {}
+func writeNonblock(*net.UnixConn, []byte) (int, error) { return 0, ErrNotSupported }
+func writeFrame(*net.UnixConn, []byte, []int) error    { return ErrNotSupported }
+func (c *channel) fill() error                         { return ErrNotSupported }
+func closeAll([]int)                                   {}
+func dupFile(*os.File) []int                           { return nil }
+func inheritListener(int) (acceptor, error)            { return nil, ErrNotSupported }
+func inheritPacket(int) (net.PacketConn, error)        { return nil, ErrNotSupported }
+func inheritConn(int) (net.Conn, error)                { return nil, ErrNotSupported }
+func inheritFile(int, string) *os.File                 { return nil }
+func fileID(string) (dev, ino uint64, err error)       { return 0, 0, ErrNotSupported }
+func tryLock(*os.File) error                           { return nil }
+func alive(int) bool                                   { return false }
+func killedBySIGKILL(*os.ProcessState) bool            { return false }
+
+// readable: the queue can't be looked at, so it counts as empty.
+func readable(*socket) bool { return false }
+
+func describe(k kind, network, addr string, _ any) entry {
+	return entry{Kind: k, Network: network, Addr: addr}
+}
+
+func replaceStale[T any](_, _ string, inUse error, _ func() (T, error)) (T, error) {
+	var none T
+	return none, inUse
+}

@@ -1,0 +1,44 @@
+//go:build unix
+
+package grace
+
+import (
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	upgradeSignals = []os.Signal{syscall.SIGUSR2}
+	stopSignals    = []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT}
+)
+
+// startProcess starts c with the readiness pipe as 3, the control channel as 4
+// and the sockets after them, and tells it so.
+func startProcess(c command, ready, control int, sockets []int) (process, error) {
+	h := handover{version: protocolVersion, ready: 3, control: 4, first: 5, count: len(sockets)}
+	v, err := h.variable(control)
+	if err != nil {
+		return nil, err
+	}
+	c.env = withHandover(c.env, v)
+	fds := []uintptr{uintptr(ready), uintptr(control)}
+	for _, fd := range sockets {
+		fds = append(fds, uintptr(fd))
+	}
+	return c.start(fds)
+}
+
+func killedBySIGKILL(state *os.ProcessState) bool {
+	if state == nil {
+		return true
+	}
+	ws, ok := state.Sys().(syscall.WaitStatus)
+	return ok && ws.Signaled() && ws.Signal() == syscall.SIGKILL
+}
+
+// alive says whether a process with this pid exists.
+func alive(pid int) bool {
+	return pid > 0 && unix.Kill(pid, 0) != unix.ESRCH
+}

@@ -1,0 +1,443 @@
+package grace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// A socket is one descriptor that every generation has: inherited from the one
+// before, or opened here.
+type socket struct {
+	entry
+	index    int       // in the manifest of the generation before; -1 if opened here
+	gate     *gate     // of a listener or packet conn; nil otherwise
+	listener *listener // of a listener; nil otherwise
+	// yielded says that new has taken it: this process is not to accept on it
+	// any more, nor to remove its path.
+	yielded bool
+
+	mu  sync.Mutex
+	raw syscall.RawConn
+}
+
+func (sock *socket) setRaw(raw syscall.RawConn) {
+	sock.mu.Lock()
+	defer sock.mu.Unlock()
+	sock.raw = raw
+}
+
+// control calls f with the descriptor; an error means that it is closed.
+func (sock *socket) control(f func(fd uintptr)) error {
+	sock.mu.Lock()
+	raw := sock.raw
+	sock.mu.Unlock()
+	return raw.Control(f)
+}
+
+// sockets are all of a process, in the order in which they were asked for, and
+// those that were inherited and that nobody has asked for yet.
+type sockets struct {
+	mu         sync.Mutex
+	all        []*socket
+	unclaimed  []inheritedSocket
+	open       bool // gates open: this process is ready, and has not handed over
+	inherited  bool // some came from another process, which needs them until we are ready
+	handedOver bool // and not rolled back: what is closed may be needed again
+	closed     bool
+}
+
+type inheritedSocket struct {
+	entry
+	index, fd int
+}
+
+func newSockets(m *manifest, first int) *sockets {
+	s := &sockets{}
+	if m != nil {
+		s.inherited = true
+		for i, e := range m.Sockets {
+			s.unclaimed = append(s.unclaimed, inheritedSocket{e, i, first + i})
+		}
+	}
+	return s
+}
+
+// claim takes the inherited socket that was asked for under this very name
+// before, or else one that the kernel has bound to the address asked for.
+func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, in := range s.unclaimed {
+		if in.Kind == k && in.Network == network && in.Addr == addr {
+			s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+			return in, true
+		}
+	}
+	if k == kindFile || k == kindConn {
+		return inheritedSocket{}, false
+	}
+	for i, in := range s.unclaimed {
+		if in.Kind == k && sameBinding(in.entry, network, addr) {
+			s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+			return in, true
+		}
+	}
+	return inheritedSocket{}, false
+}
+
+// sameBinding says whether opening network and addr would bind what e is bound to.
+func sameBinding(e entry, network, addr string) bool {
+	family := strings.TrimRight(network, "46")
+	if family != strings.TrimRight(e.Network, "46") {
+		return false
+	}
+	if family != "tcp" && family != "udp" {
+		return e.Network == network && e.Bound == addr
+	}
+	bound, err := netip.ParseAddrPort(e.Bound)
+	if err != nil {
+		return false
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	if p, err := net.LookupPort(network, port); err != nil || p == 0 || uint16(p) != bound.Port() {
+		return false
+	}
+	boundIP := bound.Addr().Unmap()
+	if host == "" || host == "0.0.0.0" || host == "::" {
+		// What net.Listen makes of a wildcard: tcp takes both families on one
+		// IPv6 socket, where the host has IPv6, whichever wildcard is written.
+		switch {
+		case !boundIP.IsUnspecified():
+			return false
+		case strings.HasSuffix(network, "4"):
+			return boundIP.Is4()
+		case strings.HasSuffix(network, "6"):
+			return boundIP.Is6() && e.V6Only
+		case boundIP.Is6():
+			return !e.V6Only
+		default:
+			return strings.TrimRight(e.Network, "4") == e.Network
+		}
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(context.Background(), "ip"+strings.TrimLeft(network, "tcpud"), host)
+	if err != nil {
+		return false
+	}
+	for _, ip := range ips {
+		if ip.Unmap() == boundIP {
+			return true
+		}
+	}
+	return false
+}
+
+// listen gives the inherited listener, or opens one.
+func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, error) {
+	var inner acceptor
+	in, ok := s.claim(kindListener, network, addr)
+	if ok {
+		l, err := inheritListener(in.fd)
+		if err != nil {
+			return nil, fmt.Errorf("grace: inherited listener %s %s (descriptor %d): %w", network, addr, in.fd, err)
+		}
+		inner = l
+	} else {
+		l, err := openListener(lc, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		in = inheritedSocket{entry: describe(kindListener, network, addr, l), index: -1}
+		inner = l
+	}
+	raw, err := inner.SyscallConn()
+	if err != nil {
+		inner.Close()
+		return nil, fmt.Errorf("grace: listen %s %s: %w", network, addr, err)
+	}
+	in.Network, in.Addr = network, addr
+	sock := &socket{entry: in.entry, index: in.index, raw: raw, gate: newGate(inner.SetDeadline)}
+	l := &listener{inner: inner, addr: inner.Addr(), gate: sock.gate, sock: sock, socks: s}
+	l.open = func(addr string) (acceptor, error) { return openListener(lc, network, addr) }
+	sock.listener = l
+	if err := s.add(sock); err != nil {
+		l.inner.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// An acceptor is what *net.TCPListener and *net.UnixListener have in common.
+type acceptor interface {
+	net.Listener
+	syscall.Conn
+	deadliner
+	File() (*os.File, error)
+}
+
+func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6", "unix", "unixpacket":
+	default:
+		return nil, fmt.Errorf("grace: listen %s %s: %w; have tcp, tcp4, tcp6, unix, unixpacket", network, addr, net.UnknownNetworkError(network))
+	}
+	l, err := lc.Listen(context.Background(), network, addr)
+	if err != nil && hasPath(network, addr) && errors.Is(err, syscall.EADDRINUSE) {
+		l, err = replaceStale(addr, network, err, func() (net.Listener, error) {
+			return lc.Listen(context.Background(), network, addr)
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("grace: %w", err)
+	}
+	a, ok := l.(acceptor)
+	if !ok {
+		l.Close()
+		return nil, fmt.Errorf("grace: listen %s %s: a %T can't be handed over", network, addr, l)
+	}
+	if ul, ok := l.(*net.UnixListener); ok {
+		ul.SetUnlinkOnClose(false) // the path outlives this process
+	}
+	return a, nil
+}
+
+// listenPacket gives the inherited packet conn, or opens one.
+func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, error) {
+	var inner net.PacketConn
+	var err error
+	in, ok := s.claim(kindPacket, network, addr)
+	if ok {
+		if inner, err = inheritPacket(in.fd); err != nil {
+			return nil, fmt.Errorf("grace: inherited packet conn %s %s (descriptor %d): %w", network, addr, in.fd, err)
+		}
+	} else {
+		if inner, err = openPacket(lc, network, addr); err != nil {
+			return nil, err
+		}
+		in = inheritedSocket{entry: describe(kindPacket, network, addr, inner), index: -1}
+	}
+	in.Network, in.Addr = network, addr
+	g := newGate(inner.SetReadDeadline)
+	sock := &socket{entry: in.entry, index: in.index, gate: g}
+	p, raw, err := newPacketConn(inner, g, sock, s)
+	if err == nil {
+		sock.raw = raw
+		err = s.add(sock)
+	}
+	if err != nil {
+		inner.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, error) {
+	switch network {
+	case "udp", "udp4", "udp6", "unixgram":
+	default:
+		return nil, fmt.Errorf("grace: listen packet %s %s: %w; have udp, udp4, udp6, unixgram", network, addr, net.UnknownNetworkError(network))
+	}
+	p, err := lc.ListenPacket(context.Background(), network, addr)
+	if err != nil && hasPath(network, addr) && errors.Is(err, syscall.EADDRINUSE) {
+		p, err = replaceStale(addr, network, err, func() (net.PacketConn, error) {
+			return lc.ListenPacket(context.Background(), network, addr)
+		})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("grace: %w", err)
+	}
+	return p, nil
+}
+
+// hasPath says whether a socket of this address has a file.
+func hasPath(network, addr string) bool {
+	return strings.HasPrefix(network, "unix") && addr != "" && addr[0] != '@' && addr[0] != 0
+}
+
+// add opens the gate of a socket that comes after Ready.
+func (s *sockets) add(sock *socket) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, ErrStopped)
+	}
+	s.all = append(s.all, sock)
+	if s.open && sock.gate != nil {
+		sock.gate.set(gateOpen)
+	}
+	return nil
+}
+
+// remove forgets a socket that is about to be closed. Its path goes too, if it
+// is ours alone: not while another process still serves on it.
+func (s *sockets) remove(sock *socket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, o := range s.all {
+		if o == sock {
+			s.all = append(s.all[:i:i], s.all[i+1:]...)
+			if !sock.yielded && (sock.index < 0 || !s.inherited) {
+				sock.unlink()
+			}
+			return
+		}
+	}
+}
+
+// keep says whether a socket that the program closes may be needed again.
+func (s *sockets) keep(sock *socket) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.handedOver && !s.closed
+}
+
+// own says that the sockets are this process's alone, or that they are not.
+func (s *sockets) own(alone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.inherited = !alone
+}
+
+// snapshot is what goes into a manifest: every socket that is still open.
+func (s *sockets) snapshot() []*socket {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]*socket(nil), s.all...)
+}
+
+// claimed are the indexes that this process took of the manifest that it got.
+func (s *sockets) claimed() []int {
+	claimed := []int{}
+	for _, sock := range s.snapshot() {
+		if sock.index >= 0 {
+			claimed = append(claimed, sock.index)
+		}
+	}
+	return claimed
+}
+
+// openGates begins to accept, on every socket, or begins again after a
+// hand-over that was rolled back.
+func (s *sockets) openGates() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open, s.handedOver = true, false
+	var errs []error
+	for _, sock := range s.all {
+		sock.yielded = false
+		switch {
+		case sock.listener != nil:
+			errs = append(errs, sock.listener.reopen())
+		case sock.gate != nil:
+			sock.gate.set(gateOpen)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// dropUnclaimed closes what nobody in this process has asked for.
+func (s *sockets) dropUnclaimed() {
+	s.mu.Lock()
+	unclaimed := s.unclaimed
+	s.unclaimed = nil
+	s.mu.Unlock()
+	for _, in := range unclaimed {
+		closeAll([]int{in.fd})
+	}
+}
+
+// yield stops accepting on those of the handed sockets that new has claimed.
+// The others stay open: this process alone serves them until it drains.
+func (s *sockets) yield(handed []*socket, claimed []int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open, s.handedOver = false, true
+	for _, i := range claimed {
+		if i >= 0 && i < len(handed) {
+			handed[i].yielded = true
+			if handed[i].gate != nil {
+				handed[i].gate.set(gateShut)
+			}
+		}
+	}
+}
+
+// endAccept ends accepting for good. What waits in the queue of a socket that
+// no other process has is still accepted; its path is removed before, so that
+// nobody new comes.
+func (s *sockets) endAccept() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sock := range s.all {
+		switch {
+		case sock.gate == nil:
+		case sock.yielded || s.inherited && sock.index >= 0: // another process's
+			sock.gate.set(gateShut)
+		default:
+			sock.unlink()
+			sock.gate.set(gateFinishing)
+		}
+	}
+}
+
+// close ends all Accepts and all reads of packets. The packet conns themselves
+// stay open, for answers.
+func (s *sockets) close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	for _, sock := range s.snapshot() {
+		switch {
+		case sock.listener != nil:
+			sock.listener.end()
+		case sock.gate != nil:
+			sock.gate.set(gateClosed)
+		}
+	}
+	s.dropUnclaimed()
+}
+
+// listeners are those that listen on addr: one, or several with SO_REUSEPORT.
+func (s *sockets) listeners(addr net.Addr) []*listener {
+	var found []*listener
+	for _, sock := range s.snapshot() {
+		if l := sock.listener; l != nil && l.addr.Network() == addr.Network() && l.addr.String() == addr.String() {
+			found = append(found, l)
+		}
+	}
+	return found
+}
+
+// unlink removes the file of a unix socket if it is still the one we made.
+func (sock *socket) unlink() {
+	if sock.Path == "" {
+		return
+	}
+	if dev, ino, err := fileID(sock.Path); err == nil && dev == sock.Dev && ino == sock.Ino {
+		os.Remove(sock.Path)
+	}
+}
+
+// withFDs calls f with those of socks that are open, and their descriptors.
+// None of them can be closed meanwhile, and no copy is made.
+func withFDs(socks []*socket, open []*socket, fds []int, f func([]*socket, []int) error) (err error) {
+	if len(socks) == 0 {
+		return f(open, fds)
+	}
+	cerr := socks[0].control(func(fd uintptr) {
+		err = withFDs(socks[1:], append(open, socks[0]), append(fds, int(fd)), f)
+	})
+	if cerr != nil { // closed
+		return withFDs(socks[1:], open, fds, f)
+	}
+	return err
+}

@@ -1,0 +1,176 @@
+//go:build unix
+
+package grace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// inheritListener makes a listener of fd, which it takes. The descriptor comes
+// to us non-blocking, and os.NewFile leaves such a one as it is: at no moment
+// is it blocking, for old neither, which still accepts on it.
+func inheritListener(fd int) (acceptor, error) {
+	f := os.NewFile(uintptr(fd), "inherited")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	a, ok := l.(acceptor)
+	if !ok {
+		l.Close()
+		return nil, fmt.Errorf("a %T can't be handed over", l)
+	}
+	return a, nil
+}
+
+func inheritPacket(fd int) (net.PacketConn, error) {
+	f := os.NewFile(uintptr(fd), "inherited")
+	defer f.Close()
+	return net.FilePacketConn(f)
+}
+
+func inheritConn(fd int) (net.Conn, error) {
+	f := os.NewFile(uintptr(fd), "inherited")
+	defer f.Close()
+	return net.FileConn(f)
+}
+
+func inheritFile(fd int, name string) *os.File { return os.NewFile(uintptr(fd), name) }
+
+// describe is the manifest's entry for a socket that was just opened.
+func describe(k kind, network, addr string, s any) entry {
+	e := entry{Kind: k, Network: network, Addr: addr}
+	switch s := s.(type) {
+	case net.Listener:
+		e.Bound = s.Addr().String()
+	case net.PacketConn:
+		e.Bound = s.LocalAddr().String()
+	}
+	if hasPath(network, addr) {
+		if dev, ino, err := fileID(addr); err == nil {
+			e.Path, e.Dev, e.Ino = absolute(addr), dev, ino
+		}
+	}
+	if ap, err := netip.ParseAddrPort(e.Bound); err == nil && ap.Addr().Is6() && !ap.Addr().Is4In6() {
+		if sc, ok := s.(syscall.Conn); ok {
+			if raw, err := sc.SyscallConn(); err == nil {
+				raw.Control(func(fd uintptr) {
+					v, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+					e.V6Only = err == nil && v == 1
+				})
+			}
+		}
+	}
+	return e
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+func fileID(path string) (dev, ino uint64, err error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, 0, err
+	}
+	return uint64(st.Dev), uint64(st.Ino), nil
+}
+
+// replaceStale opens a unix socket whose path is taken: if nobody answers
+// there, a crash has left it behind and it is removed. The directory is locked
+// meanwhile, so that of two that start at once only one removes and binds; the
+// other finds somebody who answers.
+func replaceStale[T any](path, network string, inUse error, open func() (T, error)) (T, error) {
+	var none T
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return none, errors.Join(inUse, err)
+	}
+	defer dir.Close()
+	if err := lockFor(dir, 5*time.Second); err != nil {
+		return none, fmt.Errorf("%w (and the directory of %s can't be locked to see whether it is stale: %w)", inUse, path, err)
+	}
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return open()
+	case err != nil:
+		return none, errors.Join(inUse, err)
+	case fi.Mode().Type() != os.ModeSocket:
+		return none, fmt.Errorf("%w: %s is not a socket; remove it, or use another path", inUse, path)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	c, err := (&net.Dialer{}).DialContext(ctx, network, path)
+	if err == nil {
+		defer c.Close()
+		return none, fmt.Errorf("%w: %s: %w%s; stop it, or use another path", inUse, path, ErrAddrInUse, peerName(c))
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return none, fmt.Errorf("%w (and whether somebody answers there can't be told: %w)", inUse, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return none, fmt.Errorf("%w (nobody answers on it, but it can't be removed: %w)", inUse, err)
+	}
+	return open()
+}
+
+// lockFor takes the exclusive flock(2) of f, or gives up after d.
+func lockFor(f *os.File, d time.Duration) error {
+	end := time.Now().Add(d)
+	for wait := time.Millisecond; ; wait *= 2 {
+		err := tryLock(f)
+		if err == nil || !errors.Is(err, errLocked) || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(min(wait, 50*time.Millisecond))
+	}
+}
+
+var errLocked error = unix.EWOULDBLOCK
+
+// tryLock takes the exclusive flock(2) of f, or errLocked.
+func tryLock(f *os.File) error {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := rc.Control(func(fd uintptr) {
+		for {
+			if err = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB); err != unix.EINTR {
+				return
+			}
+		}
+	})
+	return errors.Join(cerr, err)
+}
+
+// readable says whether an Accept on the socket would not block.
+func readable(sock *socket) bool {
+	ready := false
+	sock.control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		for {
+			n, err := unix.Poll(p, 0)
+			if err != unix.EINTR {
+				ready = n > 0 && p[0].Revents&unix.POLLIN != 0
+				return
+			}
+		}
+	})
+	return ready
+}

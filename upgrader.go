@@ -1,0 +1,417 @@
+package grace
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+type state int
+
+const (
+	starting  state = iota // not ready yet
+	serving                // accepts
+	upgrading              // accepts; new is starting
+	yielded                // new accepts; old stands by: probation
+	draining               // finishes what it has begun
+	stopped                // Done
+)
+
+func (s state) String() string {
+	return [...]string{"starting", "serving", "upgrading", "yielded", "draining", "stopped"}[s]
+}
+
+// An Upgrader replaces the process that it lives in. One process has one.
+//
+// All methods may be called from several goroutines at once. One goroutine owns
+// the state; everything that happens reaches it over one channel.
+type Upgrader struct {
+	opt        options
+	log        *slog.Logger
+	sys        system
+	socks      *sockets
+	pid        *pidFile // nil without one
+	home       home
+	generation int
+	parent     *parent // nil in a first process
+
+	ctx    context.Context // ends when this process begins to stop
+	cancel context.CancelFunc
+	done   chan struct{}
+	events chan func()
+	over   chan struct{} // closed when no event is handled any more
+
+	readyOnce sync.Once
+	readyErr  error
+	extras    extras // files and connections
+
+	// Owned by loop.
+	state      state
+	next       *successor   // the new process, from its start to its end
+	pending    bool         // an upgrade is wanted as soon as one can begin
+	passed     bool         // one was passed on to new; wanted again if new dies
+	waiting    []chan error // callers of Upgrade whose upgrade has not begun
+	current    []chan error // callers of Upgrade whose upgrade is running
+	launching  bool         // a new process may exist that next does not name yet
+	parentGone bool
+	stopAsked  bool
+	probation  *time.Timer
+	drain      *drain // running, or nil
+
+	serversMu sync.Mutex
+	servers   []drainer
+}
+
+// A system is what an Upgrader asks the operating system for; tests have their own.
+type system struct {
+	inherited    *handover
+	inheritedErr error
+	start        func(c command, ready, control int, sockets []int) (process, error)
+}
+
+func realSystem() system {
+	return system{inherited: inherited, inheritedErr: inheritedErr, start: startProcess}
+}
+
+// inUse guards against a second Upgrader in one process: the sockets of the old
+// process, the signals and the PID file are there once.
+var inUse atomic.Bool
+
+// New gives the process's Upgrader: it takes what an old process has handed
+// over, takes the PID file at a first start, and from here on handles the
+// signals. The process serves nothing before [Upgrader.Ready].
+//
+// Errors: ErrAlreadyRunning (a *RunningError) if another process holds the PID
+// file, ErrInUse if this process has an Upgrader that has not stopped,
+// ErrProtocol if the old process speaks another version, and those of options
+// and of the PID file's directory.
+func New(opts ...Option) (*Upgrader, error) {
+	if !inUse.CompareAndSwap(false, true) {
+		return nil, fmt.Errorf("grace: %w", ErrInUse)
+	}
+	u, err := newUpgrader(realSystem(), opts)
+	if err != nil {
+		inUse.Store(false)
+		return nil, err
+	}
+	inherited, inheritedErr = nil, nil // taken
+	go func() {
+		<-u.over
+		inUse.Store(false)
+	}()
+	return u, nil
+}
+
+func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
+	o, err := newOptions(opts)
+	if err != nil {
+		return nil, err
+	}
+	u := &Upgrader{
+		opt: o, log: o.log, sys: sys, generation: 1,
+		done: make(chan struct{}), events: make(chan func()), over: make(chan struct{}),
+		probation: time.NewTimer(0),
+	}
+	u.probation.Stop()
+	u.ctx, u.cancel = context.WithCancel(context.Background())
+	if sys.inheritedErr != nil {
+		u.log.Warn("grace: an environment variable of another process was ignored", "err", sys.inheritedErr)
+	}
+	if err := u.findPlace(); err != nil {
+		u.cancel()
+		return nil, err
+	}
+	// Signals first: from the moment that the PID file names us, they may come.
+	release := u.handleSignals()
+	if err := u.takePIDFile(); err != nil {
+		release()
+		u.cancel()
+		if u.parent != nil {
+			u.failReady(err)
+			u.parent.ch.close()
+		}
+		return nil, err
+	}
+	go u.loop(release)
+	if u.parent != nil {
+		u.runParent()
+	}
+	u.warnIfNeverReady()
+	return u, nil
+}
+
+// findPlace finds out which generation this is, and what it has.
+func (u *Upgrader) findPlace() (err error) {
+	h := u.sys.inherited
+	if h == nil {
+		u.socks = newSockets(nil, 0)
+		u.home, err = findHome()
+		return err
+	}
+	if u.parent, err = joinParent(h, u.opt.readyTimeout); err != nil {
+		return err
+	}
+	m := &u.parent.m
+	u.generation = m.Generation
+	u.home = home{dir: m.Dir, path: m.Path}
+	u.socks = newSockets(m, h.first)
+	return nil
+}
+
+func (u *Upgrader) takePIDFile() error {
+	if u.opt.pidFile == "" {
+		return nil
+	}
+	p := newPIDFile(u.opt.pidFile, u.home.dir)
+	if u.parent == nil || u.parent.m.PIDFile != p.path {
+		if err := p.acquire(); err != nil {
+			return err
+		}
+	}
+	u.pid = p
+	return nil
+}
+
+// warnIfNeverReady: a program that forgets Ready would wait in silence.
+func (u *Upgrader) warnIfNeverReady() {
+	time.AfterFunc(u.opt.readyTimeout, func() {
+		u.post(func() {
+			if u.state == starting {
+				u.log.Warn("grace: Ready was not called yet, so no listener accepts", "after", u.opt.readyTimeout)
+			}
+		})
+	})
+}
+
+// post hands f to the goroutine that owns the state; false if it has ended.
+func (u *Upgrader) post(f func()) bool {
+	select {
+	case u.events <- f:
+		return true
+	case <-u.over:
+		return false
+	}
+}
+
+func (u *Upgrader) loop(release func()) {
+	defer close(u.over)
+	defer release()
+	defer u.cancel()
+	for {
+		select {
+		case f := <-u.events:
+			f()
+		case <-u.probation.C:
+			u.onProbationOver()
+		}
+		// While a successor lives, signals that come late are passed on to it.
+		if u.state == stopped && u.next == nil {
+			return
+		}
+	}
+}
+
+// onReady: everything is agreed; begin to accept.
+func (u *Upgrader) onReady() error {
+	if u.state != starting {
+		return fmt.Errorf("grace: Ready: %w", ErrStopped)
+	}
+	u.state = serving
+	u.socks.own(true)
+	if err := u.socks.openGates(); err != nil {
+		return err
+	}
+	if u.parent != nil {
+		u.parent.ch.send(newMessage(msgAccepting, nil))
+		u.socks.dropUnclaimed()
+	}
+	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
+	u.settle()
+	return nil
+}
+
+// Upgrade starts a new process and returns nil when it has taken over for good,
+// which is when [Probation] is over; this process then drains, and Done is
+// closed. Otherwise it says why not, and this process goes on serving:
+// an [*UpgradeError] with the reason ErrRefused, ErrStart, ErrExited,
+// ErrReadyTimeout, ErrProtocol or ErrRolledBack.
+//
+// One upgrade runs at a time. A call during another one, or before this process
+// is ready, or while its own old process drains, waits its turn; several that
+// wait are one. ErrHandedOver means that the upgrade before it succeeded and
+// the request was passed on to the new process; ErrStopped that this process
+// stops. If ctx ends first its error is returned and the upgrade goes on.
+func (u *Upgrader) Upgrade(ctx context.Context) error {
+	if !supported {
+		return fmt.Errorf("grace: Upgrade: %w", ErrNotSupported)
+	}
+	reply := make(chan error, 1)
+	if !u.post(func() { u.onUpgrade(reply) }) {
+		return fmt.Errorf("grace: Upgrade: %w", ErrStopped)
+	}
+	select {
+	case err := <-reply:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (u *Upgrader) onUpgrade(reply chan error) {
+	switch {
+	case u.state == yielded, u.next != nil && u.state > upgrading && !u.stopAsked:
+		u.passOn(reply)
+	case u.state == draining || u.state == stopped:
+		u.reply(reply, fmt.Errorf("grace: Upgrade: %w", ErrStopped))
+	default:
+		u.pending = true
+		if reply != nil {
+			u.waiting = append(u.waiting, reply)
+		}
+		u.settle()
+	}
+}
+
+func (u *Upgrader) passOn(reply chan error) {
+	u.passed = true
+	u.next.ch.send(newMessage(msgUpgrade, nil))
+	u.log.Info("grace: upgrade asked of a process that has handed over; passed on", "new", u.next.proc.pid())
+	u.reply(reply, fmt.Errorf("grace: Upgrade: %w", ErrHandedOver))
+}
+
+func (u *Upgrader) reply(c chan error, err error) {
+	if c != nil {
+		c <- err
+	}
+}
+
+// answer tells the callers of the running upgrade how it went.
+func (u *Upgrader) answer(err error) {
+	for _, c := range u.current {
+		c <- err
+	}
+	u.current = nil
+}
+
+// settle begins the upgrade that is wanted, as soon as nothing is in its way: a
+// successor, a drain that was called off, or the predecessor. At most two
+// generations run.
+func (u *Upgrader) settle() {
+	if !u.pending || u.state != serving || u.next != nil || u.drain != nil || (u.parent != nil && !u.parentGone) {
+		return
+	}
+	u.pending, u.passed = false, false
+	u.current, u.waiting = u.waiting, nil
+	if !supported {
+		u.log.Error("grace: upgrade failed; this process goes on serving", "err", ErrNotSupported)
+		u.answer(fmt.Errorf("grace: Upgrade: %w", ErrNotSupported))
+		return
+	}
+	u.state = upgrading
+	u.launching = true
+	u.log.Info("grace: upgrade begins", "pid", os.Getpid(), "generation", u.generation)
+	go func() {
+		s, err := u.launch(u.ctx)
+		u.post(func() { u.onLaunched(s, err) })
+	}()
+}
+
+func (u *Upgrader) onLaunched(s *successor, err error) {
+	u.launching = false
+	if s != nil {
+		u.next = s
+		u.watch(s)
+		s.late = time.AfterFunc(u.opt.readyTimeout, func() { u.post(func() { u.onLate(s) }) })
+	}
+	switch {
+	case u.state != upgrading: // told to stop meanwhile
+		if s != nil {
+			u.kill(s, ErrStopped)
+		}
+		if u.drain == nil {
+			u.finish()
+		}
+	case err != nil:
+		u.upgradeFailed(err)
+	}
+}
+
+// onLate: the ready timeout is up.
+func (u *Upgrader) onLate(s *successor) {
+	if s == u.next && u.state == upgrading {
+		s.told = fmt.Errorf("killed after %v", u.opt.readyTimeout)
+		u.kill(s, ErrReadyTimeout)
+	}
+}
+
+// onAccepting: new accepts. Stop accepting, and stand by.
+func (u *Upgrader) onAccepting(s *successor) {
+	s.late.Stop()
+	u.socks.yield(s.handed, s.claims.Sockets)
+	u.state = yielded
+	u.log.Info("grace: the new process is ready; standing by", "new", s.proc.pid(), "took", time.Since(s.launched), "probation", u.opt.probation)
+	if u.pending {
+		// Asked for while new was starting: it may run a binary older than
+		// the one that is wanted.
+		u.pending = false
+		for _, c := range u.waiting {
+			c <- fmt.Errorf("grace: Upgrade: %w", ErrHandedOver)
+		}
+		u.waiting = nil
+		u.passOn(nil)
+	}
+	u.probation.Reset(u.opt.probation)
+}
+
+func (u *Upgrader) onProbationOver() {
+	if u.state != yielded {
+		return
+	}
+	u.log.Info("grace: upgrade done; draining", "new", u.next.proc.pid(), "timeout", u.opt.drainTimeout)
+	u.answer(nil)
+	u.beginDrain(false)
+}
+
+// onParentGone: the old process has exited, however.
+func (u *Upgrader) onParentGone() {
+	u.parentGone = true
+	u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)
+	u.settle()
+}
+
+// Done is closed when this process should finish what it does and exit: a new
+// process has taken over for good, or the service was told to stop, and the
+// servers that [Upgrader.HTTP] runs have drained. Other servers drain then.
+// There is no way back: a new process that dies later is not rolled back.
+func (u *Upgrader) Done() <-chan struct{} { return u.done }
+
+// Generation is 1 in a first process, and one more at each upgrade.
+func (u *Upgrader) Generation() int { return u.generation }
+
+// Listen gives the listener of that name that the old process handed over, or
+// opens one. network is tcp, tcp4, tcp6, unix or unixpacket. Names match by
+// what the old process asked for, several equal ones in order, then by what
+// the kernel has bound. Port 0 keeps the port that it got first.
+//
+// Accept waits until [Upgrader.Ready], stops when a new process accepts, and
+// returns net.ErrClosed after Done. The file of a unix socket stays until the
+// last stop; one that a crash has left behind is replaced, and if a process
+// answers there the error is ErrAddrInUse.
+func (u *Upgrader) Listen(network, addr string) (net.Listener, error) {
+	l, err := u.socks.listen(u.opt.listenConfig, network, addr)
+	if err != nil {
+		return nil, err // not l, a nil pointer
+	}
+	return l, nil
+}
+
+// ListenPacket is Listen for packets: udp, udp4 and udp6 give a [*UDPConn],
+// unixgram a [*UnixgramConn].
+func (u *Upgrader) ListenPacket(network, addr string) (net.PacketConn, error) {
+	return u.socks.listenPacket(u.opt.listenConfig, network, addr)
+}
