@@ -374,7 +374,7 @@ func (u *Upgrader) onProbationOver() {
 	}
 	u.log.Info("grace: upgrade done; draining", "new", u.next.proc.pid(), "timeout", u.opt.drainTimeout)
 	u.answer(nil)
-	u.beginDrain(false)
+	u.beginDrain(u.next.mover)
 }
 
 // onParentGone: the old process has exited, however.
