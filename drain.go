@@ -50,7 +50,11 @@ func (u *Upgrader) onStop(r stopRequest) {
 	case handedOver:
 		u.answer(nil)
 		u.probation.Stop()
-		u.beginDrain(u.next.mover)
+		m := u.next.mover
+		if !r.leave { // the new process is to stop as well
+			m = nil
+		}
+		u.beginDrain(m)
 	default:
 		if u.next != nil {
 			u.kill(u.next, ErrStopped)

@@ -342,7 +342,7 @@ func (s *sockets) takes() map[int]string {
 // the old process's manifest; nil if there is none.
 func (s *sockets) taker(index int) *listener {
 	for _, sock := range s.snapshot() {
-		if l := sock.listener; l != nil && sock.index == index && l.protocol() != "" && !l.gate.isClosed() {
+		if l := sock.listener; l != nil && sock.index == index && l.protocol() != "" && l.gate.isOpen() {
 			return l
 		}
 	}
