@@ -126,7 +126,7 @@ func (u *Upgrader) handshake() error {
 	c := claims{Sockets: u.socks.claimed(), Takes: u.socks.takes()}
 	var pidFile *os.File
 	var lock []int
-	if u.pid != nil && u.pid.file == nil {
+	if u.pid != nil && !u.pid.held() {
 		var err error
 		if pidFile, err = u.pid.prepare(); err != nil {
 			return err

@@ -118,9 +118,13 @@ type track struct {
 	grace  time.Duration
 	mover  *mover // takes it to the new process as soon as it may move
 
+	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
+	firstFor time.Duration // and how long the server then waits for the rest
+
 	full    int // the largest slice that a Read was offered
 	offered int // to the Read that is pending; 0 if none is
 	phase   phase
+	moved   bool // from the old process
 	direct  bool // the server has it itself, not a wrapper of it
 	touched bool // bytes were read
 	begun   bool // bytes were read since it was accepted, or became idle
@@ -185,6 +189,9 @@ func (t *track) afterRead(n, offered int, err error) (again bool, _ error) {
 		t.inner.SetReadDeadline(t.want)
 	}
 	if n > 0 {
+		if t.idleFor != 0 && !t.touched {
+			t.endIdle()
+		}
 		t.touched, t.begun, t.told = true, true, false
 		t.uncap()
 		return false, err
@@ -290,6 +297,9 @@ func (t *track) bypass(w io.Writer) (int64, error) {
 func (t *track) setReadDeadline(d time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.idleFor != 0 && !t.touched && t.phase == phaseNew {
+		d = t.beginIdle(d)
+	}
 	t.want = d
 	if t.woken {
 		return nil
@@ -299,6 +309,39 @@ func (t *track) setReadDeadline(d time.Time) error {
 		return t.cap()
 	}
 	return t.inner.SetReadDeadline(d)
+}
+
+// beginIdle: a server takes a connection that was moved for a new one, and gives
+// it its header timeout. But it is idle: it has the idle timeout until its first
+// byte comes, and the server's time from then on.
+func (t *track) beginIdle(d time.Time) time.Time {
+	t.firstFor = 0
+	if !d.IsZero() {
+		t.firstFor = time.Until(d)
+	}
+	if t.idleFor < 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(t.idleFor)
+}
+
+func (t *track) endIdle() {
+	t.want = time.Time{}
+	if t.firstFor > 0 {
+		t.want = time.Now().Add(t.firstFor)
+	}
+	t.inner.SetReadDeadline(t.want)
+}
+
+// setMoved says that the connection was moved here, and the server's idle
+// timeout; 0 is none.
+func (t *track) setMoved(idle time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.idleFor = idle
+	if idle <= 0 {
+		t.idleFor = -1
+	}
 }
 
 // mayCap: it is between two requests, and the process wants to end.

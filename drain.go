@@ -93,6 +93,7 @@ func (u *Upgrader) refuseAll() {
 // predecessor stands by, that one takes over, and has the queues.
 func (u *Upgrader) beginLastDrain(r stopRequest) {
 	if r.leave && u.parent != nil && !u.parentGone {
+		u.left = true
 		u.socks.own(false)
 		u.parent.ch.send(newMessage(msgStop, stopMessage{Leave: true}))
 	}
@@ -138,7 +139,7 @@ func (u *Upgrader) finish() {
 		s.shutdown()
 	}
 	if u.pid != nil {
-		u.pid.release()
+		u.pid.release(!u.left)
 	}
 	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
 	close(u.done)

@@ -226,6 +226,14 @@ func (s *httpServer) begin(c net.Conn, t *track) {
 			s.u.takes(t.l, protocolHTTP1)
 		}
 	}
+	if t.moved {
+		srv := s.server()
+		idle := srv.IdleTimeout
+		if idle == 0 {
+			idle = srv.ReadTimeout // as net/http has it
+		}
+		t.setMoved(idle)
+	}
 	if s.draining.Load() {
 		s.mu.Lock()
 		m := s.mover
@@ -336,11 +344,15 @@ func clone(s *http.Server) *http.Server {
 	}
 }
 
+func (s *httpServer) server() *http.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.srv
+}
+
 // shutdown ends the server; what is left is cut off.
 func (s *httpServer) shutdown() {
-	s.mu.Lock()
-	srv := s.srv
-	s.mu.Unlock()
+	srv := s.server()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if s.left(true) > 0 {

@@ -422,6 +422,7 @@ func (r *receiver) deliver(id uint32) {
 	}
 	delete(r.held, id)
 	t := tracked(c.conn, c.l, c.unread)
+	trackOf(t).moved = true // nobody else has it yet
 	if c.l.gate.isClosed() {
 		t.Close()
 		return

@@ -183,8 +183,7 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		s.claims = &c
 		s.mover.learn(c.Takes)
 		if c.PIDLock && len(m.fds) > 0 && u.pid != nil {
-			u.pid.forgetPeer()
-			u.pid.peer = os.NewFile(uintptr(m.fds[0]), u.pid.path)
+			u.pid.keepPeer(m.fds[0])
 			m.fds = m.fds[1:]
 		}
 		u.maybeGo(s)

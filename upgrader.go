@@ -60,6 +60,7 @@ type Upgrader struct {
 	launching  bool         // a new process may exist that next does not name yet
 	parentGone bool
 	stopAsked  bool
+	left       bool // this process has given up, and its parent serves on
 	probation  *time.Timer
 	drain      *drain // running, or nil
 
