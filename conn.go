@@ -338,10 +338,13 @@ func (t *track) endIdle() {
 func (t *track) setMoved(idle time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.idleFor = idle
 	if idle <= 0 {
 		t.idleFor = -1
+		return
 	}
+	t.idleFor = idle
+	t.want = time.Now().Add(idle) // a server without a header timeout sets none
+	t.inner.SetReadDeadline(t.want)
 }
 
 // mayCap: it is between two requests, and the process wants to end.
