@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // What crosses between the two processes of a hand-over.
@@ -200,6 +201,16 @@ func (c *channel) sendThen(m message, sent func(error)) {
 	}
 }
 
+// flush waits until what was queued is written, or d is over.
+func (c *channel) flush(d time.Duration) {
+	done := make(chan struct{})
+	c.sendThen(message{}, func(error) { close(done) })
+	select {
+	case <-done:
+	case <-time.After(d):
+	}
+}
+
 // close ends both goroutines. What was queued and not written is dropped.
 func (c *channel) close() {
 	c.fail(net.ErrClosed)
@@ -234,7 +245,10 @@ func (c *channel) writeLoop() {
 		c.queue = nil
 		c.mu.Unlock()
 		for i, o := range queue {
-			err := writeFrame(c.conn, o.frame(), o.fds)
+			var err error
+			if o.typ != 0 { // else it is flush's
+				err = writeFrame(c.conn, o.frame(), o.fds)
+			}
 			if o.sent != nil {
 				o.sent(err)
 			}
