@@ -51,6 +51,8 @@ type sockets struct {
 	inherited  bool // some came from another process, which needs them until we are ready
 	handedOver bool // and not rolled back: what is closed may be needed again
 	closed     bool
+
+	changed chan struct{} // holds one when a gate's mode has changed, or somebody has left it
 }
 
 type inheritedSocket struct {
@@ -59,7 +61,7 @@ type inheritedSocket struct {
 }
 
 func newSockets(m *manifest, first int) *sockets {
-	s := &sockets{}
+	s := &sockets{changed: make(chan struct{}, 1)}
 	if m != nil {
 		s.inherited = true
 		for i, e := range m.Sockets {
@@ -271,6 +273,9 @@ func (s *sockets) add(sock *socket) error {
 		return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, ErrStopped)
 	}
 	s.all = append(s.all, sock)
+	if sock.listener != nil {
+		sock.gate.watch(s.check)
+	}
 	if s.open && sock.gate != nil {
 		sock.gate.set(gateOpen)
 	}
@@ -412,6 +417,37 @@ func (s *sockets) endAccept() {
 		}
 	}
 }
+
+// drain waits until the queues that no other process has are accepted, whoever
+// calls Accept. It makes sockets a drainer.
+func (s *sockets) drain(d *drain) drainReport {
+	for {
+		left := false
+		for _, sock := range s.snapshot() {
+			left = sock.listener != nil && !sock.listener.finished() || left
+		}
+		if !left {
+			return drainReport{}
+		}
+		select {
+		case <-s.changed:
+		case <-d.cut:
+			return drainReport{}
+		case <-d.ctx.Done():
+			return drainReport{}
+		}
+	}
+}
+
+func (s *sockets) check() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// shutdown does nothing: close does it, before the servers end.
+func (s *sockets) shutdown() {}
 
 // close ends all Accepts and all reads of packets. The packet conns themselves
 // stay open, for answers.
