@@ -446,8 +446,10 @@ func (s *sockets) check() {
 	}
 }
 
-// shutdown does nothing: close does it, before the servers end.
-func (s *sockets) shutdown() {}
+// offer and shutdown make it a drainer: connections are the servers', and close
+// ends the listeners before.
+func (s *sockets) offer(*mover) {}
+func (s *sockets) shutdown()    {}
 
 // close ends all Accepts and all reads of packets. The packet conns themselves
 // stay open, for answers.
