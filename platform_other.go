@@ -56,7 +56,6 @@ func describe(k kind, network, addr string, _ any) entry {
 	return entry{Kind: k, Network: network, Addr: addr}
 }
 
-func replaceStale[T any](_, _ string, inUse error, _ func() (T, error)) (T, error) {
-	var none T
-	return none, inUse
-}
+func openPath[T any](_, _ string, open func() (T, error)) (T, error) { return open() }
+
+func sayWho(*socket) {}
