@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -101,7 +102,7 @@ func sameBinding(e entry, network, addr string) bool {
 		return false
 	}
 	if family != "tcp" && family != "udp" {
-		return e.Network == network && e.Bound == addr
+		return e.Network == network && (e.Bound == addr || hasPath(network, addr) && e.Path == absolute(addr))
 	}
 	bound, err := netip.ParseAddrPort(e.Bound)
 	if err != nil {
@@ -192,11 +193,13 @@ func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
 	default:
 		return nil, fmt.Errorf("grace: listen %s %s: %w; have tcp, tcp4, tcp6, unix, unixpacket", network, addr, net.UnknownNetworkError(network))
 	}
-	l, err := lc.Listen(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
-		l, err = replaceStale(addr, network, err, func() (net.Listener, error) {
-			return lc.Listen(context.Background(), network, addr)
-		})
+	open := func() (net.Listener, error) { return lc.Listen(context.Background(), network, addr) }
+	var l net.Listener
+	var err error
+	if hasPath(network, addr) {
+		l, err = openPath(addr, network, open)
+	} else {
+		l, err = open()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("grace: %w", err)
@@ -248,11 +251,13 @@ func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, erro
 	default:
 		return nil, fmt.Errorf("grace: listen packet %s %s: %w; have udp, udp4, udp6, unixgram", network, addr, net.UnknownNetworkError(network))
 	}
-	p, err := lc.ListenPacket(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
-		p, err = replaceStale(addr, network, err, func() (net.PacketConn, error) {
-			return lc.ListenPacket(context.Background(), network, addr)
-		})
+	open := func() (net.PacketConn, error) { return lc.ListenPacket(context.Background(), network, addr) }
+	var p net.PacketConn
+	var err error
+	if hasPath(network, addr) {
+		p, err = openPath(addr, network, open)
+	} else {
+		p, err = open()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("grace: %w", err)
@@ -263,6 +268,13 @@ func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, erro
 // hasPath says whether a socket of this address has a file.
 func hasPath(network, addr string) bool {
 	return strings.HasPrefix(network, "unix") && addr != "" && addr[0] != '@' && addr[0] != 0
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
 }
 
 // add opens the gate of a socket that comes after Ready.
@@ -362,13 +374,16 @@ func (s *sockets) openGates() error {
 	s.open, s.handedOver = true, false
 	var errs []error
 	for _, sock := range s.all {
-		sock.yielded = false
 		switch {
 		case sock.listener != nil:
 			errs = append(errs, sock.listener.reopen())
+			if sock.index >= 0 || sock.yielded {
+				sayWho(sock)
+			}
 		case sock.gate != nil:
 			sock.gate.set(gateOpen)
 		}
+		sock.yielded = false
 	}
 	return errors.Join(errs...)
 }
