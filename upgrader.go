@@ -60,6 +60,7 @@ type Upgrader struct {
 	launching  bool         // a new process may exist that next does not name yet
 	parentGone bool
 	stopAsked  bool
+	left       bool // this process has given up, and its parent serves on
 	probation  *time.Timer
 	drain      *drain // running, or nil
 
@@ -126,12 +127,14 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 		u.cancel()
 		return nil, err
 	}
+	u.servers = []drainer{u.socks}
 	// Signals first: from the moment that the PID file names us, they may come.
 	release := u.handleSignals()
 	if err := u.takePIDFile(); err != nil {
 		release()
 		u.cancel()
 		if u.parent != nil {
+			go u.parent.ch.writeLoop()
 			u.failReady(err)
 			u.parent.ch.close()
 		}
@@ -374,7 +377,7 @@ func (u *Upgrader) onProbationOver() {
 	}
 	u.log.Info("grace: upgrade done; draining", "new", u.next.proc.pid(), "timeout", u.opt.drainTimeout)
 	u.answer(nil)
-	u.beginDrain(false)
+	u.beginDrain(u.next.mover)
 }
 
 // onParentGone: the old process has exited, however.
