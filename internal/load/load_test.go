@@ -255,7 +255,7 @@ func TestSeesShutdown(t *testing.T) {
 			t.Fatal(err)
 		}
 		ln.(*net.TCPListener).SetDeadline(time.Time{})
-		return rep.Kinds[KeepAlive].Losses() > 0 && rep.Kinds[KeepAlive].Idle > 0
+		return rep.Kinds[KeepAlive].Losses() > 0 && rep.Kinds[KeepAlive].Idle > 0 && rep.Kinds[KeepAlive].Same == 0
 	})
 	rep := r.Stop()
 	if n := rep.Kinds[KeepAlive].Same; n > 0 {
