@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -79,7 +80,7 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 	defer s.mu.Unlock()
 	for i, in := range s.unclaimed {
 		if in.Kind == k && in.Network == network && in.Addr == addr {
-			s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+			s.take(i)
 			return in, true
 		}
 	}
@@ -88,11 +89,21 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 	}
 	for i, in := range s.unclaimed {
 		if in.Kind == k && sameBinding(in.entry, network, addr) {
-			s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+			s.take(i)
 			return in, true
 		}
 	}
 	return inheritedSocket{}, false
+}
+
+// take removes the i-th. Most programs ask in the order of before, so that it is
+// the first: it costs nothing then, however many there are. s.mu is held.
+func (s *sockets) take(i int) {
+	if i == 0 {
+		s.unclaimed = s.unclaimed[1:]
+		return
+	}
+	s.unclaimed = slices.Delete(s.unclaimed, i, i+1)
 }
 
 // sameBinding says whether opening network and addr would bind what e is bound to.
