@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -14,7 +15,7 @@ import (
 // socket, and a real control channel between them. Nothing else of an upgrade is
 // there: the drain of old and the end of either are the test's.
 type couple struct {
-	t testing.TB
+	t        testing.TB
 	old, new *side
 	mover    *mover
 	recv     *receiver
@@ -28,6 +29,7 @@ type side struct {
 	http *httpServer
 	ch   *channel
 	done chan struct{} // its Serve has returned
+	seen chan net.Conn // the connections that it was given
 }
 
 func newSide(t testing.TB, m *manifest, fd int, h http.Handler, opts ...Option) *side {
@@ -45,7 +47,14 @@ func newSide(t testing.TB, m *manifest, fd int, h http.Handler, opts ...Option) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &side{u: u, l: ln.(*listener), srv: &http.Server{Handler: h}, done: make(chan struct{})}
+	s := &side{u: u, l: ln.(*listener), srv: &http.Server{Handler: h}, done: make(chan struct{}), seen: make(chan net.Conn, 100)}
+	s.srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		select {
+		case s.seen <- c:
+		default:
+		}
+		return ctx
+	}
 	serve, _ := u.HTTP(s.srv, ln)
 	s.http = u.httpServer(s.srv)
 	go func() {
