@@ -121,7 +121,7 @@ type track struct {
 	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
 	firstFor time.Duration // and how long the server then waits for the rest
 
-	full    int // the largest slice that a Read was offered
+	full    int // the largest slice that a Read was offered between two requests
 	offered int // to the Read that is pending; 0 if none is
 	phase   phase
 	moved   bool // from the old process
@@ -132,7 +132,8 @@ type track struct {
 	woken   bool // the read deadline is in the past, to move it
 	told    bool // the Read of a protocol of the user's has returned ErrMove
 	leaving bool // nothing is buffered and nobody reads: Close moves it
-	closed  bool // Close was called
+	closed  bool // Close was called, or Move
+	away    bool // the mover has it: nobody else may close its descriptor
 }
 
 // trackOf finds the track under c, if it is ours and nobody but TLS wrapped it.
@@ -162,7 +163,9 @@ func (t *track) read(p []byte) (int, error) {
 			t.mu.Unlock()
 			return n, nil
 		}
-		t.full = max(t.full, len(p))
+		if t.phase != phaseBusy { // a body is also read past the server's buffer, in larger slices
+			t.full = max(t.full, len(p))
+		}
 		if err := t.mustLeave(len(p)); err != nil {
 			t.mu.Unlock()
 			return 0, err
@@ -400,9 +403,12 @@ func (t *track) finish(grace time.Duration) {
 // close is Close: of a connection that is to leave, the way to the mover.
 func (t *track) close() error {
 	t.mu.Lock()
-	was, leaving, m, hijacked := t.closed, t.leaving, t.mover, t.phase == phaseHijacked
-	t.closed = true
+	was, away, leaving, m, hijacked := t.closed, t.away, t.leaving, t.mover, t.phase == phaseHijacked
+	t.closed, t.away = true, away || leaving
 	t.mu.Unlock()
+	if away {
+		return net.ErrClosed // its number may be another file's by the time it is sent
+	}
 	if leaving && !was {
 		if m == nil || !m.move(t, nil) {
 			t.l.takeBack(t, nil)
@@ -413,6 +419,15 @@ func (t *track) close() error {
 		t.l.live.remove(t, hijacked)
 	}
 	return t.inner.Close()
+}
+
+// cut closes a connection that is left when the drain's time is up.
+func (t *track) cut() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.away {
+		t.inner.Close()
+	}
 }
 
 // live are the connections of a listener that are open, hijacked ones too. The

@@ -62,7 +62,7 @@ func Move(c net.Conn, unread []byte) error {
 	rest := append(append([]byte(nil), unread...), t.unread...)
 	ok := m != nil && !t.closed && t.phase == phaseOther && len(rest) <= maxUnread
 	if ok {
-		t.closed = true
+		t.closed, t.away = true, true
 	}
 	t.mu.Unlock()
 	if !ok {
@@ -70,7 +70,7 @@ func Move(c net.Conn, unread []byte) error {
 	}
 	if !m.move(t, rest) {
 		t.mu.Lock()
-		t.closed = false
+		t.closed, t.away = false, false
 		t.mu.Unlock()
 		return fmt.Errorf("grace: %w", ErrNotMoved)
 	}

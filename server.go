@@ -138,7 +138,7 @@ func (s *otherServer) resume() {
 
 func (s *otherServer) shutdown() {
 	for _, t := range s.conns.tracks() {
-		t.inner.Close()
+		t.cut()
 	}
 	close(s.finished)
 }
