@@ -26,6 +26,8 @@ type listener struct {
 	takes string     // the protocol of connections that are moved to us
 	phase phase      // in which a connection begins
 	mover *mover     // with which a connection of phaseOther begins
+	// ending is what a connection of phaseOther begins with; see track.
+	ending bool
 }
 
 func (l *listener) acceptor() acceptor {
@@ -116,18 +118,23 @@ func (l *listener) adopt(p phase) {
 	l.phase = p
 }
 
-// offer gives m to the connections that are still to come.
-func (l *listener) offer(m *mover) {
+// release is that of all connections, and of those that are still to come.
+func (l *listener) release(m *mover, ending bool) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.mover = m
+	l.mover, l.ending = m, ending
+	l.mu.Unlock()
+	for _, t := range l.live.all() {
+		t.release(m, ending)
+	}
 }
 
-// newTrack makes t that of a connection that begins.
+// newTrack makes t that of a connection that begins. A release at this moment
+// either comes before, or finds it.
 func (l *listener) newTrack(t *track, c net.Conn, unread []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t.l, t.inner, t.unread, t.phase, t.mover = l, c, unread, l.phase, l.mover
+	t.l, t.inner, t.unread, t.phase, t.mover, t.ending = l, c, unread, l.phase, l.mover, l.ending
+	l.live.add(t)
 }
 
 func (l *listener) protocol() string {

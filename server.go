@@ -110,24 +110,20 @@ func (s *otherServer) drain(d *drain) drainReport {
 	return drainReport{finished: max(0, begun-cut), cut: cut}
 }
 
+// offer lets go of all connections: to m, or for good.
 func (s *otherServer) offer(m *mover) {
 	for _, l := range s.conns.all() {
-		if !m.accepts(l, s.Protocol) {
-			continue
-		}
-		l.offer(m)
-		for _, t := range l.live.all() {
-			t.offer(m)
+		if m.accepts(l, s.Protocol) {
+			l.release(m, false)
+		} else {
+			l.release(nil, true)
 		}
 	}
 }
 
 func (s *otherServer) resume() {
 	for _, l := range s.conns.all() {
-		l.offer(nil)
-		for _, t := range l.live.all() {
-			t.offer(nil)
-		}
+		l.release(nil, false)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
