@@ -26,6 +26,8 @@ type listener struct {
 	takes string     // the protocol of connections that are moved to us
 	phase phase      // in which a connection begins
 	mover *mover     // with which a connection of phaseOther begins
+	// spared is called by Close in place of closing the socket; see spare.
+	spared func()
 	// ending is what a connection of phaseOther begins with; see track.
 	ending bool
 }
@@ -179,6 +181,13 @@ func (l *listener) reopen() error {
 	return nil
 }
 
+// spare lets Close park the socket, and call closed; with nil no more.
+func (l *listener) spare(closed func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spared = closed
+}
+
 // end closes the socket in this process, for good.
 func (l *listener) end() {
 	l.gate.set(gateClosed)
@@ -194,6 +203,14 @@ func (l *listener) end() {
 // While the process drains after a hand-over the socket is only parked: should
 // the new process die, it is needed again.
 func (l *listener) Close() error {
+	l.mu.Lock()
+	closed := l.spared
+	l.mu.Unlock()
+	if closed != nil {
+		l.gate.set(gateParked)
+		closed()
+		return nil
+	}
 	if l.socks.keep(l.sock) {
 		l.gate.set(gateParked)
 		return nil
