@@ -32,12 +32,10 @@ func tracked(c net.Conn, l *listener, unread []byte) net.Conn {
 	case *net.TCPConn:
 		t := &TCPConn{TCPConn: c}
 		l.newTrack(&t.track, c, unread)
-		l.live.add(&t.track)
 		return t
 	case *net.UnixConn:
 		t := &UnixConn{UnixConn: c}
 		l.newTrack(&t.track, c, unread)
-		l.live.add(&t.track)
 		return t
 	}
 	return c // not reached: a listener of ours accepts nothing else
@@ -131,6 +129,7 @@ type track struct {
 	capped  bool // the read deadline is not want, but the idle grace's
 	woken   bool // the read deadline is in the past, to move it
 	told    bool // the Read of a protocol of the user's has returned ErrMove
+	ending  bool // there is no mover, and the process ends: ErrMove all the same
 	leaving bool // nothing is buffered and nobody reads: Close moves it
 	closed  bool // Close was called, or Move
 	away    bool // the mover has it: nobody else may close its descriptor
@@ -217,13 +216,13 @@ var fullSlice = bufio.NewReader(nil).Size()
 // if its Read was offered this many bytes: nothing was read at all yet, or the
 // server has said that it is idle and its buffer, all of it, is free.
 func (t *track) mayLeave(offered int) bool {
-	if t.mover == nil || len(t.unread) > 0 || t.closed {
+	if t.mover == nil && !t.ending || len(t.unread) > 0 || t.closed {
 		return false
 	}
 	if t.phase == phaseOther {
 		return !t.told
 	}
-	if !t.direct {
+	if !t.direct || t.mover == nil {
 		return false
 	}
 	return t.phase == phaseNew && !t.touched ||
@@ -249,10 +248,14 @@ func (t *track) mustLeave(offered int) error {
 
 // offer gives the connection a mover: it is moved at once if it may, or as soon
 // as it may. With nil the move is called off.
-func (t *track) offer(m *mover) {
+func (t *track) offer(m *mover) { t.release(m, false) }
+
+// release is offer, or tells the connection that the process ends and that
+// nobody takes it.
+func (t *track) release(m *mover, ending bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.mover = m
+	t.mover, t.ending = m, ending
 	t.told = false
 	if t.offered > 0 && t.mayLeave(t.offered) {
 		t.woken = true

@@ -399,6 +399,17 @@ func (s *sockets) openGates() error {
 	return errors.Join(errs...)
 }
 
+// unpark lets l accept again that was closed while the process drained, if the
+// drain was called off meanwhile.
+func (s *sockets) unpark(l *listener) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.open || !l.gate.isParked() {
+		return nil
+	}
+	return l.reopen()
+}
+
 // dropUnclaimed closes what nobody in this process has asked for.
 func (s *sockets) dropUnclaimed() {
 	s.mu.Lock()
