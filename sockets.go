@@ -51,6 +51,7 @@ type sockets struct {
 	inherited  bool // some came from another process, which needs them until we are ready
 	handedOver bool // and not rolled back: what is closed may be needed again
 	closed     bool
+	anyAddr    bool // a master's listeners are given whatever address is asked for
 }
 
 type inheritedSocket struct {
@@ -380,7 +381,7 @@ func (s *sockets) endAccept() {
 	for _, sock := range s.all {
 		switch {
 		case sock.gate == nil:
-		case sock.yielded || s.inherited && sock.index >= 0: // another process's
+		case sock.Master || sock.yielded || s.inherited && sock.index >= 0: // another process's
 			sock.gate.set(gateShut)
 		default:
 			sock.unlink()

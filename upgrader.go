@@ -71,11 +71,16 @@ type Upgrader struct {
 type system struct {
 	inherited    *handover
 	inheritedErr error
+	master       *master // nil without one
+	masterErr    error
 	start        func(c command, ready, control int, sockets []int) (process, error)
 }
 
 func realSystem() system {
-	return system{inherited: inherited, inheritedErr: inheritedErr, start: startProcess}
+	return system{
+		inherited: inherited, inheritedErr: inheritedErr,
+		master: theMaster, masterErr: theMasterErr, start: startProcess,
+	}
 }
 
 // inUse guards against a second Upgrader in one process: the sockets of the old
@@ -100,6 +105,7 @@ func New(opts ...Option) (*Upgrader, error) {
 		return nil, err
 	}
 	inherited, inheritedErr = nil, nil // taken
+	theMaster.taken()
 	go func() {
 		<-u.over
 		inUse.Store(false)
@@ -149,7 +155,11 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 func (u *Upgrader) findPlace() (err error) {
 	h := u.sys.inherited
 	if h == nil {
+		if u.sys.masterErr != nil {
+			return u.sys.masterErr
+		}
 		u.socks = newSockets(nil, 0)
+		u.socks.fromMaster(u.sys.master)
 		u.home, err = findHome()
 		return err
 	}
