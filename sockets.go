@@ -90,6 +90,11 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 			return in, true
 		}
 	}
+	if i := s.claimMasters(k, network, addr); i >= 0 {
+		in := s.unclaimed[i]
+		s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+		return in, true
+	}
 	return inheritedSocket{}, false
 }
 
