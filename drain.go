@@ -61,7 +61,11 @@ func (u *Upgrader) onStop(r stopRequest) {
 	case handedOver:
 		u.answer(nil)
 		u.probation.Stop()
-		u.beginDrain(false)
+		m := u.next.mover
+		if !r.leave { // the new process is to stop as well
+			m = nil
+		}
+		u.beginDrain(m)
 	default:
 		if u.next != nil {
 			u.kill(u.next, ErrStopped)
@@ -100,16 +104,22 @@ func (u *Upgrader) refuseAll() {
 // predecessor stands by, that one takes over, and has the queues.
 func (u *Upgrader) beginLastDrain(r stopRequest) {
 	if r.leave && u.parent != nil && !u.parentGone {
+		u.left = true
 		u.socks.own(false)
 		u.parent.ch.send(newMessage(msgStop, stopMessage{Leave: true}))
 	}
-	u.beginDrain(true)
+	u.beginDrain(nil)
 }
 
-func (u *Upgrader) beginDrain(last bool) {
+// beginDrain finishes what this process has begun. m moves connections to the
+// new process; it is nil if there is none.
+func (u *Upgrader) beginDrain(m *mover) {
 	u.state = draining
 	u.socks.endAccept()
-	d := newDrain(last)
+	if !u.opt.move {
+		m = nil
+	}
+	d := newDrain(m)
 	u.drain = d
 	go func() {
 		d.run(u.allServers(), u.opt.drainTimeout)
@@ -140,7 +150,7 @@ func (u *Upgrader) finish() {
 		s.shutdown()
 	}
 	if u.pid != nil {
-		u.pid.release()
+		u.pid.release(!u.left)
 	}
 	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
 	close(u.done)
@@ -157,6 +167,8 @@ type drainer interface {
 	// drain returns when nothing is left, when d.cut is closed and it has cut
 	// off what was, or when d.ctx has ended: then it serves on as before.
 	drain(d *drain) drainReport
+	// offer is called while it drains, if new takes more than it took before.
+	offer(m *mover)
 	// shutdown ends the server for good; what is left is cut off.
 	shutdown()
 }
@@ -164,12 +176,13 @@ type drainer interface {
 // A drainReport counts what became of a server's connections.
 type drainReport struct {
 	finished int // ended by themselves, or when they were idle
-	cut      int // still busy when the time was up
+	waited   int // were hijacked, and ended by themselves
+	cut      int // still there when the time was up
 }
 
 // A drain is one run of all drainers.
 type drain struct {
-	last   bool // there is no successor
+	mover  *mover // nil if there is no successor
 	ctx    context.Context
 	cancel context.CancelFunc // rolls back
 	cut    chan struct{}      // closed when the time is up
@@ -178,8 +191,8 @@ type drain struct {
 	report drainReport
 }
 
-func newDrain(last bool) *drain {
-	d := &drain{last: last, cut: make(chan struct{}), begun: time.Now()}
+func newDrain(m *mover) *drain {
+	d := &drain{mover: m, cut: make(chan struct{}), begun: time.Now()}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
 }
@@ -194,6 +207,7 @@ func (d *drain) run(servers []drainer, limit time.Duration) {
 			mu.Lock()
 			defer mu.Unlock()
 			d.report.finished += r.finished
+			d.report.waited += r.waited
 			d.report.cut += r.cut
 		})
 	}
@@ -206,7 +220,11 @@ func (d *drain) hurry() { d.once.Do(func() { close(d.cut) }) }
 func (d *drain) cancelled() bool { return d.ctx.Err() != nil }
 
 func (d *drain) log(log *slog.Logger) {
-	args := []any{"took", time.Since(d.begun), "finished", d.report.finished, "cut", d.report.cut}
+	moved := 0
+	if d.mover != nil {
+		moved = d.mover.count()
+	}
+	args := []any{"took", time.Since(d.begun), "moved", moved, "finished", max(0, d.report.finished-moved), "waited", d.report.waited, "cut", d.report.cut}
 	if d.report.cut > 0 {
 		log.Warn("grace: drained; connections were cut off, see DrainTimeout", args...)
 		return

@@ -18,6 +18,7 @@ type successor struct {
 	pipe   *os.File  // read end of the readiness pipe
 	handed []*socket // by their index in the manifest
 
+	mover    *mover  // from the time that it accepts
 	line     bool    // the ready line has come
 	claims   *claims // have come
 	went     bool    // go was sent: it may accept, and name itself in the PID file
@@ -82,6 +83,7 @@ func (u *Upgrader) start() (s *successor, err error) {
 				if err := ch.prewrite(newMessage(msgManifest, u.manifest(socks))); err != nil {
 					return fmt.Errorf("control channel: %w", err)
 				}
+				s.mover = newMover(s)
 				s.proc, err = u.sys.start(cmd, int(ready), theirs, fds)
 				return err
 			})
@@ -120,6 +122,10 @@ func (u *Upgrader) watch(s *successor) {
 	}()
 	channelRead := make(chan struct{})
 	s.ch.run(func(m message) {
+		if m.typ == msgTook {
+			s.onTook(m)
+			return
+		}
 		u.post(func() { u.onMessage(s, m) })
 	}, func(error) { close(channelRead) })
 	go func() {
@@ -166,6 +172,16 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		return
 	}
 	switch m.typ {
+	case msgTakes:
+		takes := map[int]string{}
+		if m.decode(&takes) == nil {
+			s.mover.learn(takes)
+			if u.drain != nil && !u.drain.cancelled() {
+				for _, server := range u.allServers() {
+					server.offer(s.mover)
+				}
+			}
+		}
 	case msgClaims:
 		var c claims
 		if err := m.decode(&c); err != nil {
@@ -174,9 +190,9 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 			return
 		}
 		s.claims = &c
+		s.mover.learn(c.Takes)
 		if c.PIDLock && len(m.fds) > 0 && u.pid != nil {
-			u.pid.forgetPeer()
-			u.pid.peer = os.NewFile(uintptr(m.fds[0]), u.pid.path)
+			u.pid.keepPeer(m.fds[0])
 			m.fds = m.fds[1:]
 		}
 		u.maybeGo(s)
@@ -191,6 +207,13 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		}
 	case msgFailed:
 		s.told = errors.New(string(m.payload))
+	}
+}
+
+func (s *successor) onTook(m message) {
+	took, refused, err := decodeIDs(m.payload)
+	if err == nil {
+		s.mover.onTook(took, refused)
 	}
 }
 
@@ -226,6 +249,7 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 		return
 	}
 	s.ch.close()
+	s.mover.stop()
 	u.next = nil
 	failure := &UpgradeError{Pid: s.proc.pid(), State: state, Err: errors.Join(s.told, err)}
 	switch {
@@ -294,6 +318,7 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 		return
 	}
 	s.left = true
+	s.mover.stop()
 	s.late = time.AfterFunc(u.opt.drainTimeout+u.opt.readyTimeout, func() { s.proc.kill() })
 	u.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: s.proc.pid(), Err: errors.New("it has stopped by itself")})
 }

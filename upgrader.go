@@ -62,6 +62,7 @@ type Upgrader struct {
 	launching  bool         // a new process may exist that next does not name yet
 	parentGone bool
 	stopAsked  bool
+	left       bool // this process has given up, and its parent serves on
 	probation  *time.Timer
 	drain      *drain // running, or nil
 
@@ -184,6 +185,7 @@ func (u *Upgrader) takePIDFile() error {
 	p := newPIDFile(u.opt.pidFile, u.home.dir)
 	switch {
 	case u.underMaster(): // siblings overlap: the newest takes it when it is ready
+		p.shared = true
 	case u.parent == nil || u.parent.m.PIDFile != p.path:
 		if err := p.acquire(); err != nil {
 			return err
@@ -395,7 +397,7 @@ func (u *Upgrader) onProbationOver() {
 	}
 	u.log.Info("grace: upgrade done; draining", "new", u.next.proc.pid(), "timeout", u.opt.drainTimeout)
 	u.answer(nil)
-	u.beginDrain(false)
+	u.beginDrain(u.next.mover)
 }
 
 // onParentGone: the old process has exited, however.
