@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -127,7 +128,14 @@ func (u *Upgrader) watch(s *successor) {
 			return
 		}
 		u.post(func() { u.onMessage(s, m) })
-	}, func(error) { close(channelRead) })
+	}, func(err error) {
+		close(channelRead)
+		u.post(func() {
+			if s == u.next && u.state == upgrading {
+				u.onHungUp(s, fmt.Errorf("the control channel has ended: %w", err))
+			}
+		})
+	})
 	go func() {
 		state, err := s.proc.wait()
 		// Grandchildren may hold the pipe and the channel open: what the dead
@@ -153,7 +161,7 @@ func readLine(r io.Reader) (string, error) {
 // onLine: the readiness pipe has said something, or was closed.
 func (u *Upgrader) onLine(s *successor, line string, err error) {
 	switch {
-	case s != u.next || u.state != upgrading:
+	case s != u.next || u.state != upgrading || s.killed != nil:
 	case line == readyLine:
 		s.line = true
 		u.maybeGo(s)
@@ -161,9 +169,25 @@ func (u *Upgrader) onLine(s *successor, line string, err error) {
 		s.told = fmt.Errorf("it wrote %q to the readiness pipe where %q was expected", line, readyLine)
 		u.kill(s, ErrProtocol)
 	default:
-		// The pipe is closed by the end of the process too: onExit tells.
-		u.kill(s, ErrProtocol)
+		u.onHungUp(s, errors.New("it closed the readiness pipe without a word"))
 	}
+}
+
+// hungUpGrace is how long a new process that has hung up may take to end by
+// itself.
+const hungUpGrace = 500 * time.Millisecond
+
+// onHungUp: the pipe or the channel was closed before new was ready. The end of
+// the process closes them too, and its exit status says more: wait for it.
+func (u *Upgrader) onHungUp(s *successor, why error) {
+	time.AfterFunc(hungUpGrace, func() {
+		u.post(func() {
+			if s == u.next && u.state == upgrading && s.killed == nil {
+				s.told = errors.Join(s.told, why)
+				u.kill(s, ErrProtocol)
+			}
+		})
+	})
 }
 
 func (u *Upgrader) onMessage(s *successor, m message) {
@@ -206,7 +230,7 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 			u.onSuccessorStops(s, stop)
 		}
 	case msgFailed:
-		s.told = errors.New(string(m.payload))
+		s.told = errors.New(strings.TrimPrefix(string(m.payload), "grace: "))
 	}
 }
 
@@ -263,6 +287,9 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 		u.settle()
 	case s.went:
 		failure.Reason = ErrRolledBack
+		if u.state == upgrading && s.killed != nil {
+			failure.Reason = s.reason(state) // it never accepted
+		}
 		u.rollBack(failure)
 	default:
 		failure.Reason = s.reason(state)
