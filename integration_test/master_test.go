@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,7 +48,7 @@ func startUnder(t *testing.T, network string, build func(serverArgs []string) pr
 			s.Kill()
 		}
 	})
-	s.addr = s.WaitLine(`listening http tcp (\S+)`)[1]
+	s.addr = s.WaitLine(`listening http \w+ (\S+)`)[1]
 	s.WaitLine(`msg="grace: serving"`)
 	s.transport = &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, s.addr)
@@ -97,8 +98,11 @@ func (m *mastered) waitNewest() {
 	m.t.Helper()
 	old, now := m.pid(), 0
 	proctest.WaitFor(m.t, proctest.Limit, "a new pid in the PID file", func() bool {
-		now = m.filePid()
-		return now != old
+		// A master that does not wait may let the old one end, and remove the
+		// file, before the new one is ready.
+		b, _ := os.ReadFile(m.pidFile)
+		now, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+		return now != 0 && now != old
 	})
 	if slices.Contains(m.pids, now) {
 		m.t.Fatalf("the PID file names %d again; had %v", now, m.pids)
@@ -230,3 +234,17 @@ func (c *client) ask() (pid int, err error) {
 	}
 	return pid, err
 }
+
+// freeAddr is an address that was free a moment ago, for programs that can't
+// say which port they got.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func inCI() bool { return os.Getenv("CI") == "true" }
