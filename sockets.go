@@ -52,6 +52,8 @@ type sockets struct {
 	handedOver bool // and not rolled back: what is closed may be needed again
 	closed     bool
 	anyAddr    bool // a master's listeners are given whatever address is asked for
+
+	changed chan struct{} // holds one when a gate's mode has changed, or somebody has left it
 }
 
 type inheritedSocket struct {
@@ -60,7 +62,7 @@ type inheritedSocket struct {
 }
 
 func newSockets(m *manifest, first int) *sockets {
-	s := &sockets{}
+	s := &sockets{changed: make(chan struct{}, 1)}
 	if m != nil {
 		s.inherited = true
 		for i, e := range m.Sockets {
@@ -197,7 +199,7 @@ func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
 		return nil, fmt.Errorf("grace: listen %s %s: %w; have tcp, tcp4, tcp6, unix, unixpacket", network, addr, net.UnknownNetworkError(network))
 	}
 	l, err := lc.Listen(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, syscall.EADDRINUSE) {
+	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
 		l, err = replaceStale(addr, network, err, func() (net.Listener, error) {
 			return lc.Listen(context.Background(), network, addr)
 		})
@@ -210,7 +212,7 @@ func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
 		l.Close()
 		return nil, fmt.Errorf("grace: listen %s %s: a %T can't be handed over", network, addr, l)
 	}
-	if ul, ok := l.(*net.UnixListener); ok {
+	if ul, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok { // a *net.UnixListener
 		ul.SetUnlinkOnClose(false) // the path outlives this process
 	}
 	return a, nil
@@ -253,7 +255,7 @@ func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, erro
 		return nil, fmt.Errorf("grace: listen packet %s %s: %w; have udp, udp4, udp6, unixgram", network, addr, net.UnknownNetworkError(network))
 	}
 	p, err := lc.ListenPacket(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, syscall.EADDRINUSE) {
+	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
 		p, err = replaceStale(addr, network, err, func() (net.PacketConn, error) {
 			return lc.ListenPacket(context.Background(), network, addr)
 		})
@@ -277,6 +279,9 @@ func (s *sockets) add(sock *socket) error {
 		return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, ErrStopped)
 	}
 	s.all = append(s.all, sock)
+	if sock.listener != nil {
+		sock.gate.watch(s.check)
+	}
 	if s.open && sock.gate != nil {
 		sock.gate.set(gateOpen)
 	}
@@ -418,6 +423,39 @@ func (s *sockets) endAccept() {
 		}
 	}
 }
+
+// drain waits until the queues that no other process has are accepted, whoever
+// calls Accept. It makes sockets a drainer.
+func (s *sockets) drain(d *drain) drainReport {
+	for {
+		left := false
+		for _, sock := range s.snapshot() {
+			left = sock.listener != nil && !sock.listener.finished() || left
+		}
+		if !left {
+			return drainReport{}
+		}
+		select {
+		case <-s.changed:
+		case <-d.cut:
+			return drainReport{}
+		case <-d.ctx.Done():
+			return drainReport{}
+		}
+	}
+}
+
+func (s *sockets) check() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// offer and shutdown make it a drainer: connections are the servers', and close
+// ends the listeners before.
+func (s *sockets) offer(*mover) {}
+func (s *sockets) shutdown()    {}
 
 // close ends all Accepts and all reads of packets. The packet conns themselves
 // stay open, for answers.
