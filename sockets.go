@@ -53,6 +53,7 @@ type sockets struct {
 	inherited  bool // some came from another process, which needs them until we are ready
 	handedOver bool // and not rolled back: what is closed may be needed again
 	closed     bool
+	anyAddr    bool // a master's listeners are given whatever address is asked for
 
 	changed chan struct{} // holds one when a gate's mode has changed, or somebody has left it
 }
@@ -92,6 +93,11 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 			s.take(i)
 			return in, true
 		}
+	}
+	if i := s.claimMasters(k, network, addr); i >= 0 {
+		in := s.unclaimed[i]
+		s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+		return in, true
 	}
 	return inheritedSocket{}, false
 }
@@ -446,7 +452,7 @@ func (s *sockets) endAccept() {
 	for _, sock := range s.all {
 		switch {
 		case sock.gate == nil:
-		case sock.yielded || s.inherited && sock.index >= 0: // another process's
+		case sock.Master || sock.yielded || s.inherited && sock.index >= 0: // another process's
 			sock.gate.set(gateShut)
 		default:
 			sock.unlink()
