@@ -71,7 +71,7 @@ func Start(t testing.TB, c Command) *Process {
 		argv0 = c.Path
 	}
 	proc, err := os.StartProcess(c.Path, append([]string{argv0}, c.Args...), &os.ProcAttr{
-		Dir: c.Dir, Env: append(os.Environ(), c.Env...), Files: []*os.File{inR, outW, outW},
+		Dir: c.Dir, Env: append(environ(), c.Env...), Files: []*os.File{inR, outW, outW},
 		Sys: &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential},
 	})
 	if err != nil {
@@ -88,6 +88,15 @@ func Start(t testing.TB, c Command) *Process {
 	go p.readLines(outR)
 	t.Cleanup(p.cleanup)
 	return p
+}
+
+// environ is the environment of the test. A program with the race detector
+// sleeps a second before it exits, unless told not to.
+func environ() []string {
+	if _, ok := os.LookupEnv("GORACE"); ok {
+		return os.Environ()
+	}
+	return append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 }
 
 func (p *Process) readLines(r *os.File) {
