@@ -160,14 +160,15 @@ func (p *Process) WaitLine(pattern string) []string {
 	re := regexp.MustCompile(pattern)
 	limit := time.NewTimer(Limit)
 	defer limit.Stop()
+	next := 0
 	for {
 		p.mu.Lock()
-		for i, l := range p.lines {
-			if p.used[i] {
+		for ; next < len(p.lines); next++ {
+			if p.used[next] {
 				continue
 			}
-			if m := re.FindStringSubmatch(l); m != nil {
-				p.used[i] = true
+			if m := re.FindStringSubmatch(p.lines[next]); m != nil {
+				p.used[next] = true
 				p.mu.Unlock()
 				return m
 			}
