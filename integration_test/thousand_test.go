@@ -3,6 +3,7 @@
 package integration_test
 
 import (
+	"flag"
 	"fmt"
 	"syscall"
 	"testing"
@@ -10,11 +11,13 @@ import (
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
+var upgradeCount = flag.Int("upgrades", 1000, "how many upgrades TestThousandUpgrades makes")
+
 // TestThousandUpgrades: after 1,000 upgrades a process has what the second
 // generation had. No detector of races: each process would start ten times
 // slower, and this test looks for what is left behind, not for races.
 func TestThousandUpgrades(t *testing.T) {
-	const upgrades = 1000
+	upgrades := *upgradeCount
 	c := proctest.Command{
 		Path: proctest.Build(t, serverPackage, "-race=false"),
 		Args: []string{"-probation", "0", "-raw", "unix=" + t.TempDir() + "/s", "-packet", "udp=127.0.0.1:0"},
