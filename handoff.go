@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // What crosses between the two processes of a hand-over.
@@ -58,6 +59,11 @@ type entry struct {
 	Path string `json:"path,omitempty"`
 	Dev  uint64 `json:"dev,omitempty"`
 	Ino  uint64 `json:"ino,omitempty"`
+	// Master says that a master has passed the socket and keeps it: nobody here
+	// removes its path, and its queue is not ours to empty.
+	Master bool `json:"master,omitempty"`
+	// Name is the one that the master gave it.
+	Name string `json:"name,omitempty"`
 }
 
 type kind string
@@ -75,6 +81,9 @@ type claims struct {
 	// PIDLock says that the message carries the locked PID file of new: old
 	// keeps the lock with it, should new die.
 	PIDLock bool `json:"pidlock,omitempty"`
+	// Takes says for which sockets new takes moved connections, and of which
+	// protocol. Those that come to it later have a message of their own.
+	Takes map[int]string `json:"takes,omitempty"`
 }
 
 // stopMessage is a message of type msgStop, in either direction.
@@ -95,6 +104,10 @@ const (
 	msgStop      messageType = 'S' // either: stopMessage
 	msgUpgrade   messageType = 'U' // old -> new: upgrade once old is gone
 	msgFailed    messageType = 'F' // new -> old: why new gives up, as text
+	msgTakes     messageType = 'T' // new -> old: claims.Takes, more of them
+	msgConns     messageType = 'C' // old -> new: connections, see move.go
+	msgTook      messageType = 'K' // new -> old: their ids
+	msgVerdict   messageType = 'V' // old -> new: ids, and whether they are new's
 )
 
 // A message is one frame of the control channel: type, number of descriptors,
@@ -143,8 +156,16 @@ type channel struct {
 	err    error
 	wake   chan struct{} // buffered 1: something was queued, or closed
 	in     []byte        // read, not yet parsed
-	inFDs  []int         // received, not yet given to a message
+	inFDs  []batch       // received, not yet given to a message
 	closed chan struct{}
+}
+
+// A batch is the descriptors that came with the bytes of in up to end. They are
+// of the last frame that begins before: so descriptors that the kernel dropped,
+// because the table was full, never make those of the next frame its own.
+type batch struct {
+	end int
+	fds []int
 }
 
 type outgoing struct {
@@ -200,6 +221,16 @@ func (c *channel) sendThen(m message, sent func(error)) {
 	}
 }
 
+// flush waits until what was queued is written, or d is over.
+func (c *channel) flush(d time.Duration) {
+	done := make(chan struct{})
+	c.sendThen(message{}, func(error) { close(done) })
+	select {
+	case <-done:
+	case <-time.After(d):
+	}
+}
+
 // close ends both goroutines. What was queued and not written is dropped.
 func (c *channel) close() {
 	c.fail(net.ErrClosed)
@@ -234,7 +265,10 @@ func (c *channel) writeLoop() {
 		c.queue = nil
 		c.mu.Unlock()
 		for i, o := range queue {
-			err := writeFrame(c.conn, o.frame(), o.fds)
+			var err error
+			if o.typ != 0 { // else it is flush's
+				err = writeFrame(c.conn, o.frame(), o.fds)
+			}
 			if o.sent != nil {
 				o.sent(err)
 			}
@@ -258,7 +292,11 @@ func (c *channel) writeLoop() {
 }
 
 func (c *channel) readLoop(handle func(message)) error {
-	defer func() { closeAll(c.inFDs) }()
+	defer func() {
+		for _, b := range c.inFDs {
+			closeAll(b.fds)
+		}
+	}()
 	for {
 		m, err := c.next()
 		if err != nil {
@@ -297,11 +335,18 @@ func (c *channel) parse() (m message, ok bool, err error) {
 	nfds := int(c.in[1])
 	m.typ = messageType(c.in[0])
 	m.payload = append([]byte(nil), c.in[frameHeader:frameHeader+size]...)
-	// The kernel drops those that the descriptor table had no room for.
-	n := min(nfds, len(c.inFDs))
-	m.fds = append([]int(nil), c.inFDs[:n]...)
-	c.inFDs = append(c.inFDs[:0], c.inFDs[n:]...)
 	c.in = append(c.in[:0], c.in[frameHeader+size:]...)
+	for i := range c.inFDs {
+		c.inFDs[i].end -= frameHeader + size
+	}
+	for len(c.inFDs) > 0 && c.inFDs[0].end <= 0 {
+		m.fds = append(m.fds, c.inFDs[0].fds...)
+		c.inFDs = c.inFDs[1:]
+	}
+	if len(m.fds) > nfds { // not announced: not by this protocol
+		closeAll(m.fds[nfds:])
+		m.fds = m.fds[:nfds]
+	}
 	return m, true, nil
 }
 

@@ -21,7 +21,15 @@ type listener struct {
 
 	mu    sync.Mutex
 	inner acceptor
-	shut  bool // parked, and inner is closed
+	shut  bool       // parked, and inner is closed
+	given []net.Conn // to be accepted besides those of the socket
+	takes string     // the protocol of connections that are moved to us
+	phase phase      // in which a connection begins
+	mover *mover     // with which a connection of phaseOther begins
+	// spared is called by Close in place of closing the socket; see spare.
+	spared func()
+	// ending is what a connection of phaseOther begins with; see track.
+	ending bool
 }
 
 func (l *listener) acceptor() acceptor {
@@ -39,6 +47,14 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err}
 		}
+		if c := l.next(); c != nil {
+			l.gate.leave()
+			return c, nil
+		}
+		if mode != gateOpen && mode != gateFinishing {
+			l.gate.leave()
+			continue
+		}
 		if mode == gateFinishing && !readable(l.sock) {
 			l.park()
 			l.gate.leave()
@@ -46,13 +62,87 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		c, err := l.acceptor().Accept()
 		if err == nil {
-			c = tracked(c, l)
+			c = tracked(c, l, nil)
 		}
 		l.gate.leave()
 		if err == nil || !l.gate.mayRetry(err) {
 			return c, err
 		}
 	}
+}
+
+// give lets Accept return c: a connection that was moved to this process, or
+// that could not be moved from it. That works while the gate is shut, too.
+func (l *listener) give(c net.Conn) {
+	l.mu.Lock()
+	l.given = append(l.given, c)
+	l.mu.Unlock()
+	l.gate.errand(1)
+}
+
+func (l *listener) next() net.Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.given) == 0 {
+		return nil
+	}
+	c := l.given[0]
+	l.given[0] = nil
+	l.given = l.given[1:]
+	l.gate.errand(-1)
+	return c
+}
+
+// takeBack serves on a connection that was on its way out.
+func (l *listener) takeBack(t *track, unread []byte) {
+	t.inner.SetDeadline(time.Time{})
+	c := tracked(t.inner, l, unread) // takes t's place in l.live
+	if l.gate.isClosed() {
+		c.Close()
+		return
+	}
+	l.give(c)
+}
+
+// take says that connections of this protocol may be moved to us.
+func (l *listener) take(proto string) (changed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	changed = l.takes != proto
+	l.takes = proto
+	return changed
+}
+
+// adopt says in which phase the listener's connections begin.
+func (l *listener) adopt(p phase) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.phase = p
+}
+
+// release is that of all connections, and of those that are still to come.
+func (l *listener) release(m *mover, ending bool) {
+	l.mu.Lock()
+	l.mover, l.ending = m, ending
+	l.mu.Unlock()
+	for _, t := range l.live.all() {
+		t.release(m, ending)
+	}
+}
+
+// newTrack makes t that of a connection that begins. A release at this moment
+// either comes before, or finds it.
+func (l *listener) newTrack(t *track, c net.Conn, unread []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t.l, t.inner, t.unread, t.phase, t.mover, t.ending = l, c, unread, l.phase, l.mover, l.ending
+	l.live.add(t)
+}
+
+func (l *listener) protocol() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.takes
 }
 
 // park closes the socket once its queue is served: no other process has it. It
@@ -64,6 +154,15 @@ func (l *listener) park() {
 		l.inner.Close()
 		l.shut = true
 	}
+}
+
+// finished says whether nothing more is accepted. A queue that is empty is
+// closed here: perhaps nobody is in Accept who would see it.
+func (l *listener) finished() bool {
+	if l.gate.isFinishing() && !readable(l.sock) {
+		l.park()
+	}
+	return l.gate.isQuiet()
 }
 
 // reopen lets connections in again, after a hand-over that was rolled back.
@@ -91,10 +190,20 @@ func (l *listener) reopen() error {
 	return nil
 }
 
+// spare lets Close park the socket, and call closed; with nil no more.
+func (l *listener) spare(closed func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spared = closed
+}
+
 // end closes the socket in this process, for good.
 func (l *listener) end() {
 	l.gate.set(gateClosed)
 	l.acceptor().Close()
+	for c := l.next(); c != nil; c = l.next() {
+		c.Close()
+	}
 }
 
 // Close ends Accept. The socket is not handed over any more, and the path of a
@@ -103,6 +212,14 @@ func (l *listener) end() {
 // While the process drains after a hand-over the socket is only parked: should
 // the new process die, it is needed again.
 func (l *listener) Close() error {
+	l.mu.Lock()
+	closed := l.spared
+	l.mu.Unlock()
+	if closed != nil {
+		l.gate.set(gateParked)
+		closed()
+		return nil
+	}
 	if l.socks.keep(l.sock) {
 		l.gate.set(gateParked)
 		return nil

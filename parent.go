@@ -19,6 +19,7 @@ type successor struct {
 	pipe   *os.File  // read end of the readiness pipe
 	handed []*socket // by their index in the manifest
 
+	mover    *mover  // from the time that it accepts
 	line     bool    // the ready line has come
 	claims   *claims // have come
 	went     bool    // go was sent: it may accept, and name itself in the PID file
@@ -33,19 +34,28 @@ type successor struct {
 // launch starts the new process. It runs outside of the Upgrader's goroutine,
 // since BeforeUpgrade may take its time.
 func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
-	if check := u.opt.beforeUpgrade; check != nil {
-		ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
-		err := check(ctx)
-		cancel()
-		if err != nil {
-			return nil, &UpgradeError{Reason: ErrRefused, Err: err}
-		}
+	if err := u.mayUpgrade(ctx); err != nil {
+		return nil, err
 	}
 	s, err := u.start()
 	if err != nil {
 		return nil, &UpgradeError{Reason: ErrStart, Err: err}
 	}
 	return s, nil
+}
+
+// mayUpgrade asks BeforeUpgrade.
+func (u *Upgrader) mayUpgrade(ctx context.Context) error {
+	check := u.opt.beforeUpgrade
+	if check == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
+	defer cancel()
+	if err := check(ctx); err != nil {
+		return &UpgradeError{Reason: ErrRefused, Err: err}
+	}
+	return nil
 }
 
 func (u *Upgrader) start() (s *successor, err error) {
@@ -74,6 +84,7 @@ func (u *Upgrader) start() (s *successor, err error) {
 				if err := ch.prewrite(newMessage(msgManifest, u.manifest(socks))); err != nil {
 					return fmt.Errorf("control channel: %w", err)
 				}
+				s.mover = newMover(s)
 				s.proc, err = u.sys.start(cmd, int(ready), theirs, fds)
 				return err
 			})
@@ -112,6 +123,10 @@ func (u *Upgrader) watch(s *successor) {
 	}()
 	channelRead := make(chan struct{})
 	s.ch.run(func(m message) {
+		if m.typ == msgTook {
+			s.onTook(m)
+			return
+		}
 		u.post(func() { u.onMessage(s, m) })
 	}, func(err error) {
 		close(channelRead)
@@ -181,6 +196,16 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		return
 	}
 	switch m.typ {
+	case msgTakes:
+		takes := map[int]string{}
+		if m.decode(&takes) == nil {
+			s.mover.learn(takes)
+			if u.drain != nil && !u.drain.cancelled() {
+				for _, server := range u.allServers() {
+					server.offer(s.mover)
+				}
+			}
+		}
 	case msgClaims:
 		var c claims
 		if err := m.decode(&c); err != nil {
@@ -189,9 +214,9 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 			return
 		}
 		s.claims = &c
+		s.mover.learn(c.Takes)
 		if c.PIDLock && len(m.fds) > 0 && u.pid != nil {
-			u.pid.forgetPeer()
-			u.pid.peer = os.NewFile(uintptr(m.fds[0]), u.pid.path)
+			u.pid.keepPeer(m.fds[0])
 			m.fds = m.fds[1:]
 		}
 		u.maybeGo(s)
@@ -206,6 +231,13 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		}
 	case msgFailed:
 		s.told = errors.New(strings.TrimPrefix(string(m.payload), "grace: "))
+	}
+}
+
+func (s *successor) onTook(m message) {
+	took, refused, err := decodeIDs(m.payload)
+	if err == nil {
+		s.mover.onTook(took, refused)
 	}
 }
 
@@ -241,6 +273,7 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 		return
 	}
 	s.ch.close()
+	s.mover.stop()
 	u.next = nil
 	failure := &UpgradeError{Pid: s.proc.pid(), State: state, Err: errors.Join(s.told, err)}
 	switch {
@@ -312,6 +345,7 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 		return
 	}
 	s.left = true
+	s.mover.stop()
 	s.late = time.AfterFunc(u.opt.drainTimeout+u.opt.readyTimeout, func() { s.proc.kill() })
 	u.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: s.proc.pid(), Err: errors.New("it has stopped by itself")})
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -52,6 +53,9 @@ type sockets struct {
 	inherited  bool // some came from another process, which needs them until we are ready
 	handedOver bool // and not rolled back: what is closed may be needed again
 	closed     bool
+	anyAddr    bool // a master's listeners are given whatever address is asked for
+
+	changed chan struct{} // holds one when a gate's mode has changed, or somebody has left it
 }
 
 type inheritedSocket struct {
@@ -60,7 +64,7 @@ type inheritedSocket struct {
 }
 
 func newSockets(m *manifest, first int) *sockets {
-	s := &sockets{}
+	s := &sockets{changed: make(chan struct{}, 1)}
 	if m != nil {
 		s.inherited = true
 		for i, e := range m.Sockets {
@@ -90,6 +94,11 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 			return in, true
 		}
 	}
+	if i := s.claimMasters(k, network, addr); i >= 0 {
+		in := s.unclaimed[i]
+		s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+		return in, true
+	}
 	return inheritedSocket{}, false
 }
 
@@ -110,7 +119,7 @@ func sameBinding(e entry, network, addr string) bool {
 		return false
 	}
 	if family != "tcp" && family != "udp" {
-		return e.Network == network && e.Bound == addr
+		return e.Network == network && (e.Bound == addr || hasPath(network, addr) && e.Path == absolute(addr))
 	}
 	bound, err := netip.ParseAddrPort(e.Bound)
 	if err != nil {
@@ -201,11 +210,13 @@ func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
 	default:
 		return nil, fmt.Errorf("grace: listen %s %s: %w; have tcp, tcp4, tcp6, unix, unixpacket", network, addr, net.UnknownNetworkError(network))
 	}
-	l, err := lc.Listen(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
-		l, err = replaceStale(addr, network, err, func() (net.Listener, error) {
-			return lc.Listen(context.Background(), network, addr)
-		})
+	open := func() (net.Listener, error) { return lc.Listen(context.Background(), network, addr) }
+	var l net.Listener
+	var err error
+	if hasPath(network, addr) {
+		l, err = openPath(addr, network, open)
+	} else {
+		l, err = open()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("grace: %w", err)
@@ -257,11 +268,13 @@ func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, erro
 	default:
 		return nil, fmt.Errorf("grace: listen packet %s %s: %w; have udp, udp4, udp6, unixgram", network, addr, net.UnknownNetworkError(network))
 	}
-	p, err := lc.ListenPacket(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
-		p, err = replaceStale(addr, network, err, func() (net.PacketConn, error) {
-			return lc.ListenPacket(context.Background(), network, addr)
-		})
+	open := func() (net.PacketConn, error) { return lc.ListenPacket(context.Background(), network, addr) }
+	var p net.PacketConn
+	var err error
+	if hasPath(network, addr) {
+		p, err = openPath(addr, network, open)
+	} else {
+		p, err = open()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("grace: %w", err)
@@ -274,6 +287,13 @@ func hasPath(network, addr string) bool {
 	return strings.HasPrefix(network, "unix") && addr != "" && addr[0] != '@' && addr[0] != 0
 }
 
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
 // add opens the gate of a socket that comes after Ready.
 func (s *sockets) add(sock *socket) error {
 	s.mu.Lock()
@@ -282,6 +302,9 @@ func (s *sockets) add(sock *socket) error {
 		return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, ErrStopped)
 	}
 	s.all = append(s.all, sock)
+	if sock.listener != nil {
+		sock.gate.watch(s.check)
+	}
 	if s.open && sock.gate != nil {
 		sock.gate.set(gateOpen)
 	}
@@ -336,6 +359,30 @@ func (s *sockets) claimed() []int {
 	return claimed
 }
 
+// takes says which protocols this process takes moved connections of.
+func (s *sockets) takes() map[int]string {
+	takes := map[int]string{}
+	for _, sock := range s.snapshot() {
+		if sock.index >= 0 && sock.listener != nil {
+			if proto := sock.listener.protocol(); proto != "" {
+				takes[sock.index] = proto
+			}
+		}
+	}
+	return takes
+}
+
+// taker is the listener that takes connections of the socket with this index in
+// the old process's manifest; nil if there is none.
+func (s *sockets) taker(index int) *listener {
+	for _, sock := range s.snapshot() {
+		if l := sock.listener; l != nil && sock.index == index && l.protocol() != "" && l.gate.isOpen() {
+			return l
+		}
+	}
+	return nil
+}
+
 // openGates begins to accept, on every socket, or begins again after a
 // hand-over that was rolled back.
 func (s *sockets) openGates() error {
@@ -344,15 +391,29 @@ func (s *sockets) openGates() error {
 	s.open, s.handedOver = true, false
 	var errs []error
 	for _, sock := range s.all {
-		sock.yielded = false
 		switch {
 		case sock.listener != nil:
 			errs = append(errs, sock.listener.reopen())
+			if sock.index >= 0 || sock.yielded {
+				sayWho(sock)
+			}
 		case sock.gate != nil:
 			sock.gate.set(gateOpen)
 		}
+		sock.yielded = false
 	}
 	return errors.Join(errs...)
+}
+
+// unpark lets l accept again that was closed while the process drained, if the
+// drain was called off meanwhile.
+func (s *sockets) unpark(l *listener) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.open || !l.gate.isParked() {
+		return nil
+	}
+	return l.reopen()
 }
 
 // dropUnclaimed closes what nobody in this process has asked for.
@@ -391,7 +452,7 @@ func (s *sockets) endAccept() {
 	for _, sock := range s.all {
 		switch {
 		case sock.gate == nil:
-		case sock.yielded || s.inherited && sock.index >= 0: // another process's
+		case sock.Master || sock.yielded || s.inherited && sock.index >= 0: // another process's
 			sock.gate.set(gateShut)
 		default:
 			sock.unlink()
@@ -399,6 +460,39 @@ func (s *sockets) endAccept() {
 		}
 	}
 }
+
+// drain waits until the queues that no other process has are accepted, whoever
+// calls Accept. It makes sockets a drainer.
+func (s *sockets) drain(d *drain) drainReport {
+	for {
+		left := false
+		for _, sock := range s.snapshot() {
+			left = sock.listener != nil && !sock.listener.finished() || left
+		}
+		if !left {
+			return drainReport{}
+		}
+		select {
+		case <-s.changed:
+		case <-d.cut:
+			return drainReport{}
+		case <-d.ctx.Done():
+			return drainReport{}
+		}
+	}
+}
+
+func (s *sockets) check() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// offer and shutdown make it a drainer: connections are the servers', and close
+// ends the listeners before.
+func (s *sockets) offer(*mover) {}
+func (s *sockets) shutdown()    {}
 
 // close ends all Accepts and all reads of packets. The packet conns themselves
 // stay open, for answers.
