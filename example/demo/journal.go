@@ -25,6 +25,7 @@ type entry struct {
 	Err      string
 	Moved    int
 	Finished int
+	Waited   int
 	Cut      int
 }
 

@@ -21,7 +21,8 @@ type show struct {
 	load    *load.Run
 	colour  bool
 	all     []upgrade
-	before  load.Count // of the load, when the last upgrade began
+	// of the load, when the last line was printed
+	answered, lost int
 }
 
 // run shows everything and says how much was lost.
@@ -57,7 +58,6 @@ func (s *show) upgrades(ctx context.Context) error {
 				return err
 			}
 		}
-		s.before = s.load.Snapshot().Total()
 		up, err := s.service.replace()
 		if err != nil {
 			return fmt.Errorf("upgrade %d: %w", n, err)
@@ -94,28 +94,25 @@ func (s *show) head(kinds map[load.Kind]int) {
 		clients += n
 	}
 	verb := map[string]string{"usr2": "kill -USR2 $(cat " + s.service.path("pid") + ")", "restart": "stop, and start again", "kill": "kill -9, and start again"}
-	fmt.Printf("A server on %s, %d clients of %d kinds, %v away; %d times: %s\n\n",
-		s.service.addr, clients, len(kinds), s.cfg.delay, s.cfg.upgrades, verb[s.cfg.how])
-	fmt.Printf("%4s  %17s  %10s  %7s %8s %4s %9s  %9s %5s\n",
-		"", "old -> new", "hand-over", "moved", "finished", "cut", "drained", "requests", "lost")
+	pid, _ := s.service.pid()
+	fmt.Printf("Server %d on %s, %d clients of %d kinds, %v away; %d times: %s\n\n",
+		pid, s.service.addr, clients, len(kinds), s.cfg.delay, s.cfg.upgrades, verb[s.cfg.how])
+	fmt.Printf("%4s  %17s  %10s  %7s %8s %6s %4s %9s  %9s %5s\n",
+		"", "old -> new", "hand-over", "moved", "finished", "waited", "cut", "drained", "requests", "lost")
 }
 
 // line prints what one upgrade was like, with the requests since the last one.
 func (s *show) line(n int, up upgrade) {
 	now := s.load.Snapshot().Total()
-	last := s.before
-	if len(s.all) > 0 {
-		last = load.Count{Answered: s.all[len(s.all)-1].answeredAll, Lost: map[string]int{"": s.all[len(s.all)-1].lostSoFar}}
-	}
-	up.answeredAll, up.lostSoFar = now.Answered, now.Losses()
-	up.answered, up.lost = now.Answered-last.Answered, now.Losses()-last.Losses()
+	up.answered, up.lost = now.Answered-s.answered, now.Losses()-s.lost
+	s.answered, s.lost = now.Answered, now.Losses()
 	s.all = append(s.all, up)
 
 	fmt.Printf("%4d  %7d -> %-6s  ", n, up.old, pidOrNone(up.new))
 	if up.failed != "" {
-		fmt.Printf("%s", s.paint(yellow, fmt.Sprintf("%-43s", "rolled back after "+up.handOver.Round(time.Millisecond).String())))
+		fmt.Printf("%s", s.paint(yellow, fmt.Sprintf("%-50s", "rolled back after "+up.handOver.Round(time.Millisecond).String())))
 	} else {
-		fmt.Printf("%10s  %7d %8d %4d %9s", ms(up.handOver), up.moved, up.finished, up.cut, ms(up.drained))
+		fmt.Printf("%10s  %7d %8d %6d %4d %9s", ms(up.handOver), up.moved, up.finished, up.waited, up.cut, ms(up.drained))
 	}
 	colour := green
 	if up.lost > 0 {
@@ -140,9 +137,9 @@ func (s *show) lostBroken() (n int) {
 func (s *show) summary(report load.Report) {
 	fmt.Printf("\n%s\n", report)
 	var took []time.Duration
-	var moved, finished, cut, back int
+	var moved, finished, waited, cut, back int
 	for _, up := range s.all {
-		moved, finished, cut = moved+up.moved, finished+up.finished, cut+up.cut
+		moved, finished, waited, cut = moved+up.moved, finished+up.finished, waited+up.waited, cut+up.cut
 		if up.failed != "" {
 			back++
 			continue
@@ -154,7 +151,7 @@ func (s *show) summary(report load.Report) {
 		slices.Sort(took)
 		fmt.Printf("; hand-over p50 %s, max %s", ms(took[(len(took)-1)/2]), ms(took[len(took)-1]))
 	}
-	fmt.Printf("\nconnections: %d moved, %d finished, %d cut off\n", moved, finished, cut)
+	fmt.Printf("\nconnections: %d moved, %d finished, %d waited for, %d cut off\n", moved, finished, waited, cut)
 	if n := s.lostBroken(); n > 0 {
 		fmt.Printf("lost with broken versions that had accepted them: %d\n", n)
 	}

@@ -116,14 +116,14 @@ func (s *service) sabotage(how string) error {
 
 // An upgrade is what one replacement of the server was like.
 type upgrade struct {
-	old, new               int
-	handOver               time.Duration // from the signal until new accepts
-	failed                 string        // why it was rolled back; empty if it was not
-	moved, finished, cut   int
-	drained                time.Duration
-	answered, lost         int  // by the load, until the next upgrade
-	broken                 bool // on purpose
-	answeredAll, lostSoFar int
+	old, new        int
+	handOver        time.Duration // from the signal until new accepts
+	failed          string        // why it was rolled back; empty if it was not
+	drained         time.Duration
+	moved, finished int  // connections
+	waited, cut     int  // streams, and what was cut off
+	broken          bool // on purpose
+	answered, lost  int  // by the load, since the last upgrade
 }
 
 // replace replaces the server in the way that the flags say.
@@ -149,7 +149,7 @@ func (s *service) upgrade() (up upgrade, err error) {
 		case is("grace: serving"):
 			up.new, up.handOver = e.From, e.Time.Sub(begun)
 		case is("grace: drained"):
-			up.drained, up.moved, up.finished, up.cut = e.Took, e.Moved, e.Finished, e.Cut
+			up.drained, up.moved, up.finished, up.waited, up.cut = e.Took, e.Moved, e.Finished, e.Waited, e.Cut
 		case is("grace: upgrade failed"), is("grace: rolled back"):
 			up.failed = e.Err
 			up.handOver = e.Time.Sub(begun)
