@@ -121,7 +121,7 @@ type track struct {
 	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
 	firstFor time.Duration // and how long the server then waits for the rest
 
-	full    int // the largest slice that a Read was offered
+	full    int // the largest slice that a Read was offered between two requests
 	offered int // to the Read that is pending; 0 if none is
 	phase   phase
 	moved   bool // from the old process
@@ -162,7 +162,9 @@ func (t *track) read(p []byte) (int, error) {
 			t.mu.Unlock()
 			return n, nil
 		}
-		t.full = max(t.full, len(p))
+		if !t.begun && t.phase <= phaseIdle && t.phase != phaseBusy {
+			t.full = max(t.full, len(p)) // a body is read past the buffer, into larger ones
+		}
 		if err := t.mustLeave(len(p)); err != nil {
 			t.mu.Unlock()
 			return 0, err
@@ -268,13 +270,6 @@ func (t *track) isDirect() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
-}
-
-// movable says whether it will move when it may.
-func (t *track) movable() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.mover != nil && t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
 }
 
 // bypass: bytes are read without us from now on. Those that we have come first.
