@@ -112,6 +112,11 @@ func (u *Upgrader) sayReady() error {
 			return u.failReady(err)
 		}
 	}
+	if u.underMaster() && u.pid != nil {
+		if err := u.pid.takeOver(); err != nil {
+			return err
+		}
+	}
 	reply := make(chan error, 1)
 	if !u.post(func() { reply <- u.onReady() }) {
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)

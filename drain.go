@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -15,6 +16,7 @@ type stopRequest struct {
 	now      bool      // cut off what is left
 	passedOn bool      // the other process of a hand-over was told first
 	leave    bool      // only this process is to end, not the service
+	reason   string    // if it was neither a signal nor the program
 }
 
 // Stop ends the service, as SIGTERM does: this process stops accepting, drains
@@ -37,10 +39,19 @@ func (u *Upgrader) onStop(r stopRequest) {
 		if r.leave || r.passedOn && !r.now {
 			return // both processes may get the same signal: it counts once
 		}
+		if u.underMaster() && (r.signal != nil || r.reason != "") {
+			return // masters repeat it: to all that are not the newest, at each upgrade
+		}
 		r.now = true
 	}
 	if r.signal != nil {
 		u.log.Info("grace: stopping", "signal", r.signal, "now", r.now)
+	}
+	if r.reason != "" {
+		u.log.Info("grace: stopping", "reason", r.reason)
+	}
+	if r.signal != nil || r.reason != "" { // how an upgrade by a master succeeds
+		u.answerAsked(slices.Clone(u.asked), nil)
 	}
 	handedOver := u.state == yielded || u.state == draining || (u.next != nil && u.next.went)
 	u.stopAsked = true
@@ -84,7 +95,7 @@ func (u *Upgrader) passStop(r stopRequest) {
 
 // refuseAll answers everybody who waits for an upgrade that will not be.
 func (u *Upgrader) refuseAll() {
-	u.current, u.waiting = append(u.current, u.waiting...), nil
+	u.current, u.waiting, u.asked = slices.Concat(u.current, u.waiting, u.asked), nil, nil
 	u.answer(fmt.Errorf("grace: Upgrade: %w", ErrStopped))
 	u.pending = false
 }

@@ -51,6 +51,13 @@ var (
 	// ErrInUse is returned by New if this process has an Upgrader already.
 	ErrInUse = errors.New("this process has an Upgrader already; use one for all its listeners")
 
+	// ErrMaster is returned by New and Listen if a variable by which a master
+	// (socketmaster, einhorn, start_server, systemd) passes its sockets is
+	// malformed or not true: no number, a descriptor that is closed or no
+	// listening socket, a count or a process id that is wrong. The text names
+	// the variable; nothing is served.
+	ErrMaster = errors.New("a variable of the program that has started this one can't be trusted")
+
 	// ErrAddrInUse is returned by Listen for a unix socket path on which
 	// another process answers.
 	ErrAddrInUse = errors.New("another process answers on this path")

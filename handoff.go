@@ -59,6 +59,11 @@ type entry struct {
 	Path string `json:"path,omitempty"`
 	Dev  uint64 `json:"dev,omitempty"`
 	Ino  uint64 `json:"ino,omitempty"`
+	// Master says that a master has passed the socket and keeps it: nobody here
+	// removes its path, and its queue is not ours to empty.
+	Master bool `json:"master,omitempty"`
+	// Name is the one that the master gave it.
+	Name string `json:"name,omitempty"`
 }
 
 type kind string

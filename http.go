@@ -373,7 +373,7 @@ func (s *httpServer) shutdown() {
 		srv.Close()
 	}
 	for _, t := range s.conns.tracks() {
-		t.inner.Close()
+		t.cut()
 	}
 	close(s.finished)
 }

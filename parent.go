@@ -34,19 +34,28 @@ type successor struct {
 // launch starts the new process. It runs outside of the Upgrader's goroutine,
 // since BeforeUpgrade may take its time.
 func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
-	if check := u.opt.beforeUpgrade; check != nil {
-		ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
-		err := check(ctx)
-		cancel()
-		if err != nil {
-			return nil, &UpgradeError{Reason: ErrRefused, Err: err}
-		}
+	if err := u.mayUpgrade(ctx); err != nil {
+		return nil, err
 	}
 	s, err := u.start()
 	if err != nil {
 		return nil, &UpgradeError{Reason: ErrStart, Err: err}
 	}
 	return s, nil
+}
+
+// mayUpgrade asks BeforeUpgrade.
+func (u *Upgrader) mayUpgrade(ctx context.Context) error {
+	check := u.opt.beforeUpgrade
+	if check == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
+	defer cancel()
+	if err := check(ctx); err != nil {
+		return &UpgradeError{Reason: ErrRefused, Err: err}
+	}
+	return nil
 }
 
 func (u *Upgrader) start() (s *successor, err error) {

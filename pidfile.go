@@ -21,6 +21,9 @@ import (
 // take the place before old has put back its own.
 type pidFile struct {
 	path string
+	// shared: siblings that know nothing of each other replace and remove it,
+	// under a lock of the directory.
+	shared bool
 
 	mu       sync.Mutex
 	file     *os.File // ours, locked
@@ -134,6 +137,35 @@ func (p *pidFile) take(tmp *os.File) error {
 	return nil
 }
 
+// takeOver puts this process's own file in place of that of a sibling, which
+// does not know of it: under a master siblings overlap by design.
+func (p *pidFile) takeOver() error {
+	tmp, err := p.prepare()
+	if err != nil {
+		return err
+	}
+	unlock, err := p.lockDir()
+	if err != nil {
+		p.discard(tmp)
+		return p.failed(err)
+	}
+	defer unlock()
+	return p.take(tmp)
+}
+
+// lockDir lets only one sibling at a time replace or remove the file.
+func (p *pidFile) lockDir() (unlock func(), err error) {
+	dir, err := os.Open(filepath.Dir(p.path))
+	if err != nil {
+		return nil, err
+	}
+	if err := lockFor(dir, 5*time.Second); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return func() { dir.Close() }, nil
+}
+
 // retake names this process again after the successor has died.
 func (p *pidFile) retake() error {
 	tmp, err := p.prepare()
@@ -177,6 +209,11 @@ func (p *pidFile) release(remove bool) {
 	p.released = true
 	if p.file == nil {
 		return
+	}
+	if p.shared {
+		if unlock, err := p.lockDir(); err == nil {
+			defer unlock()
+		}
 	}
 	if remove && p.names(p.file) {
 		os.Remove(p.path)

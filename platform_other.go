@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 // Where sockets can't be handed over, everything else works as usual.
@@ -16,11 +17,11 @@ const supported = false
 var (
 	upgradeSignals = []os.Signal(nil)
 	stopSignals    = []os.Signal{syscall.SIGTERM, os.Interrupt}
+	pipeSignals    = []os.Signal(nil)
 
 	errTooManyInFlight = errors.New("too many descriptors in flight")
 	errBrokenPipe      = errors.New("broken pipe")
 	errLocked          = errors.New("locked")
-	errAddrTaken       = errors.New("address in use") // never seen: nothing stale is replaced here
 )
 
 type handover struct{ version, first, count int }
@@ -28,6 +29,8 @@ type handover struct{ version, first, count int }
 var (
 	inherited    *handover
 	inheritedErr error
+	theMaster    *master
+	theMasterErr error
 )
 
 func (h *handover) open() (*net.UnixConn, *os.File, error) { return nil, nil, ErrNotSupported }
@@ -46,6 +49,8 @@ func inheritPacket(int) (net.PacketConn, error)        { return nil, ErrNotSuppo
 func inheritConn(int) (net.Conn, error)                { return nil, ErrNotSupported }
 func inheritFile(int, string) *os.File                 { return nil }
 func fileID(string) (dev, ino uint64, err error)       { return 0, 0, ErrNotSupported }
+func whenGone(int, func())                             {}
+func lockFor(*os.File, time.Duration) error            { return nil }
 func tryLock(*os.File) error                           { return nil }
 func alive(int) bool                                   { return false }
 func killedBySIGKILL(*os.ProcessState) bool            { return false }
@@ -57,7 +62,6 @@ func describe(k kind, network, addr string, _ any) entry {
 	return entry{Kind: k, Network: network, Addr: addr}
 }
 
-func replaceStale[T any](_, _ string, inUse error, _ func() (T, error)) (T, error) {
-	var none T
-	return none, inUse
-}
+func openPath[T any](_, _ string, open func() (T, error)) (T, error) { return open() }
+
+func sayWho(*socket) {}

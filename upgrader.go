@@ -39,6 +39,7 @@ type Upgrader struct {
 	home       home
 	generation int
 	parent     *parent // nil in a first process
+	master     *master // nil without one
 
 	ctx    context.Context // ends when this process begins to stop
 	cancel context.CancelFunc
@@ -57,6 +58,7 @@ type Upgrader struct {
 	passed     bool         // one was passed on to new; wanted again if new dies
 	waiting    []chan error // callers of Upgrade whose upgrade has not begun
 	current    []chan error // callers of Upgrade whose upgrade is running
+	asked      []chan error // callers of Upgrade whose upgrade a master was asked for
 	launching  bool         // a new process may exist that next does not name yet
 	parentGone bool
 	stopAsked  bool
@@ -72,11 +74,16 @@ type Upgrader struct {
 type system struct {
 	inherited    *handover
 	inheritedErr error
+	master       *master // nil without one
+	masterErr    error
 	start        func(c command, ready, control int, sockets []int) (process, error)
 }
 
 func realSystem() system {
-	return system{inherited: inherited, inheritedErr: inheritedErr, start: startProcess}
+	return system{
+		inherited: inherited, inheritedErr: inheritedErr,
+		master: theMaster, masterErr: theMasterErr, start: startProcess,
+	}
 }
 
 // inUse guards against a second Upgrader in one process: the sockets of the old
@@ -101,6 +108,7 @@ func New(opts ...Option) (*Upgrader, error) {
 		return nil, err
 	}
 	inherited, inheritedErr = nil, nil // taken
+	theMaster.taken()
 	go func() {
 		<-u.over
 		inUse.Store(false)
@@ -123,13 +131,21 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 	if sys.inheritedErr != nil {
 		u.log.Warn("grace: an environment variable of another process was ignored", "err", sys.inheritedErr)
 	}
-	if err := u.findPlace(); err != nil {
+	if sys.inherited == nil {
+		u.master = sys.master
+	}
+	// Signals before the PID file: from the moment that it names us, they may
+	// come. Beside the next step, since the runtime takes its time for them.
+	signals := make(chan func(), 1)
+	go func() { signals <- u.handleSignals() }()
+	err = u.findPlace()
+	release := <-signals
+	if err != nil {
+		release()
 		u.cancel()
 		return nil, err
 	}
 	u.servers = []drainer{u.socks}
-	// Signals first: from the moment that the PID file names us, they may come.
-	release := u.handleSignals()
 	if err := u.takePIDFile(); err != nil {
 		release()
 		u.cancel()
@@ -144,6 +160,7 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 	if u.parent != nil {
 		u.runParent()
 	}
+	u.joinMaster()
 	u.warnIfNeverReady()
 	return u, nil
 }
@@ -152,7 +169,11 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 func (u *Upgrader) findPlace() (err error) {
 	h := u.sys.inherited
 	if h == nil {
+		if u.sys.masterErr != nil {
+			return u.sys.masterErr
+		}
 		u.socks = newSockets(nil, 0)
+		u.socks.fromMaster(u.master)
 		u.home, err = findHome()
 		return err
 	}
@@ -171,7 +192,10 @@ func (u *Upgrader) takePIDFile() error {
 		return nil
 	}
 	p := newPIDFile(u.opt.pidFile, u.home.dir)
-	if u.parent == nil || u.parent.m.PIDFile != p.path {
+	switch {
+	case u.underMaster(): // siblings overlap: the newest takes it when it is ready
+		p.shared = true
+	case u.parent == nil || u.parent.m.PIDFile != p.path:
 		if err := p.acquire(); err != nil {
 			return err
 		}
@@ -233,6 +257,7 @@ func (u *Upgrader) onReady() error {
 		u.parent.ch.send(newMessage(msgAccepting, nil))
 		u.socks.dropUnclaimed()
 	}
+	u.tellMaster()
 	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
 	u.settle()
 	return nil
@@ -309,7 +334,11 @@ func (u *Upgrader) settle() {
 		return
 	}
 	u.pending, u.passed = false, false
-	u.current, u.waiting = u.waiting, nil
+	u.current, u.waiting = append(u.current, u.waiting...), nil
+	if u.underMaster() {
+		u.askMaster()
+		return
+	}
 	if !supported {
 		u.log.Error("grace: upgrade failed; this process goes on serving", "err", ErrNotSupported)
 		u.answer(fmt.Errorf("grace: Upgrade: %w", ErrNotSupported))
@@ -409,6 +438,9 @@ func (u *Upgrader) Listen(network, addr string) (net.Listener, error) {
 	l, err := u.socks.listen(u.opt.listenConfig, network, addr)
 	if err != nil {
 		return nil, err // not l, a nil pointer
+	}
+	if l.sock.Master && u.parent == nil {
+		u.log.Info("grace: listening on the master's socket", "asked", network+" "+addr, "used", l.addr.Network()+" "+l.addr.String())
 	}
 	return l, nil
 }

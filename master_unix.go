@@ -1,0 +1,218 @@
+//go:build unix
+
+package grace
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// theMaster is the program that has started this one, if it is one of the known
+// masters. Like the hand-over it is looked for before any init function runs.
+var theMaster, theMasterErr = takeMaster()
+
+// masters are the known ones, in the order in which they are looked for. Each
+// takes its variables out of the environment, marks its descriptors
+// close-on-exec, and gives nil if it is not there.
+var masters = []func() (*master, error){
+	startServerMaster,
+	einhornMaster,
+	socketmasterMaster,
+	systemdMaster,
+}
+
+// takeMaster gives the first of masters that is there. A process that was
+// handed its sockets by an old one has no master, whatever the environment
+// says: its variables are taken away all the same.
+func takeMaster() (found *master, err error) {
+	handedOver := inherited != nil
+	for _, look := range masters {
+		m, lerr := look()
+		if found == nil && err == nil && !handedOver {
+			found, err = m, lerr
+		}
+	}
+	return found, err
+}
+
+// dishonest is an ErrMaster that names the variable.
+func dishonest(variable, value, format string, args ...any) error {
+	return fmt.Errorf("grace: %w: %s=%q: %s", ErrMaster, variable, value, fmt.Sprintf(format, args...))
+}
+
+// takeVariable takes a variable out of the environment.
+func takeVariable(name string) (value string, ok bool) {
+	value, ok = os.LookupEnv(name)
+	os.Unsetenv(name)
+	return value, ok
+}
+
+// takeSocket looks at a descriptor that a master says it has passed, and marks
+// it close-on-exec; none may be in seen. The error says what is wrong with it,
+// without the variable.
+func takeSocket(number string, seen map[int]bool) (masterSocket, error) {
+	fd, err := strconv.Atoi(strings.TrimSpace(number))
+	if err != nil {
+		return masterSocket{}, fmt.Errorf("%q is not a number", number)
+	}
+	if seen[fd] {
+		return masterSocket{}, fmt.Errorf("descriptor %d is named twice", fd)
+	}
+	seen[fd] = true
+	return inspectSocket(fd)
+}
+
+func inspectSocket(fd int) (s masterSocket, err error) {
+	if fd < 0 {
+		return s, fmt.Errorf("descriptor %d is below zero", fd)
+	}
+	// A descriptor that came through exec is not close-on-exec; one that is was
+	// opened by this process, and the master's is closed.
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC != 0 {
+		return s, fmt.Errorf("descriptor %d is closed", fd)
+	}
+	typ, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return s, fmt.Errorf("descriptor %d is not a socket", fd)
+	}
+	unix.CloseOnExec(fd)
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return s, fmt.Errorf("descriptor %d: %w", fd, os.NewSyscallError("getsockname", err))
+	}
+	s.fd = fd
+	s.Kind, s.Master = kindListener, true
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		s.Network, s.Bound = "tcp", netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
+	case *unix.SockaddrInet6:
+		ip := netip.AddrFrom16(sa.Addr)
+		if sa.ZoneId != 0 {
+			if i, err := net.InterfaceByIndex(int(sa.ZoneId)); err == nil {
+				ip = ip.WithZone(i.Name)
+			}
+		}
+		s.Network, s.Bound = "tcp", netip.AddrPortFrom(ip, uint16(sa.Port)).String()
+		v, err := unix.GetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+		s.V6Only = err == nil && v == 1
+	case *unix.SockaddrUnix:
+		s.Network, s.Bound = "unix", sa.Name
+	default:
+		return s, fmt.Errorf("descriptor %d is a socket of an unknown family", fd)
+	}
+	s.Addr = s.Bound
+	switch typ {
+	case unix.SOCK_STREAM, unix.SOCK_SEQPACKET:
+		if typ == unix.SOCK_SEQPACKET {
+			s.Network = "unixpacket"
+		}
+		if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || on == 0 {
+			return s, fmt.Errorf("descriptor %d is a socket that does not listen", fd)
+		}
+	case unix.SOCK_DGRAM:
+		s.Kind = kindPacket
+		if s.Network == "tcp" {
+			s.Network = "udp"
+		} else {
+			s.Network = "unixgram"
+		}
+	default:
+		return s, fmt.Errorf("descriptor %d is a socket of type %d", fd, typ)
+	}
+	return s, nil
+}
+
+// takeSockets takes several, none of them twice.
+func takeSockets(variable, value string, numbers []string) (sockets []masterSocket, err error) {
+	seen := map[int]bool{}
+	for _, n := range numbers {
+		s, err := takeSocket(n, seen)
+		if err != nil {
+			return nil, dishonest(variable, value, "%v", err)
+		}
+		sockets = append(sockets, s)
+	}
+	return sockets, nil
+}
+
+// onlyListeners refuses packet sockets, which this master does not pass.
+func onlyListeners(variable, value string, sockets []masterSocket) error {
+	for _, s := range sockets {
+		if s.Kind != kindListener {
+			return dishonest(variable, value, "descriptor %d is a socket that does not listen", s.fd)
+		}
+	}
+	return nil
+}
+
+// findMaster fills in who the master is: the pid that told, a variable that
+// holds its pid, says, or the one that has set the variable set.
+func (m *master) findMaster(told, set string) error {
+	value, ok := takeVariable(told)
+	if told == "" || !ok {
+		m.pid = whoSet(m.variable, set)
+	} else {
+		pid, err := strconv.Atoi(value)
+		if err != nil || pid < 1 {
+			return dishonest(told, value, "it is not a process id")
+		}
+		if !slices.Contains(ancestors(), pid) {
+			return dishonest(told, value, "that process has not started this one, whose parent is %d", os.Getppid())
+		}
+		m.pid = pid
+	}
+	m.child = os.Getpid()
+	if parent := os.Getppid(); parent != m.pid {
+		m.wrapper = parent
+		for _, pid := range ancestors() {
+			if pid == m.pid {
+				break
+			}
+			m.child = pid
+		}
+	}
+	return nil
+}
+
+// signal sends sig to the master, if it can be proven that its pid is still the
+// master's: it is an ancestor of this process, and holds the socket that it has
+// passed. FindProcess pins the process, so that the pid can't change hands
+// between the proof and the signal where the system has a way for that.
+func (m *master) signal(sig syscall.Signal) error {
+	p, err := os.FindProcess(m.pid)
+	if m.pid < 1 || err != nil {
+		return fmt.Errorf("the %s that has started this process can't be told", m.name)
+	}
+	defer p.Release()
+	if !slices.Contains(ancestors(), m.pid) {
+		return fmt.Errorf("the %s that has started this process, pid %d, is gone", m.name, m.pid)
+	}
+	if m.socket != 0 {
+		if err := holds(m.pid, m.socket); err != nil {
+			return fmt.Errorf("pid %d can't be proven to be the %s that has started this process: %w", m.pid, m.name, err)
+		}
+	}
+	if err := p.Signal(sig); err != nil {
+		return fmt.Errorf("%v to the %s, pid %d: %w", sig, m.name, m.pid, err)
+	}
+	return nil
+}
+
+// remember keeps what the proof of the master needs.
+func (m *master) remember() {
+	if len(m.sockets) > 0 {
+		var st unix.Stat_t
+		if unix.Fstat(m.sockets[0].fd, &st) == nil {
+			m.socket = uint64(st.Ino)
+		}
+	}
+}
