@@ -276,13 +276,6 @@ func (t *track) isDirect() bool {
 	return t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
 }
 
-// movable says whether it will move when it may.
-func (t *track) movable() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.mover != nil && t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
-}
-
 // bypass: bytes are read without us from now on. Those that we have come first.
 func (t *track) bypass(w io.Writer) (int64, error) {
 	t.mu.Lock()
