@@ -26,17 +26,17 @@ type UnixConn struct {
 }
 
 // tracked puts the connection c of l under l's eyes. unread are bytes that were
-// read from it before, and come first.
-func tracked(c net.Conn, l *listener, unread []byte) net.Conn {
+// read from it before, and come first. It is never given to the mover stays.
+func tracked(c net.Conn, l *listener, unread []byte, stays *mover) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
 		t := &TCPConn{TCPConn: c}
-		l.newTrack(&t.track, c, unread)
+		l.newTrack(&t.track, c, unread, stays)
 		l.live.add(&t.track)
 		return t
 	case *net.UnixConn:
 		t := &UnixConn{UnixConn: c}
-		l.newTrack(&t.track, c, unread)
+		l.newTrack(&t.track, c, unread, stays)
 		l.live.add(&t.track)
 		return t
 	}
@@ -117,6 +117,7 @@ type track struct {
 	want   time.Time // the read deadline that the server has set
 	grace  time.Duration
 	mover  *mover // takes it to the new process as soon as it may move
+	stays  *mover // has failed to, and is not to try again and again
 
 	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
 	firstFor time.Duration // and how long the server then waits for the rest
@@ -248,16 +249,20 @@ func (t *track) mustLeave(offered int) error {
 }
 
 // offer gives the connection a mover: it is moved at once if it may, or as soon
-// as it may. With nil the move is called off.
-func (t *track) offer(m *mover) {
+// as it may. With nil the move is called off. False if it stays.
+func (t *track) offer(m *mover) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if m != nil && t.stays == m {
+		return false
+	}
 	t.mover = m
 	t.told = false
 	if t.offered > 0 && t.mayLeave(t.offered) {
 		t.woken = true
 		t.inner.SetReadDeadline(longAgo)
 	}
+	return true
 }
 
 // setDirect says that the server has the connection itself.
@@ -411,7 +416,7 @@ func (t *track) close() error {
 	}
 	if leaving && !was {
 		if m == nil || !m.move(t, nil) {
-			t.l.takeBack(t, nil)
+			t.l.takeBack(t, nil, m)
 		}
 		return nil
 	}

@@ -244,9 +244,7 @@ func (s *httpServer) begin(c net.Conn, t *track) {
 
 // release lets go of a connection: to the new process, or for good.
 func (s *httpServer) release(t *track, m *mover) {
-	if m.accepts(t.l, protocolHTTP1) && t.isDirect() {
-		t.offer(m)
-	} else {
+	if !m.accepts(t.l, protocolHTTP1) || !t.isDirect() || !t.offer(m) {
 		t.finish(s.u.opt.idleGrace)
 	}
 }

@@ -58,7 +58,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		c, err := l.acceptor().Accept()
 		if err == nil {
-			c = tracked(c, l, nil)
+			c = tracked(c, l, nil, nil)
 		}
 		l.gate.leave()
 		if err == nil || !l.gate.mayRetry(err) {
@@ -89,10 +89,12 @@ func (l *listener) next() net.Conn {
 	return c
 }
 
-// takeBack serves on a connection that was on its way out.
-func (l *listener) takeBack(t *track, unread []byte) {
+// takeBack serves on a connection that was on its way out. m could not move it,
+// and would fail again: without end, and without a request served meanwhile.
+func (l *listener) takeBack(t *track, unread []byte, m *mover) {
 	t.inner.SetDeadline(time.Time{})
-	c := tracked(t.inner, l, unread) // takes t's place in l.live
+	c := tracked(t.inner, l, unread, m) // takes t's place in l.live
+	trackOf(c).moved = true             // it is as idle as one that has arrived
 	if l.gate.isClosed() {
 		c.Close()
 		return
@@ -124,10 +126,13 @@ func (l *listener) offer(m *mover) {
 }
 
 // newTrack makes t that of a connection that begins.
-func (l *listener) newTrack(t *track, c net.Conn, unread []byte) {
+func (l *listener) newTrack(t *track, c net.Conn, unread []byte, stays *mover) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t.l, t.inner, t.unread, t.phase, t.mover = l, c, unread, l.phase, l.mover
+	t.l, t.inner, t.unread, t.phase, t.stays = l, c, unread, l.phase, stays
+	if l.mover != stays {
+		t.mover = l.mover
+	}
 }
 
 func (l *listener) protocol() string {

@@ -192,7 +192,7 @@ func (m *mover) onWritten(batch []*moving, err error) {
 	}
 	m.flush()
 	m.mu.Unlock()
-	takeBack(back)
+	m.takeBack(back)
 }
 
 // withdraw forgets those of batch that are still on their way, and returns them.
@@ -206,9 +206,9 @@ func (m *mover) withdraw(batch []*moving) (back []*moving) {
 	return back
 }
 
-func takeBack(back []*moving) {
+func (m *mover) takeBack(back []*moving) {
 	for _, c := range back {
-		c.t.l.takeBack(c.t, c.unread)
+		c.t.l.takeBack(c.t, c.unread, m)
 	}
 }
 
@@ -243,7 +243,7 @@ func (m *mover) onTook(ids, refused []uint32) {
 	for _, c := range gone {
 		c.t.l.live.remove(c.t, false)
 	}
-	takeBack(back)
+	m.takeBack(back)
 }
 
 // impatient takes back what was sent long ago and new has not taken: it does
@@ -263,7 +263,7 @@ func (m *mover) impatient() {
 		m.over = true
 	}
 	m.mu.Unlock()
-	takeBack(back)
+	m.takeBack(back)
 }
 
 // stop ends moving: new is dead, or gives up. A message that is being written
@@ -280,7 +280,7 @@ func (m *mover) stop() {
 		}
 	}
 	m.mu.Unlock()
-	takeBack(back)
+	m.takeBack(back)
 }
 
 func (m *mover) count() int {
@@ -421,7 +421,7 @@ func (r *receiver) deliver(id uint32) {
 		return
 	}
 	delete(r.held, id)
-	t := tracked(c.conn, c.l, c.unread)
+	t := tracked(c.conn, c.l, c.unread, nil)
 	trackOf(t).moved = true // nobody else has it yet
 	if c.l.gate.isClosed() {
 		t.Close()

@@ -96,3 +96,23 @@ func TestCloseOfMovingConnection(t *testing.T) {
 	receive(t, done, "the connection to move")
 	wantAnswer(t, c, r, "", "new")
 }
+
+// A connection that new refuses is served by old, and not offered again and
+// again: it would never be read.
+func TestRefusedConnectionIsServed(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.recv.find = func(int) *listener { return nil }
+	p.runOld()
+	p.runNew()
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	_, done := p.drain()
+	receive(t, p.old.seen, "the connection")
+	receive(t, p.old.seen, "the connection to come back")
+	wantAnswer(t, c, r, "", "old")
+	receive(t, done, "the drain to end")
+	if n := p.mover.count(); n != 0 {
+		t.Errorf("moved %d connections, want none", n)
+	}
+}
