@@ -126,6 +126,7 @@ type track struct {
 	offered int // to the Read that is pending; 0 if none is
 	phase   phase
 	moved   bool // from the old process
+	lent    bool // another process may have a copy of it, and not know yet that it has not
 	direct  bool // the server has it itself, not a wrapper of it
 	touched bool // bytes were read
 	begun   bool // bytes were read since it was accepted, or became idle
@@ -416,12 +417,24 @@ func (t *track) close() error {
 	}
 	if leaving && !was {
 		if m == nil || !m.move(t, nil) {
-			t.l.takeBack(t, nil, m)
+			t.l.takeBack(t, nil, m, false)
 		}
 		return nil
 	}
 	if !was {
 		t.l.live.remove(t, hijacked)
+	}
+	return t.closeInner()
+}
+
+// closeInner closes the descriptor, and the connection even if new has a copy.
+func (t *track) closeInner() error {
+	if c, ok := t.inner.(interface {
+		CloseRead() error
+		CloseWrite() error
+	}); ok && t.lent {
+		c.CloseRead()
+		c.CloseWrite()
 	}
 	return t.inner.Close()
 }
@@ -431,7 +444,7 @@ func (t *track) cut() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.away {
-		t.inner.Close()
+		t.closeInner()
 	}
 }
 

@@ -90,11 +90,14 @@ func (l *listener) next() net.Conn {
 }
 
 // takeBack serves on a connection that was on its way out. m could not move it,
-// and would fail again: without end, and without a request served meanwhile.
-func (l *listener) takeBack(t *track, unread []byte, m *mover) {
+// and would fail again: without end, and without a request served meanwhile. If
+// it is lent, new may have a copy of it.
+func (l *listener) takeBack(t *track, unread []byte, m *mover, lent bool) {
 	t.inner.SetDeadline(time.Time{})
 	c := tracked(t.inner, l, unread, m) // takes t's place in l.live
-	trackOf(c).moved = true             // it is as idle as one that has arrived
+	back := trackOf(c)
+	back.moved = true // it is as idle as one that has arrived
+	back.lent = lent
 	if l.gate.isClosed() {
 		c.Close()
 		return

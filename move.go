@@ -100,6 +100,7 @@ type moving struct {
 	unread []byte
 	fd     int
 	at     time.Time // when it was written; zero before
+	lent   bool      // new may have a copy of it
 }
 
 func newMover(s *successor) *mover {
@@ -192,7 +193,11 @@ func (m *mover) onWritten(batch []*moving, err error) {
 	}
 	m.flush()
 	m.mu.Unlock()
-	m.takeBack(back)
+	if err != nil {
+		m.takeBack(back) // new has got nothing
+	} else {
+		m.giveUp(back)
+	}
 }
 
 // withdraw forgets those of batch that are still on their way, and returns them.
@@ -208,8 +213,28 @@ func (m *mover) withdraw(batch []*moving) (back []*moving) {
 
 func (m *mover) takeBack(back []*moving) {
 	for _, c := range back {
-		c.t.l.takeBack(c.t, c.unread, m)
+		c.t.l.takeBack(c.t, c.unread, m, c.lent)
 	}
+}
+
+// giveUp takes back what new may have got. New is told before this process
+// reads on: should this one die then, new must not take for its own what half a
+// request was read from. If the channel is full new reads nothing, and old can't
+// wait for it.
+func (m *mover) giveUp(back []*moving) {
+	if len(back) == 0 {
+		return
+	}
+	var ids []uint32
+	for _, c := range back {
+		if c.lent = !c.at.IsZero(); c.lent {
+			ids = append(ids, c.id)
+		}
+	}
+	var once sync.Once
+	serve := func() { once.Do(func() { m.takeBack(back) }) }
+	m.ch.sendThen(message{typ: msgVerdict, payload: encodeIDs(nil, ids)}, func(error) { serve() })
+	time.AfterFunc(tookPatience, serve)
 }
 
 // onTook: new has received these, and could not make use of those.
@@ -263,7 +288,7 @@ func (m *mover) impatient() {
 		m.over = true
 	}
 	m.mu.Unlock()
-	m.takeBack(back)
+	m.giveUp(back)
 }
 
 // stop ends moving: new is dead, or gives up. A message that is being written
@@ -280,7 +305,7 @@ func (m *mover) stop() {
 		}
 	}
 	m.mu.Unlock()
-	m.takeBack(back)
+	m.giveUp(back)
 }
 
 func (m *mover) count() int {

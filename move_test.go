@@ -116,3 +116,35 @@ func TestRefusedConnectionIsServed(t *testing.T) {
 		t.Errorf("moved %d connections, want none", n)
 	}
 }
+
+// New is stopped with a connection in its queue: old serves it, and closing it
+// ends it for the client, though new has a copy. When new goes on and old is dead,
+// it knows that the connection is not its own.
+func TestConnectionThatNewDoesNotTake(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.runOld()
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	_, done := p.drain()
+	receive(t, p.old.seen, "the connection")
+	receive(t, p.old.seen, "the connection to come back")
+	wantAnswer(t, c, r, "", "old")
+	if _, err := r.ReadByte(); err != io.EOF {
+		t.Errorf("after an answer with Connection: close: got %v, want %v", err, io.EOF)
+	}
+	receive(t, done, "the drain to end")
+	p.old.ch.close()
+	gone := make(chan int, 1)
+	p.new.ch.run(func(m message) {
+		switch m.typ {
+		case msgConns:
+			p.recv.onConns(m)
+		case msgVerdict:
+			p.recv.onVerdict(m)
+		}
+	}, func(error) { gone <- len(p.recv.held) })
+	if n := receive(t, gone, "old's death to be seen"); n != 0 {
+		t.Errorf("new takes %d connections for its own, want none", n)
+	}
+}
