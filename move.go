@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -237,8 +239,12 @@ func (m *mover) giveUp(back []*moving) {
 	time.AfterFunc(tookPatience, serve)
 }
 
-// onTook: new has received these, and could not make use of those.
+// onTook: new has received these, and could not make use of those. A new process
+// that has died since took nothing with it.
 func (m *mover) onTook(ids, refused []uint32) {
+	if m.ch.hungUp() {
+		return // stop follows
+	}
 	m.mu.Lock()
 	var gone, back []*moving
 	var yours, mine []uint32
@@ -433,10 +439,17 @@ func (r *receiver) onVerdict(m message) error {
 	return nil
 }
 
-// onGone: old is dead, and what we took is ours.
-func (r *receiver) onGone() {
-	for id := range r.held {
-		r.deliver(id)
+// onEnd: the channel has ended. If old is dead, what we took is ours. If it was
+// this process that could read no more, old still has them and serves them.
+func (r *receiver) onEnd(err error) {
+	dead := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+	for id, c := range r.held {
+		if dead {
+			r.deliver(id)
+		} else {
+			c.conn.Close()
+			delete(r.held, id)
+		}
 	}
 }
 

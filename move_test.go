@@ -148,3 +148,67 @@ func TestConnectionThatNewDoesNotTake(t *testing.T) {
 		t.Errorf("new takes %d connections for its own, want none", n)
 	}
 }
+
+// New says that it took a connection, and dies before old has read that.
+func TestNewDiesAfterItTook(t *testing.T) {
+	p := newCouple(t, saysSide)
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	d, done := p.drain()
+	dead := make(chan struct{})
+	p.old.ch.run(func(m message) {
+		<-dead
+		took, refused, _ := decodeIDs(m.payload)
+		p.mover.onTook(took, refused)
+	}, func(error) { p.mover.stop() })
+	m, err := p.new.ch.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.recv.onConns(m); err != nil {
+		t.Fatal(err)
+	}
+	go p.new.ch.writeLoop()
+	p.new.ch.flush(limit)
+	for _, c := range p.recv.held {
+		c.conn.Close()
+	}
+	p.new.ch.close()
+	close(dead)
+	receive(t, p.old.seen, "the connection")
+	receive(t, p.old.seen, "the connection to come back")
+	d.cancel()
+	receive(t, done, "the drain to end")
+	wantAnswer(t, c, r, "", "old")
+	if n := p.mover.count(); n != 0 {
+		t.Errorf("moved %d connections, want none", n)
+	}
+}
+
+// New can't read the channel any more, but old lives.
+func TestNewGivesUpTheChannel(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.runOld()
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	d, done := p.drain()
+	m, err := p.new.ch.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.recv.onConns(m)
+	p.new.ch.close()
+	p.recv.onEnd(ErrProtocol)
+	receive(t, p.old.seen, "the connection")
+	receive(t, p.old.seen, "the connection to come back")
+	d.cancel()
+	receive(t, done, "the drain to end")
+	wantAnswer(t, c, r, "", "old")
+	select {
+	case <-p.new.seen:
+		t.Error("new serves a connection that is old's")
+	default:
+	}
+}

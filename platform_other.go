@@ -61,3 +61,5 @@ func replaceStale[T any](_, _ string, inUse error, _ func() (T, error)) (T, erro
 	var none T
 	return none, inUse
 }
+
+func (c *channel) hungUp() bool { return false }
