@@ -396,7 +396,11 @@ type received struct {
 func (r *receiver) onConns(m message) error {
 	batch, err := decodeConns(m.payload)
 	if err != nil {
+		closeAll(m.fds)
 		return err
+	}
+	if len(m.fds) > len(batch) {
+		closeAll(m.fds[len(batch):])
 	}
 	var took, refused []uint32
 	for i, c := range batch {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // request sends one and gives the answer's body.
@@ -210,5 +212,23 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 	case <-p.new.seen:
 		t.Error("new serves a connection that is old's")
 	default:
+	}
+}
+
+// A message that can't be read leaves no descriptor open, nor does one with too many.
+func TestBadConnsMessage(t *testing.T) {
+	p := newCouple(t, saysSide)
+	for _, payload := range [][]byte{nil, {1}, encodeConns([]*moving{{id: 1, unread: []byte("xyz")}}).payload[:13]} {
+		fd, err := dupInOrder([]int{0})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = p.recv.onConns(message{typ: msgConns, payload: payload, fds: []int{fd}})
+		if (err == nil) != (len(payload) == 0) {
+			t.Errorf("%d bytes: got error %v", len(payload), err)
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != unix.EBADF {
+			t.Errorf("%d bytes: the descriptor is open still", len(payload))
+		}
 	}
 }
