@@ -239,6 +239,10 @@ func (s *httpServer) begin(c net.Conn, t *track) {
 		m := s.mover
 		s.mu.Unlock()
 		s.release(t, m)
+		if !s.draining.Load() { // called off meanwhile, and resume may not have seen it
+			t.offer(nil)
+			t.finish(0)
+		}
 	}
 }
 
