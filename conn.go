@@ -32,12 +32,10 @@ func tracked(c net.Conn, l *listener, unread []byte, stays *mover) net.Conn {
 	case *net.TCPConn:
 		t := &TCPConn{TCPConn: c}
 		l.newTrack(&t.track, c, unread, stays)
-		l.live.add(&t.track)
 		return t
 	case *net.UnixConn:
 		t := &UnixConn{UnixConn: c}
 		l.newTrack(&t.track, c, unread, stays)
-		l.live.add(&t.track)
 		return t
 	}
 	return c // not reached: a listener of ours accepts nothing else
@@ -158,6 +156,10 @@ func trackOf(c net.Conn) *track {
 func (t *track) read(p []byte) (int, error) {
 	for {
 		t.mu.Lock()
+		if t.away {
+			t.mu.Unlock()
+			return 0, net.ErrClosed
+		}
 		if len(t.unread) > 0 {
 			n := copy(p, t.unread)
 			t.unread = t.unread[n:]
@@ -190,8 +192,12 @@ func (t *track) read(p []byte) (int, error) {
 func (t *track) afterRead(n, offered int, err error) (again bool, _ error) {
 	woken := t.woken
 	if woken {
-		t.woken = false
-		t.inner.SetReadDeadline(t.want)
+		t.woken, t.capped = false, false
+		if n == 0 && t.mayCap() { // not moved after all
+			t.cap()
+		} else {
+			t.inner.SetReadDeadline(t.want)
+		}
 	}
 	if n > 0 {
 		if t.idleFor != 0 && !t.touched {
@@ -306,6 +312,9 @@ func (t *track) bypass(w io.Writer) (int64, error) {
 func (t *track) setReadDeadline(d time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.away {
+		return net.ErrClosed
+	}
 	if t.idleFor != 0 && !t.touched && t.phase == phaseNew {
 		d = t.beginIdle(d)
 	}
@@ -398,6 +407,9 @@ func (t *track) setPhase(p phase) {
 func (t *track) finish(grace time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.away { // its descriptor may be that of another track by now
+		return
+	}
 	t.grace = grace
 	if t.mayCap() {
 		t.cap()
@@ -468,9 +480,15 @@ func (s *live) add(t *track) {
 }
 
 func (s *live) find(c net.Conn) *track {
+	addr := c.RemoteAddr()
+	switch addr.(type) {
+	case *net.TCPAddr, *net.UnixAddr:
+	default: // a wrapper's own, which may not even be a map's key
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conns[c.RemoteAddr()]
+	return s.conns[addr]
 }
 
 func (s *live) remove(t *track, hijacked bool) {

@@ -71,9 +71,15 @@ func (l *listener) Accept() (net.Conn, error) {
 // that could not be moved from it. That works while the gate is shut, too.
 func (l *listener) give(c net.Conn) {
 	l.mu.Lock()
-	l.given = append(l.given, c)
+	closed := l.gate.isClosed() // if not yet, who closes it finds c
+	if !closed {
+		l.given = append(l.given, c)
+		l.gate.errand(1)
+	}
 	l.mu.Unlock()
-	l.gate.errand(1)
+	if closed {
+		c.Close()
+	}
 }
 
 func (l *listener) next() net.Conn {
@@ -98,10 +104,6 @@ func (l *listener) takeBack(t *track, unread []byte, m *mover, lent bool) {
 	back := trackOf(c)
 	back.moved = true // it is as idle as one that has arrived
 	back.lent = lent
-	if l.gate.isClosed() {
-		c.Close()
-		return
-	}
 	l.give(c)
 }
 
@@ -128,7 +130,8 @@ func (l *listener) offer(m *mover) {
 	l.mover = m
 }
 
-// newTrack makes t that of a connection that begins.
+// newTrack makes t that of a connection that begins. It is in l.live before the
+// mover can change: who changes it then goes through all that are there.
 func (l *listener) newTrack(t *track, c net.Conn, unread []byte, stays *mover) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -136,6 +139,7 @@ func (l *listener) newTrack(t *track, c net.Conn, unread []byte, stays *mover) {
 	if l.mover != stays {
 		t.mover = l.mover
 	}
+	l.live.add(t)
 }
 
 func (l *listener) protocol() string {
@@ -190,12 +194,13 @@ func (l *listener) reopen() error {
 }
 
 // end closes the socket in this process, for good.
-func (l *listener) end() {
+func (l *listener) end() error {
 	l.gate.set(gateClosed)
-	l.acceptor().Close()
+	err := l.acceptor().Close()
 	for c := l.next(); c != nil; c = l.next() {
 		c.Close()
 	}
+	return err
 }
 
 // Close ends Accept. The socket is not handed over any more, and the path of a
@@ -209,8 +214,7 @@ func (l *listener) Close() error {
 		return nil
 	}
 	l.socks.remove(l.sock)
-	l.gate.set(gateClosed)
-	return l.acceptor().Close()
+	return l.end()
 }
 
 // Addr, SetDeadline, SyscallConn and File are those of net.TCPListener.

@@ -465,10 +465,6 @@ func (r *receiver) deliver(id uint32) {
 	delete(r.held, id)
 	t := tracked(c.conn, c.l, c.unread, nil)
 	trackOf(t).moved = true // nobody else has it yet
-	if c.l.gate.isClosed() {
-		t.Close()
-		return
-	}
 	c.l.give(t)
 }
 

@@ -232,3 +232,28 @@ func TestBadConnsMessage(t *testing.T) {
 		}
 	}
 }
+
+// A connection that arrives when its listener is closed, or waits there, is
+// closed as the kernel closes those of its queue.
+func TestConnectionsOfClosedListener(t *testing.T) {
+	u := &Upgrader{socks: newSockets(nil, 0)}
+	ln, err := u.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := ln.(*listener)
+	waiting, client := net.Pipe()
+	l.give(waiting)
+	l.Close()
+	late, other := net.Pipe()
+	l.give(late)
+	for _, c := range []net.Conn{client, other} {
+		c.SetDeadline(time.Now().Add(limit))
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("got %v, want %v", err, io.EOF)
+		}
+	}
+	if !l.gate.isQuiet() {
+		t.Error("the listener waits for a connection still")
+	}
+}
