@@ -257,3 +257,29 @@ func TestConnectionsOfClosedListener(t *testing.T) {
 		t.Error("the listener waits for a connection still")
 	}
 }
+
+// A client resets its connection while it is on its way: new can't tell whose it
+// was, and a nil RemoteAddr makes programs panic.
+func TestResetConnectionIsRefused(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.runOld()
+	c := p.dial().(*net.TCPConn)
+	wantAnswer(t, c, bufio.NewReader(c), "", "old")
+	_, done := p.drain()
+	p.awaitMoves(1)
+	c.SetLinger(0)
+	c.Close()
+	m, err := p.new.ch.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.recv.onConns(m)
+	if n := len(p.recv.held); n != 0 {
+		t.Errorf("new holds %d connections, want none", n)
+	}
+	p.runNew()
+	receive(t, done, "the drain to end")
+	if n := p.mover.count(); n != 0 {
+		t.Errorf("moved %d connections, want none", n)
+	}
+}
