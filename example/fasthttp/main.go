@@ -4,10 +4,10 @@
 //	curl localhost:9006
 //	kill -USR2 $(cat fast.pid)
 //
-// fasthttp's own Shutdown is not called: it closes keep-alive connections that
-// are idle at that moment, while a client may be sending, and closes others
-// after a response that did not say so, with CloseOnShutdown too. Here, idle
-// connections move to the new process; see conn.go.
+// fasthttp's own Shutdown is not called. It closes keep-alive connections that
+// are idle at that moment, while a client may be sending, with CloseOnShutdown
+// too, and waits without end for one that has not sent its first request yet.
+// Here idle connections move to the new process; see conn.go.
 package main
 
 import (
