@@ -454,12 +454,13 @@ func TestReusePort(t *testing.T) {
 	s := startServer(t, "-reuseport", "-raw", "tcp="+port, "-raw", "tcp="+port, "-probation", "0s")
 	inodes := func() map[string]bool {
 		found := map[string]bool{}
+		listening := listeningInodes(t, port)
 		fds, err := proctest.FDs(s.filePid())
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, target := range fds {
-			if strings.HasPrefix(target, "socket:") && listens(t, target, port) {
+			if listening[target] {
 				found[target] = true
 			}
 		}
@@ -499,8 +500,8 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// listens says whether the socket, as /proc/PID/fd has it, listens on addr.
-func listens(t *testing.T, target, addr string) bool {
+// listeningInodes are the sockets that listen on addr, as /proc/PID/fd has them.
+func listeningInodes(t *testing.T, addr string) map[string]bool {
 	t.Helper()
 	table, err := os.ReadFile("/proc/net/tcp")
 	if err != nil {
@@ -509,14 +510,13 @@ func listens(t *testing.T, target, addr string) bool {
 	var port int
 	fmt.Sscanf(addr, "127.0.0.1:%d", &port)
 	local := fmt.Sprintf("0100007F:%04X", port)
-	inode := strings.TrimSuffix(strings.TrimPrefix(target, "socket:["), "]")
+	found := map[string]bool{}
 	for _, l := range strings.Split(string(table), "\n") {
-		f := strings.Fields(l)
-		if len(f) > 9 && f[1] == local && f[3] == "0A" && f[9] == inode {
-			return true
+		if f := strings.Fields(l); len(f) > 9 && f[1] == local && f[3] == "0A" {
+			found["socket:["+f[9]+"]"] = true
 		}
 	}
-	return false
+	return found
 }
 
 func TestMultipathTCPSurvives(t *testing.T) {
