@@ -55,6 +55,7 @@ func startUnder(t *testing.T, network string, build func(serverArgs []string) pr
 	}}
 	s.client = &http.Client{Transport: s.transport, Timeout: 2 * proctest.Limit}
 	m.pids = []int{s.filePid()}
+	m.adopt()
 	if got := m.servingPid(); got != m.pids[0] {
 		t.Fatalf("process %d serves, and the PID file names %d", got, m.pids[0])
 	}
@@ -108,6 +109,14 @@ func (m *mastered) waitNewest() {
 		m.t.Fatalf("the PID file names %d again; had %v", now, m.pids)
 	}
 	m.pids = append(m.pids, now)
+	m.adopt()
+}
+
+// adopt takes the group of the newest process, which a supervisor may have made.
+func (m *mastered) adopt() {
+	if s, ok := proctest.ReadStat(m.pid()); ok {
+		m.Adopt(s.Group)
+	}
 }
 
 // upgrade does what an operator does.
