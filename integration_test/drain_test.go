@@ -121,22 +121,26 @@ func TestExitsWhenNothingIsLeft(t *testing.T) {
 	for name, begin := range ends {
 		t.Run(name, func(t *testing.T) {
 			s := startLoadServer(t, "plain", "limited")
-			var took []time.Duration
-			for range 7 {
-				end := begin(t, s)
-				old, _ := s.beginUpgrade()
-				s.WaitLine(fmt.Sprintf(`upgrade done; draining" from=%d`, old))
-				end()
-				since := time.Now()
-				s.WaitGone(old)
-				took = append(took, time.Since(since))
+			tries := func(n int) (median time.Duration) {
+				var took []time.Duration
+				for range n {
+					end := begin(t, s)
+					old, _ := s.beginUpgrade()
+					s.WaitLine(fmt.Sprintf(`upgrade done; draining" from=%d`, old))
+					end()
+					since := time.Now()
+					s.WaitGone(old)
+					took = append(took, time.Since(since))
+				}
+				slices.Sort(took)
+				t.Logf("from the last byte to the exit: %v", took)
+				return took[len(took)/2]
 			}
-			slices.Sort(took)
-			t.Logf("from the last byte to the exit: %v", took)
-			// The fastest tells it best on a busy machine; the poll that it is
-			// compared to would have to hit all of seven tries by chance.
-			if fastest := took[0]; fastest > 100*time.Millisecond {
-				t.Errorf("in the best of %d tries the old process exits %v after the end of what it had", len(took), fastest)
+			// Such a poll is below 100 ms in one of five tries. A machine that is
+			// too busy for that gets another chance.
+			const limit = 100 * time.Millisecond
+			if tries(11) > limit && tries(11) > limit && tries(11) > limit {
+				t.Errorf("three times in a row, half of the old processes exited more than %v after the end of what they had", limit)
 			}
 		})
 	}
@@ -214,9 +218,11 @@ func TestHooks(t *testing.T) {
 	stream.echo("still there")
 	stream.Close()
 	s.WaitGone(one)
-	for _, name := range []string{"one", "tls", "h2c"} {
-		if n := s.Count(fmt.Sprintf(`^shutdown %s pid=%d$`, name, one)); n != 1 {
-			t.Errorf("what was registered with RegisterOnShutdown of server %s was called %d times, want once", name, n)
+	// Like net/http, nobody waits for it: with nothing left to wait for, the
+	// process may be gone before it has spoken.
+	for name, least := range map[string]int{"one": 1, "tls": 0, "h2c": 0} {
+		if n := s.Count(fmt.Sprintf(`^shutdown %s pid=%d$`, name, one)); n < least || n > 1 {
+			t.Errorf("what was registered with RegisterOnShutdown of server %s was called %d times", name, n)
 		}
 	}
 }
