@@ -173,3 +173,27 @@ func TestSocketmasterRestartsItself(t *testing.T) {
 	m.Signal(forgotten, syscall.SIGTERM)
 	m.stop(syscall.SIGTERM)
 }
+
+// What socketmaster has told the server is not passed on to what that starts:
+// neither the variables nor the socket.
+func TestMasterVariables(t *testing.T) {
+	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "exec %s", "-tokopedia", "-start", "1", "-wait-child-notif"))
+	m.waitNotified([]string{"-wait-child-notif"})
+	for _, path := range []string{"/env", "/run?arg=env"} {
+		got, err := m.get(path)
+		if err != nil || !strings.Contains(got, "PATH=") {
+			t.Fatalf("%s gave %q, error %v", path, got, err)
+		}
+		if strings.Contains(got, "EINHORN") || strings.Contains(got, "SOCKETMASTER_PID") {
+			t.Errorf("%s has variables of the master:\n%s", path, got)
+		}
+	}
+	fds, err := m.get("/run?arg=ls&arg=-l&arg=/proc/self/fd")
+	if err != nil || !strings.Contains(fds, "0 -> ") {
+		t.Fatalf("ls gave %q, error %v", fds, err)
+	}
+	if strings.Contains(fds, "socket:") {
+		t.Errorf("a program that the server has started has a socket:\n%s", fds)
+	}
+	m.stop(syscall.SIGTERM)
+}
