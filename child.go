@@ -77,8 +77,8 @@ func (u *Upgrader) runParent() {
 			u.post(func() { u.onUpgrade(nil) })
 		}
 		closeAll(m.fds)
-	}, func(error) {
-		r.onGone()
+	}, func(err error) {
+		r.onEnd(err)
 		close(p.gone)
 		u.post(u.onParentGone)
 	})

@@ -169,7 +169,11 @@ func (s *httpServer) serve(ln net.Listener, serve func(*http.Server, net.Listene
 // another one for its next request.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.draining.Load() {
-		if t, ok := r.Context().Value(trackKey{}).(*track); !ok || !t.movable() {
+		t, ok := r.Context().Value(trackKey{}).(*track)
+		if ok {
+			s.letGo(t) // drain may not have come to it yet
+		}
+		if !ok || !t.movable() {
 			w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
 		}
 	}
@@ -235,18 +239,25 @@ func (s *httpServer) begin(c net.Conn, t *track) {
 		t.setMoved(idle)
 	}
 	if s.draining.Load() {
-		s.mu.Lock()
-		m := s.mover
-		s.mu.Unlock()
-		s.release(t, m)
+		s.letGo(t)
+	}
+}
+
+// letGo releases a connection while it drains.
+func (s *httpServer) letGo(t *track) {
+	s.mu.Lock()
+	m := s.mover
+	s.mu.Unlock()
+	s.release(t, m)
+	if !s.draining.Load() { // called off meanwhile, and resume may not have seen it
+		t.offer(nil)
+		t.finish(0)
 	}
 }
 
 // release lets go of a connection: to the new process, or for good.
 func (s *httpServer) release(t *track, m *mover) {
-	if m.accepts(t.l, protocolHTTP1) && t.isDirect() {
-		t.offer(m)
-	} else {
+	if !m.accepts(t.l, protocolHTTP1) || !t.isDirect() || !t.offer(m) {
 		t.finish(s.u.opt.idleGrace)
 	}
 }
@@ -273,6 +284,9 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 }
 
 func (s *httpServer) drain(d *drain) drainReport {
+	s.mu.Lock()
+	s.mover = d.mover // first: who sees draining relies on it
+	s.mu.Unlock()
 	s.draining.Store(true)
 	begun := len(s.conns.tracks())
 	s.offer(d.mover)

@@ -129,6 +129,7 @@ func (u *Upgrader) watch(s *successor) {
 		}
 		u.post(func() { u.onMessage(s, m) })
 	}, func(err error) {
+		s.mover.stop()
 		close(channelRead)
 		u.post(func() {
 			if s == u.next && u.state == upgrading {

@@ -494,6 +494,17 @@ func (s *sockets) check() {
 func (s *sockets) offer(*mover) {}
 func (s *sockets) shutdown()    {}
 
+// letGo closes this process's copies of the listeners that new has taken: it
+// will not accept on them again, and while it holds them clients would still
+// connect to a service that has ended.
+func (s *sockets) letGo() {
+	for _, sock := range s.snapshot() {
+		if sock.yielded && sock.listener != nil {
+			sock.listener.end()
+		}
+	}
+}
+
 // close ends all Accepts and all reads of packets. The packet conns themselves
 // stay open, for answers.
 func (s *sockets) close() {

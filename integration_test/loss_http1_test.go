@@ -110,8 +110,62 @@ func TestLossless300(t *testing.T) {
 	s.upgrades(total - part - (total-part)/2)
 	waitAnswers(t, run, 1)
 	rep := mustLoseNone(t, run, total, true)
+	mustCutNone(t, s)
+	t.Logf("%d upgrades:\n%v", total, rep)
+}
+
+// TestLosslessTLS is the same over TLS: what is kept must end there, by
+// Connection: close.
+func TestLosslessTLS(t *testing.T) {
+	s := startLoadServer(t, "tls")
+	run := startHTTPLoad(t, httpload.Config{
+		Addr: s.addr["tls"], Delay: netDelay, Kinds: httpload.Each(2), TLS: s.tlsConfig(),
+	})
+	waitAnswers(t, run, 1)
+	n := rounds(20)
+	s.upgrades(n)
+	rep := mustLoseNone(t, run, n, false)
+	if total := rep.Total(); total.Moved > 0 || total.Announced == 0 {
+		t.Errorf("%d connections were moved, %d ended with Connection: close; want none and some\n%v", total.Moved, total.Announced, rep)
+	}
+	mustCutNone(t, s)
+}
+
+// TestLosslessUnix is the same over a unix socket: its connections move too.
+func TestLosslessUnix(t *testing.T) {
+	s := startLoadServer(t, "unix")
+	near := startHTTPLoad(t, httpload.Config{Network: "unix", Addr: s.addr["unix"], Kinds: kinds(2, short...)})
+	far := startHTTPLoad(t, httpload.Config{Network: "unix", Addr: s.addr["unix"], Delay: netDelay, Kinds: kinds(2, short...)})
+	waitAnswers(t, near, 1)
+	n := rounds(20)
+	s.upgrades(n)
+	mustLoseNone(t, near, n, true)
+	mustLoseNone(t, far, n, true)
+	mustCutNone(t, s)
+}
+
+// TestLosslessWrapped is the same through a listener that wraps ours, and that
+// limits how many connections are in: these are finished, and each gives its
+// place back.
+func TestLosslessWrapped(t *testing.T) {
+	mix := kinds(2, short...)
+	s := startLoadServer(t, "limited", "--", "-most", "20") // 16 clients
+	run := startHTTPLoad(t, httpload.Config{Addr: s.addr["limited"], Delay: netDelay, Kinds: mix})
+	waitAnswers(t, run, 1)
+	n := rounds(20)
+	s.upgrades(n)
+	waitAnswers(t, run, 1)
+	rep := mustLoseNone(t, run, n, false)
+	if total := rep.Total(); total.Moved > 0 || total.Announced == 0 {
+		t.Errorf("%d connections were moved, %d ended with Connection: close; want none and some\n%v", total.Moved, total.Announced, rep)
+	}
+	mustCutNone(t, s)
+}
+
+// mustCutNone fails the test if a drain's log line says that it cut off something.
+func mustCutNone(t testing.TB, s *loadServer) {
+	t.Helper()
 	if cut := s.drained("cut"); cut > 0 {
 		t.Errorf("the log says that %d connections were cut off", cut)
 	}
-	t.Logf("%d upgrades:\n%v", total, rep)
 }

@@ -8,11 +8,17 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/julofinance/grace/v3/internal/load"
 )
 
 type key string
+
+// begun counts the requests for /sized that this process has begun. A client
+// that was told that its request was not begun can be believed if the counts of
+// all processes add up to what clients got answers to.
+var begun atomic.Int64
 
 // hooked makes a server that writes down how net/http's hooks are called. For
 // /hooks it answers with what BaseContext and ConnContext have put into the
@@ -21,7 +27,12 @@ func hooked(name string) *http.Server {
 	var mu sync.Mutex
 	states := map[net.Conn][]string{}
 	mux := http.NewServeMux()
-	mux.Handle("/", load.Handler())
+	all := load.Handler()
+	mux.Handle("/", all)
+	mux.HandleFunc("/sized", func(w http.ResponseWriter, r *http.Request) {
+		begun.Add(1)
+		all.ServeHTTP(w, r)
+	})
 	mux.HandleFunc("/hooks", func(w http.ResponseWriter, r *http.Request) {
 		ctx := r.Context()
 		conn, _ := ctx.Value(key("conn")).(net.Conn)

@@ -63,7 +63,9 @@ func run() error {
 		<-u.Done()
 		return err
 	}
-	return u.Run(actors...)
+	err = u.Run(actors...)
+	fmt.Printf("begun pid=%d n=%d\n", os.Getpid(), begun.Load())
+	return err
 }
 
 func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
