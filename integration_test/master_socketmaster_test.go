@@ -140,6 +140,23 @@ func TestSocketmasterBrokenVersion(t *testing.T) {
 	m.stop(syscall.SIGTERM)
 }
 
+// A new version that dies after it was ready, before the old one was told to
+// drain: the PID file names the old one again.
+func TestSocketmasterNewestDies(t *testing.T) {
+	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "TEST_SUCCESSOR=1 exec %s", "-start", "2000"))
+	old := m.pid()
+	m.misbehave("exit-after-ready=300ms")
+	m.Signal(old, syscall.SIGUSR2)
+	m.waitNewest()
+	m.WaitLine(`exit status 7`)
+	proctest.WaitFor(t, proctest.Limit, "the old pid in the PID file", func() bool { return m.filePid() == old })
+	m.WaitLine(`Failed to kill old process`)
+	m.pids = append(m.pids, old)
+	m.upgrade()
+	m.WaitLine(fmt.Sprintf(`from=%d signal=terminated`, old))
+	m.stop(syscall.SIGTERM)
+}
+
 // The master is killed: its child serves on, can write to a log that nobody
 // reads, and signals nobody who now has the master's place.
 func TestSocketmasterKilled(t *testing.T) {
