@@ -199,6 +199,9 @@ func (s *httpServer) connContext(ctx context.Context, c net.Conn) context.Contex
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	t := s.trackOf(c)
+	if s.state != nil && state == http.StateIdle {
+		s.state(c, state) // it may set a deadline: the next one is to be the server's
+	}
 	if t == nil {
 		s.foreignState(c, state)
 	} else {
@@ -214,7 +217,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 			s.begin(c, t)
 		}
 	}
-	if s.state != nil {
+	if s.state != nil && state != http.StateIdle {
 		s.state(c, state)
 	}
 }
