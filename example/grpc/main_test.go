@@ -144,6 +144,7 @@ func load(t *testing.T, p *process, clients int) (end func()) {
 	var wg sync.WaitGroup
 	for i := range clients {
 		c := dial(t, p)
+		mustCall(t, c, p.pid) // connected from now on
 		wg.Go(func() {
 			for ctx.Err() == nil && errs[i] == nil {
 				_, errs[i] = callNow(context.Background(), c)
@@ -208,10 +209,11 @@ func TestRollBack(t *testing.T) {
 // old process accepts again, while the streams of the stopped one still run.
 func TestRollBackWhileDraining(t *testing.T) {
 	p := start(t, "-probation", "1ms")
-	c := dial(t, p)
 	old := p.pid
-	s := openStream(t, c, 500)
+	s := openStream(t, dial(t, p), 500)
 	for range 2 {
+		c := dial(t, p)
+		mustCall(t, c, old)
 		p.upgrade()
 		p.WaitLine(`grace: upgrade done; draining`)
 		mustCall(t, c, p.pid) // GOAWAY was obeyed
