@@ -475,8 +475,8 @@ func (r *receiver) deliver(id uint32) {
 // takes says, from now on also to old, that connections of this protocol may be
 // moved to l.
 func (u *Upgrader) takes(l *listener, proto string) {
-	if !u.opt.move || !l.take(proto) || u.parent == nil || l.sock.index < 0 {
-		return
+	if !u.opt.move || !l.take(proto) || u.parent == nil || l.sock.index < 0 || !u.parent.claims.Load() {
+		return // what is known before the claims goes with them: one message for all
 	}
 	u.parent.ch.send(newMessage(msgTakes, map[int]string{l.sock.index: proto}))
 }
