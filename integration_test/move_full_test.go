@@ -152,11 +152,13 @@ func TestMoveIntoFullTable(t *testing.T) {
 	pid := m.upgrade()
 	m.WaitLine(`msg="grace: upgrade done`)
 	got := answers(clients)
-	if got[0] > 0 || got[pid]+got[m.Pid()] != len(clients) || got[pid] > 110 || got[pid] < 50 {
-		t.Errorf("answers by pid, 0 for none: %v; want some 100 by %d, and the others by %d", got, pid, m.Pid())
+	if got[0] > 0 || got[pid]+got[m.Pid()] != len(clients) {
+		t.Errorf("answers by pid, 0 for none: %v; want all by %d and %d", got, pid, m.Pid())
 	}
-	if moved, finished, cut := m.drained(); moved != got[pid] || finished != got[m.Pid()] || cut != 0 {
-		t.Errorf("moved %d, finished %d and cut off %d; want %d, %d and 0", moved, finished, cut, got[pid], got[m.Pid()])
+	// One that was asked before it moved was answered by old.
+	moved, finished, cut := m.drained()
+	if moved < 50 || moved > 110 || moved < got[pid] || moved+finished != len(clients) || cut != 0 {
+		t.Errorf("moved %d, finished %d and cut off %d; want some 100 moved, and the others finished", moved, finished, cut)
 	}
 }
 
@@ -231,4 +233,3 @@ func TestNewIsKilledBeforeItTakesConnections(t *testing.T) {
 // ENFILE: the system's table of open files is full for everybody, so that can't
 // be had for one process alone; what new sees of it is what it sees of EMFILE,
 // descriptors that do not arrive, which TestMoveIntoFullTable has.
-

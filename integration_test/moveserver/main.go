@@ -143,9 +143,27 @@ func handlers(u *grace.Upgrader) http.Handler {
 		limitFiles(n)
 		fmt.Fprint(w, n)
 	})
+	mux.HandleFunc("/stop", func(http.ResponseWriter, *http.Request) { u.Stop() })
+	// Of two that ask for /pair, the first one's bytes are copied to the second.
+	mux.HandleFunc("/pair", func(w http.ResponseWriter, r *http.Request) {
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		io.WriteString(c, "ok\n")
+		select {
+		case sources <- c:
+		case src := <-sources:
+			io.Copy(c, src)
+			src.Close()
+			c.Close()
+		}
+	})
 	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, *file) })
 	return mux
 }
+
+var sources = make(chan net.Conn)
 
 func openFiles() int {
 	entries, err := os.ReadDir("/proc/self/fd")
