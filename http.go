@@ -339,14 +339,16 @@ func clone(s *http.Server) *http.Server {
 // shutdown ends the server; what is left is cut off.
 func (s *httpServer) shutdown() {
 	s.mu.Lock()
-	srv := s.srv
+	srv, isShut := s.srv, s.isShut
 	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if s.left(true) > 0 {
 		cancel()
 	}
-	if srv.Shutdown(ctx) != nil {
+	// A second Shutdown would run what was registered with RegisterOnShutdown
+	// a second time.
+	if isShut || srv.Shutdown(ctx) != nil {
 		srv.Close()
 	}
 	for _, t := range s.conns.tracks() {
