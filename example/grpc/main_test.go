@@ -210,7 +210,8 @@ func TestRollBack(t *testing.T) {
 func TestRollBackWhileDraining(t *testing.T) {
 	p := start(t, "-probation", "1ms")
 	old := p.pid
-	s := openStream(t, dial(t, p), 500)
+	first := dial(t, p)
+	s := openStream(t, first, 100_000) // longer than the test
 	for range 2 {
 		c := dial(t, p)
 		mustCall(t, c, old)
@@ -222,7 +223,12 @@ func TestRollBackWhileDraining(t *testing.T) {
 		mustCall(t, dial(t, p), old)
 		p.pid = old
 	}
-	s.mustEnd(t)
+	for v := new(wrapperspb.StringValue); s.left > 99_900; s.left-- {
+		if err := s.RecvMsg(v); err != nil || pidOf(v) != old {
+			t.Fatalf("a tick of process %d, %v; want one of %d", pidOf(v), err, old)
+		}
+	}
+	first.Close()
 	p.WaitGone(p.upgrade())
 	mustCall(t, dial(t, p), p.pid)
 }
