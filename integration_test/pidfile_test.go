@@ -5,6 +5,7 @@ package integration_test
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -279,12 +280,15 @@ func TestPIDFileFromTheEnvironment(t *testing.T) {
 		Path: proctest.Build(t, serverPackage), Dir: dir, Env: []string{"GRACE_PIDFILE=env.pid"},
 		Args: []string{"-http", "tcp=127.0.0.1:0", "-probation", "0s", "-chdir", t.TempDir()},
 	})
+	s := &server{t: t, Process: p, pidFile: filepath.Join(dir, "env.pid"), addr: p.WaitLine(`^listening http tcp (\S+)`)[1]}
+	s.transport = &http.Transport{DisableKeepAlives: true}
+	s.client = &http.Client{Transport: s.transport, Timeout: 2 * proctest.Limit}
 	p.WaitLine(`msg="grace: serving"`)
-	s := &server{t: t, Process: p, pidFile: filepath.Join(dir, "env.pid")}
 	if got := s.filePid(); got != s.Pid() {
 		t.Errorf("the file names %d, want %d", got, s.Pid())
 	}
 	s.mustUpgrade()
+	s.childrenMustBeClean("with GRACE_PIDFILE")
 	s.mustUpgrade()
 	s.Signal(s.filePid(), syscall.SIGTERM)
 	s.WaitAllGone()
