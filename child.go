@@ -118,6 +118,7 @@ func (u *Upgrader) sayReady() error {
 		if err := u.pid.takeOver(); err != nil {
 			return err
 		}
+		go u.pid.guard(u.ctx.Done())
 	}
 	reply := make(chan error, 1)
 	if !u.post(func() { reply <- u.onReady() }) {

@@ -127,7 +127,8 @@ type track struct {
 	lent    bool // another process may have a copy of it, and not know yet that it has not
 	direct  bool // the server has it itself, not a wrapper of it
 	touched bool // bytes were read
-	begun   bool // bytes were read since it was accepted, or became idle
+	begun   bool // a request has begun since it was accepted, or became idle
+	waiting bool // the server has set its deadline for the time in which it is idle
 	capped  bool // the read deadline is not want, but the idle grace's
 	woken   bool // the read deadline is in the past, to move it
 	told    bool // the Read of a protocol of the user's has returned ErrMove
@@ -224,7 +225,8 @@ var fullSlice = bufio.NewReader(nil).Size()
 
 // mayLeave says whether nothing of the next request is in the server's hands,
 // if its Read was offered this many bytes: nothing was read at all yet, or the
-// server has said that it is idle and its buffer, all of it, is free.
+// server has said that it is idle, no request has begun since, and its buffer,
+// all of it, is free.
 func (t *track) mayLeave(offered int) bool {
 	if t.mover == nil && !t.ending || len(t.unread) > 0 || t.closed {
 		return false
@@ -323,6 +325,13 @@ func (t *track) setReadDeadline(d time.Time) error {
 	if t.idleFor != 0 && !t.touched && t.phase == phaseNew {
 		d = t.beginIdle(d)
 	}
+	if t.phase == phaseIdle {
+		// The second deadline since it became idle is that of a request, whose
+		// first bytes were in the server's buffer already: nobody has read them
+		// since, and the buffer may be empty again by the next Read.
+		t.begun = t.begun || t.waiting
+		t.waiting = true
+	}
 	t.want = d
 	if t.woken {
 		return nil
@@ -402,7 +411,7 @@ func (t *track) setPhase(p phase) {
 	}
 	t.phase = p
 	if p == phaseIdle {
-		t.begun = false
+		t.begun, t.waiting = false, false
 		return // the server sets its deadline next
 	}
 	t.uncap()

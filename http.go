@@ -199,6 +199,9 @@ func (s *httpServer) connContext(ctx context.Context, c net.Conn) context.Contex
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	t := s.trackOf(c)
+	if s.state != nil && state == http.StateIdle {
+		s.state(c, state) // it may set a deadline: the next one is to be the server's
+	}
 	if t == nil {
 		s.foreignState(c, state)
 	} else {
@@ -214,7 +217,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 			s.begin(c, t)
 		}
 	}
-	if s.state != nil {
+	if s.state != nil && state != http.StateIdle {
 		s.state(c, state)
 	}
 }
@@ -366,13 +369,17 @@ func (s *httpServer) server() *http.Server {
 
 // shutdown ends the server; what is left is cut off.
 func (s *httpServer) shutdown() {
-	srv := s.server()
+	s.mu.Lock()
+	srv, isShut := s.srv, s.isShut
+	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if s.left(true) > 0 {
 		cancel()
 	}
-	if srv.Shutdown(ctx) != nil {
+	// A second Shutdown would call what was registered with RegisterOnShutdown
+	// a second time.
+	if isShut || srv.Shutdown(ctx) != nil {
 		srv.Close()
 	}
 	for _, t := range s.conns.tracks() {

@@ -4,6 +4,7 @@ package integration_test
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -233,4 +234,83 @@ set httpd unixsocket $dir/sock allow localhost
 	s.WaitGone(s.pid())
 	s.mustLogAll(s.Lines())
 	s.stop(syscall.SIGTERM)
+}
+
+// grace-upgrade says by its status how the upgrade went.
+func TestUpgradeScript(t *testing.T) {
+	s := startServer(t, "-probation", "10ms", "-refuse", filepath.Join(t.TempDir(), "refuse"))
+	upgrade := func(want int, seconds string) {
+		t.Helper()
+		out, err := run(t, "../example/supervisors/grace-upgrade", s.pidFile, seconds)
+		got := 0
+		if e, ok := err.(*exec.ExitError); ok {
+			got = e.ExitCode()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if got != want {
+			t.Errorf("grace-upgrade ended with status %d; want %d; it said %q", got, want, out)
+		}
+	}
+	old := s.filePid()
+	upgrade(0, "30")
+	if s.filePid() == old {
+		t.Errorf("grace-upgrade ended with status 0, and the PID file still names %d", old)
+	}
+	s.misbehave("exit=3@listen")
+	upgrade(1, "2")
+	h := s.hold() // the old process has to wait for it
+	upgrade(3, "2")
+	h.release()
+	s.Signal(s.WaitAlone(), syscall.SIGTERM)
+	s.WaitAllGone()
+	upgrade(2, "1")
+}
+
+// grace-follow is PID 1, as in a container: it stays, and leaves no zombies.
+func TestFollowAsPid1(t *testing.T) {
+	unshare := needProgram(t, "unshare", "util-linux")
+	args := []string{"--pid", "--fork", "--mount-proc"}
+	if os.Geteuid() != 0 {
+		args = append([]string{"--user", "--map-root-user"}, args...)
+	}
+	dir, addr := t.TempDir(), freeAddr(t)
+	pidFile := filepath.Join(dir, "app.pid")
+	p := proctest.Start(t, proctest.Command{Path: unshare, Args: append(args, follow(t), pidFile,
+		proctest.Build(t, serverPackage), "-http", "tcp="+addr, "-pidfile", pidFile, "-probation", "10ms")})
+	t.Cleanup(func() {
+		if t.Failed() {
+			p.Kill()
+		}
+	})
+	p.WaitLine(`grace: serving`)
+	s := &server{Process: p, t: t, addr: addr, pidFile: pidFile}
+	s.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * proctest.Limit}
+	l := startLoadOn("tcp", addr, 2, 4)
+	for i := range upgrades {
+		if r := s.upgrade(); r.Err != "" {
+			t.Fatalf("upgrade %d: %+v", i+1, r)
+		}
+		p.WaitLine(`grace: the old process is gone`)
+	}
+	l.mustLoseNothing(t)
+	if got := s.mustGet("/gen"); got != "21" {
+		t.Errorf("generation %s serves; want 21", got)
+	}
+	// unshare, the shell, flock, and the server with what it runs.
+	proctest.WaitFor(t, proctest.Limit, "zombies to be reaped", func() bool {
+		for _, s := range p.All() {
+			if s.Dead() {
+				return false
+			}
+		}
+		return true
+	})
+	for _, c := range proctest.Children(p.Pid()) { // PID 1 of the namespace
+		p.Signal(c.Pid, syscall.SIGTERM)
+	}
+	p.WaitAllGone()
+	if _, err := os.Stat(pidFile); !os.IsNotExist(err) {
+		t.Errorf("the PID file is left: %v", err)
+	}
 }

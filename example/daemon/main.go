@@ -1,3 +1,5 @@
+//go:build unix
+
 // Daemon shows what an existing daemon needs to replace itself, if it keeps its
 // own servers, signals and run.Group: the lines that are marked.
 //

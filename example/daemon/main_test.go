@@ -32,7 +32,7 @@ func dial(t *testing.T, network, addr string) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(3 * proctest.Limit))
+	c.SetDeadline(time.Now().Add(2 * proctest.Limit))
 	return c
 }
 

@@ -120,4 +120,7 @@ func TestGoodbye(t *testing.T) {
 		t.Errorf("at the stop: %v; want close code %d", err, websocket.CloseServiceRestart)
 	}
 	s.WaitAllGone()
+	if n := s.Count(`panic`); n > 0 { // leaving was closed twice
+		t.Errorf("%d processes panicked", n)
+	}
 }
