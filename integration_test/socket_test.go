@@ -61,13 +61,6 @@ func (s *server) addrOf(how, network string) string {
 	return s.WaitLine(`^listening ` + how + ` ` + network + ` (\S+) pid=`)[1]
 }
 
-func (s *server) mustBeUpgraded(t *testing.T) {
-	t.Helper()
-	if r := s.upgrade(); r.Err != "" {
-		t.Fatalf("Upgrade: %s", r.Err)
-	}
-}
-
 func TestNewConnectionsDuringUpgrades(t *testing.T) {
 	s := startServer(t, "-raw", "tcp=127.0.0.1:0", "-probation", "20ms")
 	addr := s.addrOf("raw", "tcp")

@@ -90,7 +90,8 @@ func Build(t testing.TB, pkg string, flags ...string) string {
 		args = append(args, "-race")
 	}
 	if os.Getenv("GOCOVERDIR") != "" {
-		args = append(args, "-cover", "-coverpkg=github.com/julofinance/grace/v3")
+		// Without the main package nothing would be written when the program ends.
+		args = append(args, "-cover", "-coverpkg=github.com/julofinance/grace/v3,"+pkg)
 	}
 	args = append(args, flags...)
 	key := strings.Join(append(args, pkg), "\x00")
