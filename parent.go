@@ -201,9 +201,11 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		takes := map[int]string{}
 		if m.decode(&takes) == nil {
 			s.mover.learn(takes)
-			if u.drain != nil && !u.drain.cancelled() {
+			// A drain without a mover moves nothing: MoveConns says so, or new is
+			// to stop as well.
+			if u.drain != nil && u.drain.mover != nil && !u.drain.cancelled() {
 				for _, server := range u.allServers() {
-					server.offer(s.mover)
+					server.offer(u.drain.mover)
 				}
 			}
 		}

@@ -155,6 +155,7 @@ func TestWhichConnectionsMove(t *testing.T) {
 				if moved != 2 || cut != 0 {
 					t.Errorf("moved %d and cut off %d connections, want 2 and 0", moved, cut)
 				}
+				asks.mustAsk(t, pid) // both have come through the listener then
 				a := idle.mustAsk(t, pid)
 				if a.remote != idle.LocalAddr().String() || a.local != idle.RemoteAddr().String() {
 					t.Errorf("new says that the client is %s and itself %s, want %v and %v", a.remote, a.local, idle.LocalAddr(), idle.RemoteAddr())

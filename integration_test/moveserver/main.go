@@ -67,7 +67,7 @@ func main() {
 }
 
 func run() error {
-	u, err := grace.New(grace.MoveConns(!does("nomove")), grace.Probation(*probation), grace.IdleGrace(2*time.Second), grace.DrainTimeout(20*time.Second))
+	u, err := grace.New(grace.MoveConns(!does("nomove")), grace.Probation(*probation), grace.IdleGrace(2*time.Second), grace.DrainTimeout(time.Minute))
 	if err != nil {
 		return err
 	}
