@@ -20,6 +20,7 @@ var (
 	errTooManyInFlight = errors.New("too many descriptors in flight")
 	errBrokenPipe      = errors.New("broken pipe")
 	errLocked          = errors.New("locked")
+	errAddrTaken       = errors.New("address in use") // never seen: nothing stale is replaced here
 )
 
 type handover struct{ version, first, count int }

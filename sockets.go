@@ -192,7 +192,7 @@ func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
 		return nil, fmt.Errorf("grace: listen %s %s: %w; have tcp, tcp4, tcp6, unix, unixpacket", network, addr, net.UnknownNetworkError(network))
 	}
 	l, err := lc.Listen(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, syscall.EADDRINUSE) {
+	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
 		l, err = replaceStale(addr, network, err, func() (net.Listener, error) {
 			return lc.Listen(context.Background(), network, addr)
 		})
@@ -205,7 +205,7 @@ func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
 		l.Close()
 		return nil, fmt.Errorf("grace: listen %s %s: a %T can't be handed over", network, addr, l)
 	}
-	if ul, ok := l.(*net.UnixListener); ok {
+	if ul, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok { // a *net.UnixListener
 		ul.SetUnlinkOnClose(false) // the path outlives this process
 	}
 	return a, nil
@@ -248,7 +248,7 @@ func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, erro
 		return nil, fmt.Errorf("grace: listen packet %s %s: %w; have udp, udp4, udp6, unixgram", network, addr, net.UnknownNetworkError(network))
 	}
 	p, err := lc.ListenPacket(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, syscall.EADDRINUSE) {
+	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
 		p, err = replaceStale(addr, network, err, func() (net.PacketConn, error) {
 			return lc.ListenPacket(context.Background(), network, addr)
 		})

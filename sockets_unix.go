@@ -141,7 +141,10 @@ func lockFor(f *os.File, d time.Duration) error {
 	}
 }
 
-var errLocked error = unix.EWOULDBLOCK
+var (
+	errLocked    error = unix.EWOULDBLOCK
+	errAddrTaken error = unix.EADDRINUSE
+)
 
 // tryLock takes the exclusive flock(2) of f, or errLocked.
 func tryLock(f *os.File) error {

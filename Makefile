@@ -1,0 +1,86 @@
+# make test    every test, with the race detector
+# make lint    gofmt, go vet, staticcheck, and the other platforms
+# make demo    upgrades before your eyes; ARGS="-h" shows what can be set
+# make bench   the cost, each against a baseline of the same run
+# make cover   the library's coverage, integration tests counted
+#
+# Go, git, make and gcc are enough. What the tests talk to besides (nginx, wrk
+# and so on) is installed by apt-get if that may be; see .ci/packages.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PKG         := github.com/julofinance/grace/v3
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+
+# Every module of the repository, the root first.
+MODULES := . $(filter-out .,$(patsubst %/go.mod,%,$(sort $(shell find . -name go.mod -not -path '*/testdata/*'))))
+
+export GOWORK := off
+
+# TESTFLAGS adds to what go test is given: make test TESTFLAGS="-run TestX -v".
+TESTFLAGS ?=
+TIMEOUT   ?= 30m
+ARGS      ?=
+
+.PHONY: all test lint bench cover demo packages clean
+
+all: lint test
+
+# A module that fails does not keep the others from being tested.
+test: packages
+	@failed=; \
+	for dir in $(MODULES); do \
+		echo "== test $$dir"; \
+		(cd $$dir && CGO_ENABLED=1 go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) ./...) || failed+=" $$dir"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "FAIL in$$failed"; exit 1; fi
+
+packages:
+	@.ci/packages
+
+lint:
+	@unformatted=$$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +); \
+	if [ -n "$$unformatted" ]; then echo "not gofmt'd:"; echo "$$unformatted"; exit 1; fi
+	@for dir in $(MODULES); do \
+		echo "== vet, staticcheck $$dir"; \
+		(cd $$dir && go vet ./... && go run $(STATICCHECK) ./...); \
+	done
+	@for dir in $(MODULES); do \
+		for os in darwin freebsd windows; do \
+			echo "== build, vet $$dir for $$os"; \
+			(cd $$dir && export CGO_ENABLED=0 GOOS=$$os GOARCH=amd64 && go build ./... && go vet ./...); \
+		done; \
+	done
+	@for target in js/wasm wasip1/wasm plan9/amd64 linux/386 linux/arm64; do \
+		echo "== build, vet . for $$target"; \
+		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go build . ; \
+		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go vet . ; \
+	done
+
+# Each benchmark measures its baseline itself, turn by turn with what it is
+# compared to, and prints the ratio: only that means something.
+bench:
+	@go test -run '^$$' -bench . -benchtime 1x -timeout $(TIMEOUT) $(TESTFLAGS) ./...
+
+# The servers that the tests start are built with -cover when GOCOVERDIR is
+# set; what they and the tests themselves have run is added up.
+cover: packages
+	@rm -rf cover && mkdir -p cover/data
+	@failed=; \
+	for dir in $(MODULES); do \
+		echo "== cover $$dir"; \
+		(cd $$dir && GOCOVERDIR=$(CURDIR)/cover/data go test -timeout $(TIMEOUT) $(TESTFLAGS) \
+			-cover -covermode=atomic -coverpkg=$(PKG) ./... -args -test.gocoverdir=$(CURDIR)/cover/data) || failed+=" $$dir"; \
+	done; \
+	go tool covdata textfmt -i=cover/data -pkg=$(PKG) -o=cover/profile.txt; \
+	go tool cover -func=cover/profile.txt > cover/functions.txt; \
+	awk 'END { print "total, unit and integration tests together: " $$NF }' cover/functions.txt; \
+	if [ -n "$$failed" ]; then echo "FAIL in$$failed"; exit 1; fi
+
+demo:
+	@mkdir -p bin && go build -o bin/demo ./example/demo && exec bin/demo $(ARGS)
+
+clean:
+	rm -rf bin cover demo.log

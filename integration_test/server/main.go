@@ -1,0 +1,186 @@
+// Server is what the integration tests run and replace: its flags say what it
+// listens on, its paths say what it knows of itself, and a file can make the
+// next generation misbehave.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/julofinance/grace/v3"
+)
+
+// version is changed by tests with -ldflags "-X main.version=2".
+var version = "1"
+
+// addrs collects flags of the form network=addr.
+type addrs []string
+
+func (a *addrs) String() string { return strings.Join(*a, " ") }
+
+func (a *addrs) Set(s string) error {
+	if !strings.Contains(s, "=") {
+		return errors.New("want network=addr")
+	}
+	*a = append(*a, s)
+	return nil
+}
+
+var (
+	httpAddrs, rawAddrs, packetAddrs addrs
+
+	pidFile   = flag.String("pidfile", "", "PID file")
+	probation = flag.Duration("probation", time.Second, "probation")
+	ready     = flag.Duration("ready", time.Minute, "ready timeout")
+	drain     = flag.Duration("drain", 30*time.Second, "drain timeout")
+	misbehave = flag.String("misbehave", "", "file that says how the next generation misbehaves; it removes the file")
+	execPath  = flag.String("exec", "", "Executable option")
+	refuse    = flag.String("refuse", "", "file whose existence refuses an upgrade")
+)
+
+func main() {
+	flag.Var(&httpAddrs, "http", "network=addr to serve HTTP on; may be repeated")
+	flag.Var(&rawAddrs, "raw", "network=addr that answers a line with pid and generation, then echoes; may be repeated")
+	flag.Var(&packetAddrs, "packet", "network=addr that answers each packet with pid, generation and the packet; may be repeated")
+	flag.Parse()
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("from", os.Getpid()))
+	dieWithTest()
+	if err := run(); err != nil {
+		slog.Error("server: exits", "err", err)
+		os.Exit(1)
+	}
+}
+
+// dieWithTest ends the process when standard input, a pipe that the test
+// process holds open, has ended.
+func dieWithTest() {
+	if fi, err := os.Stdin.Stat(); err != nil || fi.Mode()&os.ModeNamedPipe == 0 {
+		return
+	}
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(99)
+	}()
+}
+
+func run() error {
+	m := loadMisbehaviour(*misbehave)
+	m.at("start")
+	opts := []grace.Option{
+		grace.PIDFile(*pidFile), grace.Probation(*probation), grace.ReadyTimeout(*ready), grace.DrainTimeout(*drain),
+		grace.ReadyCheck(func(ctx context.Context) error { return m.check(ctx) }),
+	}
+	if *execPath != "" {
+		opts = append(opts, grace.Executable(*execPath))
+	}
+	if *refuse != "" {
+		opts = append(opts, grace.BeforeUpgrade(func(context.Context) error {
+			if _, err := os.Stat(*refuse); err == nil {
+				return errors.New("the file is there")
+			}
+			return nil
+		}))
+	}
+	u, err := grace.New(opts...)
+	if err != nil {
+		return err
+	}
+	m.at("manifest")
+	actors, err := listen(u)
+	if err != nil {
+		u.Close()
+		<-u.Done()
+		return err
+	}
+	m.at("listen")
+	go m.afterReady(u)
+	return u.Run(actors...)
+}
+
+func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
+	srv := &http.Server{Handler: handlers(u)}
+	for _, a := range httpAddrs {
+		ln, err := listenOn(u, "http", a)
+		if err != nil {
+			return nil, err
+		}
+		actors = append(actors, grace.Pair(u.HTTP(srv, ln)))
+	}
+	for _, a := range rawAddrs {
+		ln, err := listenOn(u, "raw", a)
+		if err != nil {
+			return nil, err
+		}
+		actors = append(actors, grace.Actor{
+			Execute:   func() error { return serveRaw(u, ln) },
+			Interrupt: func(error) { u.Close() },
+		})
+	}
+	for _, a := range packetAddrs {
+		network, addr, _ := strings.Cut(a, "=")
+		pc, err := u.ListenPacket(network, addr)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Printf("listening packet %s %s pid=%d\n", network, pc.LocalAddr(), os.Getpid())
+		actors = append(actors, grace.Actor{
+			Execute:   func() error { return servePackets(u, pc) },
+			Interrupt: func(error) { u.Close() },
+		})
+	}
+	return actors, nil
+}
+
+// listenOn listens and says where.
+func listenOn(u *grace.Upgrader, how, a string) (net.Listener, error) {
+	network, addr, _ := strings.Cut(a, "=")
+	ln, err := u.Listen(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Printf("listening %s %s %s pid=%d\n", how, network, ln.Addr(), os.Getpid())
+	return ln, nil
+}
+
+func serveRaw(u *grace.Upgrader, ln net.Listener) error {
+	for {
+		c, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			<-u.Done()
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			if _, err := fmt.Fprintf(c, "%d %d\n", os.Getpid(), u.Generation()); err == nil {
+				io.Copy(c, c)
+			}
+		}()
+	}
+}
+
+func servePackets(u *grace.Upgrader, pc net.PacketConn) error {
+	b := make([]byte, 64<<10)
+	for {
+		n, from, err := pc.ReadFrom(b)
+		if errors.Is(err, net.ErrClosed) {
+			<-u.Done()
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		pc.WriteTo(fmt.Appendf(nil, "%d %d %s", os.Getpid(), u.Generation(), b[:n]), from)
+	}
+}

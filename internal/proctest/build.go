@@ -1,0 +1,101 @@
+//go:build linux
+
+package proctest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	raceEnabled bool   // the test binary has the race detector
+	binDir      string // set by Main
+
+	buildsMu sync.Mutex
+	builds   = map[string]*build{}
+)
+
+type build struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+// RaceEnabled says whether this test binary, and with it what Build makes, has
+// the race detector.
+func RaceEnabled() bool { return raceEnabled }
+
+// Main runs the tests of a package and exits. It fails if a process is left.
+func Main(m *testing.M) { os.Exit(runTests(m)) }
+
+func runTests(m *testing.M) int {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "proctest: become a child subreaper:", err)
+		return 1
+	}
+	dir, err := os.MkdirTemp("", "grace-bin-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "proctest:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	os.Chmod(dir, 0o755) // for programs that run as another user
+	binDir = dir
+	// What this machine's environment holds must not reach the programs.
+	for _, kv := range os.Environ() {
+		if name, _, _ := strings.Cut(kv, "="); strings.HasPrefix(name, "GRACE_") {
+			os.Unsetenv(name)
+		}
+	}
+	startReaper()
+	code := m.Run()
+	if left := leftBehind(); len(left) > 0 {
+		fmt.Fprintln(os.Stderr, "proctest: processes are left:", left)
+		return 1
+	}
+	return code
+}
+
+// Build builds the main package pkg, an import path or a path that begins with
+// "./", once for all tests of the binary, and gives the program's path. It has
+// the race detector if the tests have it, and counts coverage if GOCOVERDIR is
+// set. More flags for go build may be given, "-ldflags=-X main.version=2" say.
+func Build(t testing.TB, pkg string, flags ...string) string {
+	t.Helper()
+	if binDir == "" {
+		t.Fatal("proctest: TestMain must call proctest.Main")
+	}
+	args := []string{"build"}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	if os.Getenv("GOCOVERDIR") != "" {
+		args = append(args, "-cover", "-coverpkg=github.com/julofinance/grace/v3")
+	}
+	args = append(args, flags...)
+	key := strings.Join(append(args, pkg), "\x00")
+	buildsMu.Lock()
+	b := builds[key]
+	if b == nil {
+		b = &build{path: filepath.Join(binDir, fmt.Sprintf("%s-%d", filepath.Base(pkg), len(builds)))}
+		builds[key] = b
+	}
+	buildsMu.Unlock()
+	b.once.Do(func() {
+		out, err := exec.Command("go", append(args, "-o", b.path, pkg)...).CombinedOutput()
+		if err != nil {
+			b.err = fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+		}
+	})
+	if b.err != nil {
+		t.Fatal(b.err)
+	}
+	return b.path
+}

@@ -1,0 +1,124 @@
+//go:build linux
+
+package proctest
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// A Stat is what /proc/PID/stat says of a process.
+type Stat struct {
+	Pid, Parent, Group int
+	State              byte // R, S, D, T, Z and so on
+	Name               string
+}
+
+// ReadStat reads the Stat of a process; false if there is none.
+func ReadStat(pid int) (Stat, bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return Stat{}, false
+	}
+	line := string(b)
+	open, end := strings.IndexByte(line, '('), strings.LastIndexByte(line, ')')
+	if open < 0 || end < open {
+		return Stat{}, false
+	}
+	s := Stat{Pid: pid, Name: line[open+1 : end]}
+	if _, err := fmt.Sscanf(line[end+1:], " %c %d %d", &s.State, &s.Parent, &s.Group); err != nil {
+		return Stat{}, false
+	}
+	return s, true
+}
+
+// Dead says whether the process has ended, reaped or not.
+func (s Stat) Dead() bool { return s.State == 'Z' || s.State == 'X' }
+
+// stats gives all processes that f wants, by pid.
+func stats(f func(Stat) bool) []Stat {
+	names, _ := filepath.Glob("/proc/[0-9]*")
+	var all []Stat
+	for _, name := range names {
+		pid, err := strconv.Atoi(filepath.Base(name))
+		if err != nil {
+			continue
+		}
+		if s, ok := ReadStat(pid); ok && f(s) {
+			all = append(all, s)
+		}
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].Pid < all[j].Pid })
+	return all
+}
+
+// FDs gives the descriptors of a process, by number, with what each one is.
+func FDs(pid int) (map[int]string, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	fds := map[int]string{}
+	for _, e := range entries {
+		n, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			fds[n] = target
+		}
+	}
+	return fds, nil
+}
+
+// Children gives the processes whose parent is pid, dead ones too.
+func Children(pid int) []Stat {
+	return stats(func(s Stat) bool { return s.Parent == pid })
+}
+
+// The reaper waits for the ended processes of known groups that have come to
+// this process. Others' children are left to them.
+var (
+	groupsMu sync.Mutex
+	groups   = map[int]*Process{}
+)
+
+func startReaper() {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGCHLD)
+	go func() {
+		for range c {
+			reap()
+		}
+	}()
+}
+
+func reap() {
+	groupsMu.Lock()
+	defer groupsMu.Unlock()
+	if len(groups) == 0 {
+		return
+	}
+	self := os.Getpid()
+	for _, s := range stats(func(s Stat) bool { return s.Parent == self && s.State == 'Z' && groups[s.Group] != nil }) {
+		var ws syscall.WaitStatus
+		if pid, err := syscall.Wait4(s.Pid, &ws, syscall.WNOHANG, nil); err == nil && pid == s.Pid {
+			groups[s.Group].ended(pid, ws)
+		}
+	}
+}
+
+// leftBehind are the processes of groups that were not ended.
+func leftBehind() []Stat {
+	groupsMu.Lock()
+	defer groupsMu.Unlock()
+	return stats(func(s Stat) bool { return groups[s.Group] != nil })
+}

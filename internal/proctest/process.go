@@ -1,0 +1,333 @@
+//go:build linux
+
+package proctest
+
+import (
+	"bufio"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Limit is how long a test waits for something that should happen soon. It is
+// long, because it only ends tests that fail.
+const Limit = 30 * time.Second
+
+// A Command is a program to be started.
+type Command struct {
+	Path string
+	Args []string // without the program's name
+	Env  []string // in addition to the environment of the test
+	Dir  string   // default: the test's
+	// Credential is the user to run as. Default: the test's.
+	Credential *syscall.Credential
+	// Argv0 is the program's name. Default: Path.
+	Argv0 string
+}
+
+// A Process is a started program with all its generations.
+type Process struct {
+	t     testing.TB
+	pid   int
+	stdin *os.File // the programs see its end when the test process is gone
+	read  chan struct{}
+
+	mu      sync.Mutex
+	changed chan struct{} // closed at each new line and at each end
+	lines   []string
+	used    []bool // consumed by WaitLine
+	exits   map[int]syscall.WaitStatus
+	killed  bool
+}
+
+// Start starts c. What all generations write to stdout and stderr is kept as
+// lines. Their standard input is a pipe that ends with the test process.
+//
+// When the test ends, at most one process may be left (a drain is waited for);
+// it is told to stop by SIGTERM, must do so in time, and nothing may be left
+// then. What is left is killed, and the test fails.
+func Start(t testing.TB, c Command) *Process {
+	t.Helper()
+	outR, outW, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer outW.Close()
+	inR, inW, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inR.Close()
+	p := &Process{
+		t: t, stdin: inW, read: make(chan struct{}),
+		changed: make(chan struct{}), exits: map[int]syscall.WaitStatus{},
+	}
+	argv0 := c.Argv0
+	if argv0 == "" {
+		argv0 = c.Path
+	}
+	proc, err := os.StartProcess(c.Path, append([]string{argv0}, c.Args...), &os.ProcAttr{
+		Dir: c.Dir, Env: append(os.Environ(), c.Env...), Files: []*os.File{inR, outW, outW},
+		Sys: &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential},
+	})
+	if err != nil {
+		outR.Close()
+		inW.Close()
+		t.Fatalf("start %s: %v", c.Path, err)
+	}
+	p.pid = proc.Pid
+	proc.Release() // reap waits for it
+	groupsMu.Lock()
+	groups[p.pid] = p
+	groupsMu.Unlock()
+	reap() // it may have ended before it was known
+	go p.readLines(outR)
+	t.Cleanup(p.cleanup)
+	return p
+}
+
+func (p *Process) readLines(r *os.File) {
+	defer close(p.read)
+	defer r.Close()
+	b := bufio.NewReader(r)
+	for {
+		line, err := b.ReadString('\n')
+		if line != "" {
+			p.mu.Lock()
+			p.lines = append(p.lines, strings.TrimSuffix(line, "\n"))
+			p.used = append(p.used, false)
+			p.wake()
+			p.mu.Unlock()
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// wake tells those who wait that something has changed. p.mu is held.
+func (p *Process) wake() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+func (p *Process) ended(pid int, ws syscall.WaitStatus) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.exits[pid] = ws
+	p.wake()
+}
+
+// Pid is the pid of the first generation, and the group of all.
+func (p *Process) Pid() int { return p.pid }
+
+// Lines gives what was written so far.
+func (p *Process) Lines() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.lines...)
+}
+
+// Count says how many lines match the pattern so far.
+func (p *Process) Count(pattern string) int {
+	re := regexp.MustCompile(pattern)
+	n := 0
+	for _, l := range p.Lines() {
+		if re.MatchString(l) {
+			n++
+		}
+	}
+	return n
+}
+
+// WaitLine waits for a line that matches the pattern and that no WaitLine has
+// given yet, and gives the match and its submatches.
+func (p *Process) WaitLine(pattern string) []string {
+	p.t.Helper()
+	re := regexp.MustCompile(pattern)
+	limit := time.NewTimer(Limit)
+	defer limit.Stop()
+	for {
+		p.mu.Lock()
+		for i, l := range p.lines {
+			if p.used[i] {
+				continue
+			}
+			if m := re.FindStringSubmatch(l); m != nil {
+				p.used[i] = true
+				p.mu.Unlock()
+				return m
+			}
+		}
+		changed := p.changed
+		p.mu.Unlock()
+		select {
+		case <-changed:
+		case <-limit.C:
+			p.t.Fatalf("no line matches %q after %v", pattern, Limit)
+		}
+	}
+}
+
+// All gives every process of the group: all generations, and what they have
+// started, dead ones that nobody has reaped too.
+func (p *Process) All() []Stat {
+	return stats(func(s Stat) bool { return s.Group == p.pid })
+}
+
+// Living gives the pids of those that have not ended.
+func (p *Process) Living() []int {
+	var pids []int
+	for _, s := range p.All() {
+		if !s.Dead() {
+			pids = append(pids, s.Pid)
+		}
+	}
+	return pids
+}
+
+// Has says whether pid is a living process of the group.
+func (p *Process) Has(pid int) bool {
+	s, ok := ReadStat(pid)
+	return ok && s.Group == p.pid && !s.Dead()
+}
+
+// Signal sends a signal to a process of the group.
+func (p *Process) Signal(pid int, sig syscall.Signal) {
+	p.t.Helper()
+	if s, ok := ReadStat(pid); !ok || s.Group != p.pid {
+		p.t.Fatalf("signal %v: process %d is not one of ours", sig, pid)
+	}
+	if err := syscall.Kill(pid, sig); err != nil {
+		p.t.Fatalf("signal %v to process %d: %v", sig, pid, err)
+	}
+}
+
+// WaitExit waits until a process of the group that is the test process's child
+// (the first, or one whose parent has ended) was reaped, and says how it ended.
+func (p *Process) WaitExit(pid int) syscall.WaitStatus {
+	p.t.Helper()
+	var ws syscall.WaitStatus
+	p.waitFor("the end of process", func() (ok bool) { ws, ok = p.exits[pid]; return ok })
+	return ws
+}
+
+// WaitGone waits until a process of the group exists no more, not even unreaped.
+func (p *Process) WaitGone(pid int) {
+	p.t.Helper()
+	WaitFor(p.t, Limit, "the end of a process", func() bool {
+		s, ok := ReadStat(pid)
+		return !ok || s.Group != p.pid
+	})
+}
+
+// WaitAllGone waits until no process of the group is left.
+func (p *Process) WaitAllGone() {
+	p.t.Helper()
+	WaitFor(p.t, Limit, "the end of all processes", func() bool { return len(p.All()) == 0 })
+}
+
+// WaitAlone waits until one process of the group is left, and gives its pid.
+func (p *Process) WaitAlone() int {
+	p.t.Helper()
+	var all []Stat
+	WaitFor(p.t, Limit, "a single process", func() bool { all = p.All(); return len(all) == 1 && !all[0].Dead() })
+	return all[0].Pid
+}
+
+// waitFor waits for a condition that changes with p.changed. p.mu is held in it.
+func (p *Process) waitFor(what string, cond func() bool) {
+	p.t.Helper()
+	limit := time.NewTimer(Limit)
+	defer limit.Stop()
+	for {
+		p.mu.Lock()
+		ok, changed := cond(), p.changed
+		p.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			p.t.Fatalf("waited %v in vain for %s", Limit, what)
+		}
+	}
+}
+
+// Kill ends all processes of the group at once; the cleanup then finds none.
+func (p *Process) Kill() {
+	p.t.Helper()
+	p.mu.Lock()
+	p.killed = true
+	p.mu.Unlock()
+	for len(p.All()) > 0 {
+		syscall.Kill(-p.pid, syscall.SIGKILL)
+		if !poll(Limit, func() bool { reap(); return len(p.All()) == 0 }) {
+			p.t.Errorf("processes are left after SIGKILL: %v", p.All())
+			return
+		}
+	}
+}
+
+func (p *Process) cleanup() {
+	p.mu.Lock()
+	killed := p.killed
+	p.mu.Unlock()
+	if !killed {
+		if !poll(Limit, func() bool { return len(p.All()) <= 1 }) {
+			p.t.Errorf("more than one process is left: %+v", p.All())
+		}
+		for _, pid := range p.Living() {
+			syscall.Kill(pid, syscall.SIGTERM)
+		}
+		if !poll(Limit, func() bool { return len(p.All()) == 0 }) {
+			p.t.Errorf("processes are left after SIGTERM: %+v", p.All())
+		}
+	}
+	p.Kill()
+	p.stdin.Close()
+	select {
+	case <-p.read:
+	case <-time.After(Limit):
+		p.t.Errorf("somebody outside of the group holds the output open")
+	}
+	groupsMu.Lock()
+	delete(groups, p.pid)
+	groupsMu.Unlock()
+	if p.t.Failed() {
+		p.t.Logf("output of all generations:\n%s", strings.Join(p.Lines(), "\n"))
+	}
+	for _, l := range p.Lines() {
+		if strings.Contains(l, "WARNING: DATA RACE") {
+			p.t.Errorf("the race detector found a race in the program")
+		}
+	}
+}
+
+// WaitFor waits until cond says true, and fails the test if it does not in time.
+func WaitFor(t testing.TB, limit time.Duration, what string, cond func() bool) {
+	t.Helper()
+	if !poll(limit, cond) {
+		t.Fatalf("waited %v in vain for %s", limit, what)
+	}
+}
+
+func poll(limit time.Duration, cond func() bool) bool {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	end := time.NewTimer(limit)
+	defer end.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return cond()
+		}
+	}
+	return true
+}

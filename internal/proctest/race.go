@@ -1,0 +1,5 @@
+//go:build linux && race
+
+package proctest
+
+func init() { raceEnabled = true }
