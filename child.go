@@ -65,6 +65,8 @@ func (u *Upgrader) runParent() {
 			}
 		case msgUpgrade:
 			u.post(func() { u.onUpgrade(nil) })
+		case msgMain:
+			u.post(func() { u.onMain(true) })
 		}
 		closeAll(m.fds)
 	}, func(error) {

@@ -44,8 +44,13 @@ func (u *Upgrader) onStop(r stopRequest) {
 	}
 	handedOver := u.state == yielded || u.state == draining || (u.next != nil && u.next.went)
 	u.stopAsked = true
+	if !r.leave {
+		u.ends = true
+		u.notify.stop(fmt.Sprintf("generation %d, pid %d, drains; the service ends", u.generation, os.Getpid()))
+	}
 	u.cancel()
 	switch {
+	case u.held: // only new is waited for
 	case u.drain != nil: // it is under way already
 	case handedOver:
 		u.answer(nil)
@@ -59,7 +64,7 @@ func (u *Upgrader) onStop(r stopRequest) {
 		u.beginLastDrain(r)
 	}
 	u.passStop(r)
-	if r.now {
+	if r.now && u.drain != nil {
 		u.drain.hurry()
 	}
 }
@@ -114,7 +119,13 @@ func (u *Upgrader) onDrained(d *drain) {
 		return
 	}
 	d.log(u.log)
-	if !u.launching { // else onLaunched kills what it has started, first
+	switch {
+	case u.launching: // onLaunched kills what it has started, first
+	case u.ends && u.notify != nil && u.next != nil && u.next.went:
+		// systemd ends what is left of a service whose main process exits: new
+		// is to drain in peace.
+		u.held = true
+	default:
 		u.finish()
 	}
 }
@@ -132,6 +143,8 @@ func (u *Upgrader) finish() {
 		u.pid.release()
 	}
 	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
+	u.handOverMain()
+	u.notify.flush()
 	close(u.done)
 }
 

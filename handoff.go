@@ -42,6 +42,8 @@ type manifest struct {
 	Dir        string `json:"dir"`        // working directory of the first start
 	Path       string `json:"path"`       // binary of the first start
 	PIDFile    string `json:"pidfile,omitempty"`
+	// Systemd is there if it is to be told of what happens.
+	Systemd *serviceManager `json:"systemd,omitempty"`
 	// Sockets[i] has the descriptor handover.first+i.
 	Sockets []entry `json:"sockets"`
 }
@@ -100,6 +102,7 @@ const (
 	msgStop      messageType = 'S' // either: stopMessage
 	msgUpgrade   messageType = 'U' // old -> new: upgrade once old is gone
 	msgFailed    messageType = 'F' // new -> old: why new gives up, as text
+	msgMain      messageType = 'P' // old -> new: systemd takes new for the main process now
 )
 
 // A message is one frame of the control channel: type, number of descriptors,

@@ -76,7 +76,7 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, in := range s.unclaimed {
-		if in.Kind == k && in.Network == network && in.Addr == addr {
+		if in.Kind == k && (in.Network == network && in.Addr == addr || network == systemdNetwork && in.Name == addr) {
 			s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
 			return in, true
 		}
@@ -91,6 +91,14 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 		}
 	}
 	return inheritedSocket{}, false
+}
+
+// askedFor notes by which name the socket was asked for. One that was asked for
+// by systemd's name keeps its own too: the next version may ask otherwise.
+func (e *entry) askedFor(network, addr string) {
+	if network != systemdNetwork {
+		e.Network, e.Addr = network, addr
+	}
 }
 
 // sameBinding says whether opening network and addr would bind what e is bound to.
@@ -152,6 +160,8 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 			return nil, fmt.Errorf("grace: inherited listener %s %s (descriptor %d): %w", network, addr, in.fd, err)
 		}
 		inner = l
+	} else if network == systemdNetwork {
+		return nil, s.noSuchName(addr)
 	} else {
 		l, err := openListener(lc, network, addr)
 		if err != nil {
@@ -165,7 +175,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 		inner.Close()
 		return nil, fmt.Errorf("grace: listen %s %s: %w", network, addr, err)
 	}
-	in.Network, in.Addr = network, addr
+	in.askedFor(network, addr)
 	sock := &socket{entry: in.entry, index: in.index, raw: raw, gate: newGate(inner.SetDeadline)}
 	l := &listener{inner: inner, addr: inner.Addr(), gate: sock.gate, sock: sock, socks: s}
 	l.open = func(addr string) (acceptor, error) { return openListener(lc, network, addr) }
@@ -220,13 +230,15 @@ func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.P
 		if inner, err = inheritPacket(in.fd); err != nil {
 			return nil, fmt.Errorf("grace: inherited packet conn %s %s (descriptor %d): %w", network, addr, in.fd, err)
 		}
+	} else if network == systemdNetwork {
+		return nil, s.noSuchName(addr)
 	} else {
 		if inner, err = openPacket(lc, network, addr); err != nil {
 			return nil, err
 		}
 		in = inheritedSocket{entry: describe(kindPacket, network, addr, inner), index: -1}
 	}
-	in.Network, in.Addr = network, addr
+	in.askedFor(network, addr)
 	g := newGate(inner.SetReadDeadline)
 	sock := &socket{entry: in.entry, index: in.index, gate: g}
 	p, raw, err := newPacketConn(inner, g, sock, s)
