@@ -50,8 +50,18 @@ func joinParent(h *handover, limit time.Duration) (*parent, error) {
 // run listens to old.
 func (u *Upgrader) runParent() {
 	p := u.parent
+	r := &receiver{ch: p.ch, find: u.socks.taker, held: map[uint32]received{}}
 	p.ch.run(func(m message) {
 		switch m.typ {
+		case msgConns:
+			if err := r.onConns(m); err != nil {
+				u.log.Error("grace: connections that were moved here can't be taken; the old process keeps them", "err", err)
+			}
+			return
+		case msgVerdict:
+			if err := r.onVerdict(m); err != nil {
+				u.log.Error("grace: connections that were moved here can't be taken", "err", err)
+			}
 		case msgGo:
 			select {
 			case <-p.goAhead:
@@ -70,6 +80,7 @@ func (u *Upgrader) runParent() {
 		}
 		closeAll(m.fds)
 	}, func(error) {
+		r.onGone()
 		close(p.gone)
 		u.post(u.onParentGone)
 	})
@@ -103,6 +114,11 @@ func (u *Upgrader) sayReady() error {
 			return u.failReady(err)
 		}
 	}
+	if u.underMaster() && u.pid != nil {
+		if err := u.pid.takeOver(); err != nil {
+			return err
+		}
+	}
 	reply := make(chan error, 1)
 	if !u.post(func() { reply <- u.onReady() }) {
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)
@@ -114,10 +130,10 @@ func (u *Upgrader) sayReady() error {
 // line, go, and the PID file. If old is dead it is our turn in any case.
 func (u *Upgrader) handshake() error {
 	p := u.parent
-	c := claims{Sockets: u.socks.claimed()}
+	c := claims{Sockets: u.socks.claimed(), Takes: u.socks.takes()}
 	var pidFile *os.File
 	var lock []int
-	if u.pid != nil && u.pid.file == nil {
+	if u.pid != nil && !u.pid.held() {
 		var err error
 		if pidFile, err = u.pid.prepare(); err != nil {
 			return err

@@ -1,8 +1,11 @@
 package grace
 
 import (
+	"bufio"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -22,15 +25,18 @@ type UnixConn struct {
 	track
 }
 
-// tracked puts the connection c, accepted by l, under l's eyes.
-func tracked(c net.Conn, l *listener) net.Conn {
+// tracked puts the connection c of l under l's eyes. unread are bytes that were
+// read from it before, and come first.
+func tracked(c net.Conn, l *listener, unread []byte) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
-		t := &TCPConn{c, track{l: l, inner: c}}
+		t := &TCPConn{TCPConn: c}
+		l.newTrack(&t.track, c, unread)
 		l.live.add(&t.track)
 		return t
 	case *net.UnixConn:
-		t := &UnixConn{c, track{l: l, inner: c}}
+		t := &UnixConn{UnixConn: c}
+		l.newTrack(&t.track, c, unread)
 		l.live.add(&t.track)
 		return t
 	}
@@ -41,7 +47,14 @@ func tracked(c net.Conn, l *listener) net.Conn {
 func (c *TCPConn) Read(p []byte) (int, error) { return c.read(p) }
 
 // WriteTo is [net.TCPConn.WriteTo].
-func (c *TCPConn) WriteTo(w io.Writer) (int64, error) { c.bypass(); return c.TCPConn.WriteTo(w) }
+func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
+	first, err := c.bypass(w)
+	if err != nil {
+		return first, err
+	}
+	n, err := c.TCPConn.WriteTo(w)
+	return first + n, err
+}
 
 // SetDeadline is [net.TCPConn.SetDeadline].
 func (c *TCPConn) SetDeadline(t time.Time) error {
@@ -52,7 +65,7 @@ func (c *TCPConn) SetDeadline(t time.Time) error {
 func (c *TCPConn) SetReadDeadline(t time.Time) error { return c.setReadDeadline(t) }
 
 // Close is [net.TCPConn.Close].
-func (c *TCPConn) Close() error { c.gone(); return c.TCPConn.Close() }
+func (c *TCPConn) Close() error { return c.close() }
 
 // NetConn gives the net.TCPConn. Reading, closing or setting deadlines on it
 // passes this package by.
@@ -70,7 +83,7 @@ func (c *UnixConn) SetDeadline(t time.Time) error {
 func (c *UnixConn) SetReadDeadline(t time.Time) error { return c.setReadDeadline(t) }
 
 // Close is [net.UnixConn.Close].
-func (c *UnixConn) Close() error { c.gone(); return c.UnixConn.Close() }
+func (c *UnixConn) Close() error { return c.close() }
 
 // NetConn gives the net.UnixConn; see [TCPConn.NetConn].
 func (c *UnixConn) NetConn() net.Conn { return c.UnixConn }
@@ -91,6 +104,7 @@ const (
 	phaseIdle                  // answered; the next request may come
 	phaseHTTP2                 // any number of requests at once
 	phaseHijacked              // not the server's any more
+	phaseOther                 // of a Server with a Protocol of its own
 )
 
 // A track is what a listener knows of one connection.
@@ -99,12 +113,26 @@ type track struct {
 	inner net.Conn
 
 	mu     sync.Mutex
-	phase  phase
-	begun  bool          // bytes were read since it was accepted, or became idle
-	capped bool          // the read deadline is not want, but the idle grace's
-	closed bool          // Close was called
-	grace  time.Duration // how long it may be idle; 0: as long as the server likes
-	want   time.Time     // the read deadline that the server has set
+	unread []byte    // comes before what the kernel has
+	want   time.Time // the read deadline that the server has set
+	grace  time.Duration
+	mover  *mover // takes it to the new process as soon as it may move
+
+	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
+	firstFor time.Duration // and how long the server then waits for the rest
+
+	full    int // the largest slice that a Read was offered
+	offered int // to the Read that is pending; 0 if none is
+	phase   phase
+	moved   bool // from the old process
+	direct  bool // the server has it itself, not a wrapper of it
+	touched bool // bytes were read
+	begun   bool // bytes were read since it was accepted, or became idle
+	capped  bool // the read deadline is not want, but the idle grace's
+	woken   bool // the read deadline is in the past, to move it
+	told    bool // the Read of a protocol of the user's has returned ErrMove
+	leaving bool // nothing is buffered and nobody reads: Close moves it
+	closed  bool // Close was called
 }
 
 // trackOf finds the track under c, if it is ours and nobody but TLS wrapped it.
@@ -125,28 +153,157 @@ func trackOf(c net.Conn) *track {
 
 // read is Read on the inner connection.
 func (t *track) read(p []byte) (int, error) {
-	n, err := t.inner.Read(p)
-	if n > 0 {
+	for {
 		t.mu.Lock()
-		t.begun = true
-		t.uncap()
+		if len(t.unread) > 0 {
+			n := copy(p, t.unread)
+			t.unread = t.unread[n:]
+			t.touched, t.begun = true, true
+			t.mu.Unlock()
+			return n, nil
+		}
+		t.full = max(t.full, len(p))
+		if err := t.mustLeave(len(p)); err != nil {
+			t.mu.Unlock()
+			return 0, err
+		}
+		t.offered = len(p)
 		t.mu.Unlock()
+		n, err := t.inner.Read(p)
+		t.mu.Lock()
+		t.offered = 0
+		again, err := t.afterRead(n, len(p), err)
+		t.mu.Unlock()
+		if !again {
+			return n, err
+		}
 	}
-	return n, err
 }
 
-// bypass: bytes are read without us from now on.
-func (t *track) bypass() {
+// afterRead is what a Read does once it comes back: take back a deadline that
+// was ours, or leave. Bytes that have come win over the wish to move.
+func (t *track) afterRead(n, offered int, err error) (again bool, _ error) {
+	woken := t.woken
+	if woken {
+		t.woken = false
+		t.inner.SetReadDeadline(t.want)
+	}
+	if n > 0 {
+		if t.idleFor != 0 && !t.touched {
+			t.endIdle()
+		}
+		t.touched, t.begun, t.told = true, true, false
+		t.uncap()
+		return false, err
+	}
+	if !woken || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, err
+	}
+	if leave := t.mustLeave(offered); leave != nil {
+		return false, leave
+	}
+	// The move was called off; the server is not to notice.
+	return t.want.IsZero() || time.Now().Before(t.want), err
+}
+
+// fullSlice is how large a slice the server of net/http offers when its buffer
+// is empty: that of a bufio.Reader. A larger one that was seen counts instead.
+var fullSlice = bufio.NewReader(nil).Size()
+
+// mayLeave says whether nothing of the next request is in the server's hands,
+// if its Read was offered this many bytes: nothing was read at all yet, or the
+// server has said that it is idle and its buffer, all of it, is free.
+func (t *track) mayLeave(offered int) bool {
+	if t.mover == nil || len(t.unread) > 0 || t.closed {
+		return false
+	}
+	if t.phase == phaseOther {
+		return !t.told
+	}
+	if !t.direct {
+		return false
+	}
+	return t.phase == phaseNew && !t.touched ||
+		t.phase == phaseIdle && !t.begun && offered >= max(t.full, fullSlice)
+}
+
+// mustLeave is the error with which a Read returns so that the connection can
+// move: the server of net/http takes it for a timeout and closes, and our Close
+// moves; a server of the user's calls Move.
+func (t *track) mustLeave(offered int) error {
+	switch {
+	case t.leaving:
+		return os.ErrDeadlineExceeded
+	case !t.mayLeave(offered):
+		return nil
+	case t.phase == phaseOther:
+		t.told = true
+		return ErrMove
+	}
+	t.leaving = true
+	return os.ErrDeadlineExceeded
+}
+
+// offer gives the connection a mover: it is moved at once if it may, or as soon
+// as it may. With nil the move is called off.
+func (t *track) offer(m *mover) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.begun = true
-	t.uncap()
+	t.mover = m
+	t.told = false
+	if t.offered > 0 && t.mayLeave(t.offered) {
+		t.woken = true
+		t.inner.SetReadDeadline(longAgo)
+	}
 }
 
+// setDirect says that the server has the connection itself.
+func (t *track) setDirect() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.direct = true
+}
+
+func (t *track) isDirect() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
+}
+
+// movable says whether it will move when it may.
+func (t *track) movable() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.mover != nil && t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
+}
+
+// bypass: bytes are read without us from now on. Those that we have come first.
+func (t *track) bypass(w io.Writer) (int64, error) {
+	t.mu.Lock()
+	t.touched, t.begun = true, true
+	t.uncap()
+	unread := t.unread
+	t.unread = nil
+	t.mu.Unlock()
+	if len(unread) == 0 {
+		return 0, nil
+	}
+	n, err := w.Write(unread)
+	return int64(n), err
+}
+
+// setReadDeadline is the server's. One that wakes a Read stays; the server's
+// comes back with the Read.
 func (t *track) setReadDeadline(d time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.idleFor != 0 && !t.touched && t.phase == phaseNew {
+		d = t.beginIdle(d)
+	}
 	t.want = d
+	if t.woken {
+		return nil
+	}
 	t.capped = false
 	if t.mayCap() {
 		return t.cap()
@@ -154,9 +311,45 @@ func (t *track) setReadDeadline(d time.Time) error {
 	return t.inner.SetReadDeadline(d)
 }
 
+// beginIdle: a server takes a connection that was moved for a new one, and gives
+// it its header timeout. But it is idle: it has the idle timeout until its first
+// byte comes, and the server's time from then on.
+func (t *track) beginIdle(d time.Time) time.Time {
+	t.firstFor = 0
+	if !d.IsZero() {
+		t.firstFor = time.Until(d)
+	}
+	if t.idleFor < 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(t.idleFor)
+}
+
+func (t *track) endIdle() {
+	t.want = time.Time{}
+	if t.firstFor > 0 {
+		t.want = time.Now().Add(t.firstFor)
+	}
+	t.inner.SetReadDeadline(t.want)
+}
+
+// setMoved says that the connection was moved here, and the server's idle
+// timeout; 0 is none.
+func (t *track) setMoved(idle time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if idle <= 0 {
+		t.idleFor = -1
+		return
+	}
+	t.idleFor = idle
+	t.want = time.Now().Add(idle) // a server without a header timeout sets none
+	t.inner.SetReadDeadline(t.want)
+}
+
 // mayCap: it is between two requests, and the process wants to end.
 func (t *track) mayCap() bool {
-	return t.grace > 0 && !t.begun && (t.phase == phaseIdle || t.phase == phaseNew)
+	return t.grace > 0 && !t.begun && !t.woken && (t.phase == phaseIdle || t.phase == phaseNew)
 }
 
 // cap lets a Read wait for the idle grace at most.
@@ -181,7 +374,7 @@ func (t *track) uncap() {
 func (t *track) setPhase(p phase) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.phase == phaseHTTP2 && p != phaseHijacked {
+	if t.phase == phaseHTTP2 && p != phaseHijacked || t.phase == phaseHijacked {
 		return // net/http calls HTTP/2 connections idle as well
 	}
 	t.phase = p
@@ -204,15 +397,22 @@ func (t *track) finish(grace time.Duration) {
 	}
 }
 
-// gone: the connection is closed.
-func (t *track) gone() {
+// close is Close: of a connection that is to leave, the way to the mover.
+func (t *track) close() error {
 	t.mu.Lock()
-	was, hijacked := t.closed, t.phase == phaseHijacked
+	was, leaving, m, hijacked := t.closed, t.leaving, t.mover, t.phase == phaseHijacked
 	t.closed = true
 	t.mu.Unlock()
+	if leaving && !was {
+		if m == nil || !m.move(t, nil) {
+			t.l.takeBack(t, nil)
+		}
+		return nil
+	}
 	if !was {
 		t.l.live.remove(t, hijacked)
 	}
+	return t.inner.Close()
 }
 
 // live are the connections of a listener that are open, hijacked ones too. The

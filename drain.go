@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -15,6 +16,7 @@ type stopRequest struct {
 	now      bool      // cut off what is left
 	passedOn bool      // the other process of a hand-over was told first
 	leave    bool      // only this process is to end, not the service
+	reason   string    // if it was neither a signal nor the program
 }
 
 // Stop ends the service, as SIGTERM does: this process stops accepting, drains
@@ -37,10 +39,19 @@ func (u *Upgrader) onStop(r stopRequest) {
 		if r.leave || r.passedOn && !r.now {
 			return // both processes may get the same signal: it counts once
 		}
+		if u.underMaster() && (r.signal != nil || r.reason != "") {
+			return // masters repeat it: to all that are not the newest, at each upgrade
+		}
 		r.now = true
 	}
 	if r.signal != nil {
 		u.log.Info("grace: stopping", "signal", r.signal, "now", r.now)
+	}
+	if r.reason != "" {
+		u.log.Info("grace: stopping", "reason", r.reason)
+	}
+	if r.signal != nil || r.reason != "" { // how an upgrade by a master succeeds
+		u.answerAsked(slices.Clone(u.asked), nil)
 	}
 	handedOver := u.state == yielded || u.state == draining || (u.next != nil && u.next.went)
 	u.stopAsked = true
@@ -55,7 +66,11 @@ func (u *Upgrader) onStop(r stopRequest) {
 	case handedOver:
 		u.answer(nil)
 		u.probation.Stop()
-		u.beginDrain(false)
+		m := u.next.mover
+		if !r.leave { // the new process is to stop as well
+			m = nil
+		}
+		u.beginDrain(m)
 	default:
 		if u.next != nil {
 			u.kill(u.next, ErrStopped)
@@ -85,7 +100,7 @@ func (u *Upgrader) passStop(r stopRequest) {
 
 // refuseAll answers everybody who waits for an upgrade that will not be.
 func (u *Upgrader) refuseAll() {
-	u.current, u.waiting = append(u.current, u.waiting...), nil
+	u.current, u.waiting, u.asked = slices.Concat(u.current, u.waiting, u.asked), nil, nil
 	u.answer(fmt.Errorf("grace: Upgrade: %w", ErrStopped))
 	u.pending = false
 }
@@ -94,16 +109,22 @@ func (u *Upgrader) refuseAll() {
 // predecessor stands by, that one takes over, and has the queues.
 func (u *Upgrader) beginLastDrain(r stopRequest) {
 	if r.leave && u.parent != nil && !u.parentGone {
+		u.left = true
 		u.socks.own(false)
 		u.parent.ch.send(newMessage(msgStop, stopMessage{Leave: true}))
 	}
-	u.beginDrain(true)
+	u.beginDrain(nil)
 }
 
-func (u *Upgrader) beginDrain(last bool) {
+// beginDrain finishes what this process has begun. m moves connections to the
+// new process; it is nil if there is none.
+func (u *Upgrader) beginDrain(m *mover) {
 	u.state = draining
 	u.socks.endAccept()
-	d := newDrain(last)
+	if !u.opt.move {
+		m = nil
+	}
+	d := newDrain(m)
 	u.drain = d
 	go func() {
 		d.run(u.allServers(), u.opt.drainTimeout)
@@ -140,7 +161,7 @@ func (u *Upgrader) finish() {
 		s.shutdown()
 	}
 	if u.pid != nil {
-		u.pid.release()
+		u.pid.release(!u.left)
 	}
 	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
 	u.handOverMain()
@@ -159,6 +180,8 @@ type drainer interface {
 	// drain returns when nothing is left, when d.cut is closed and it has cut
 	// off what was, or when d.ctx has ended: then it serves on as before.
 	drain(d *drain) drainReport
+	// offer is called while it drains, if new takes more than it took before.
+	offer(m *mover)
 	// shutdown ends the server for good; what is left is cut off.
 	shutdown()
 }
@@ -166,12 +189,13 @@ type drainer interface {
 // A drainReport counts what became of a server's connections.
 type drainReport struct {
 	finished int // ended by themselves, or when they were idle
-	cut      int // still busy when the time was up
+	waited   int // were hijacked, and ended by themselves
+	cut      int // still there when the time was up
 }
 
 // A drain is one run of all drainers.
 type drain struct {
-	last   bool // there is no successor
+	mover  *mover // nil if there is no successor
 	ctx    context.Context
 	cancel context.CancelFunc // rolls back
 	cut    chan struct{}      // closed when the time is up
@@ -180,8 +204,8 @@ type drain struct {
 	report drainReport
 }
 
-func newDrain(last bool) *drain {
-	d := &drain{last: last, cut: make(chan struct{}), begun: time.Now()}
+func newDrain(m *mover) *drain {
+	d := &drain{mover: m, cut: make(chan struct{}), begun: time.Now()}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
 }
@@ -196,6 +220,7 @@ func (d *drain) run(servers []drainer, limit time.Duration) {
 			mu.Lock()
 			defer mu.Unlock()
 			d.report.finished += r.finished
+			d.report.waited += r.waited
 			d.report.cut += r.cut
 		})
 	}
@@ -208,7 +233,11 @@ func (d *drain) hurry() { d.once.Do(func() { close(d.cut) }) }
 func (d *drain) cancelled() bool { return d.ctx.Err() != nil }
 
 func (d *drain) log(log *slog.Logger) {
-	args := []any{"took", time.Since(d.begun), "finished", d.report.finished, "cut", d.report.cut}
+	moved := 0
+	if d.mover != nil {
+		moved = d.mover.count()
+	}
+	args := []any{"took", time.Since(d.begun), "moved", moved, "finished", max(0, d.report.finished-moved), "waited", d.report.waited, "cut", d.report.cut}
 	if d.report.cut > 0 {
 		log.Warn("grace: drained; connections were cut off, see DrainTimeout", args...)
 		return

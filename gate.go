@@ -33,6 +33,7 @@ type gate struct {
 	deadline time.Time     // the user's own
 	kicked   bool          // the inner deadline is ours, in the past
 	inside   int           // who has entered and not left yet
+	errands  int           // how many must pass even if it is shut: see listener.give
 	watchers []func()      // called when the mode changed, or somebody left
 }
 
@@ -64,6 +65,28 @@ func (g *gate) change(allowed func(gateMode) bool, to gateMode) bool {
 		f()
 	}
 	return true
+}
+
+// errand lets somebody pass, whatever the mode, or says that he has.
+func (g *gate) errand(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.errands += n
+	if n > 0 && g.mode != gateClosed {
+		g.kick()
+	}
+}
+
+func (g *gate) isOpen() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mode == gateOpen
+}
+
+func (g *gate) isClosed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mode == gateClosed
 }
 
 // kick makes everybody look at the gate again. g.mu is held.
@@ -99,6 +122,10 @@ func (g *gate) enter() (gateMode, error) {
 		case mode == gateParked:
 			g.mu.Unlock()
 			return mode, net.ErrClosed
+		case g.errands > 0:
+			g.inside++
+			g.mu.Unlock()
+			return mode, nil
 		case mode == gateOpen || mode == gateFinishing:
 			if g.kicked {
 				g.kicked = false
@@ -138,7 +165,7 @@ func (g *gate) leave() {
 func (g *gate) isQuiet() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.inside == 0 && g.mode != gateOpen && g.mode != gateFinishing
+	return g.inside == 0 && g.errands == 0 && g.mode != gateOpen && g.mode != gateFinishing
 }
 
 // mayRetry says whether err came from a kick, not from the user's deadline.

@@ -82,6 +82,9 @@ type claims struct {
 	// PIDLock says that the message carries the locked PID file of new: old
 	// keeps the lock with it, should new die.
 	PIDLock bool `json:"pidlock,omitempty"`
+	// Takes says for which sockets new takes moved connections, and of which
+	// protocol. Those that come to it later have a message of their own.
+	Takes map[int]string `json:"takes,omitempty"`
 }
 
 // stopMessage is a message of type msgStop, in either direction.
@@ -103,6 +106,10 @@ const (
 	msgUpgrade   messageType = 'U' // old -> new: upgrade once old is gone
 	msgFailed    messageType = 'F' // new -> old: why new gives up, as text
 	msgMain      messageType = 'P' // old -> new: systemd takes new for the main process now
+	msgTakes     messageType = 'T' // new -> old: claims.Takes, more of them
+	msgConns     messageType = 'C' // old -> new: connections, see move.go
+	msgTook      messageType = 'K' // new -> old: their ids
+	msgVerdict   messageType = 'V' // old -> new: ids, and whether they are new's
 )
 
 // A message is one frame of the control channel: type, number of descriptors,

@@ -19,17 +19,27 @@ import (
 //
 // ln is one that [Upgrader.Listen] gave, or that wraps one. srv may serve
 // several, with a call of HTTP for each. HTTP sets srv's Handler, ConnState and
-// TLSNextProto to its own, which call the former ones; all must be set before,
-// and srv must not be served or shut down otherwise.
+// TLSNextProto to its own, ConnContext too, which call the former ones; all must
+// be set before, and srv must not be served or shut down otherwise.
 //
-// The drain: HTTP/1 responses say "Connection: close", HTTP/2 connections get
-// GOAWAY, an idle connection is left open for a while before it is closed, and
-// a hijacked one is waited for. When all but hijacked ones are gone, or nothing
+// The drain after an upgrade: a plaintext HTTP/1 connection that srv has from
+// our listener itself, unwrapped, is moved to the new process when it is idle,
+// if a plaintext server of HTTP serves that socket there. Its client notices
+// nothing; ConnState says closed here and new there. Others are finished:
+// HTTP/1 responses say "Connection: close", HTTP/2 connections get GOAWAY, an
+// idle connection is left open for [IdleGrace] before it is closed, and a
+// hijacked one is waited for. When all but hijacked ones are gone, or nothing
 // is left, srv.Shutdown runs what was registered with RegisterOnShutdown.
 // [DrainTimeout] cuts off the rest.
 func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error, interrupt func(error)) {
 	s := u.httpServer(srv)
-	s.listens(ln)
+	for _, l := range s.conns.listens(u, ln) {
+		// Who wraps our listener may speak TLS. That is seen when the first
+		// connection comes: connState.
+		if _, ours := ln.(*listener); ours {
+			u.takes(l, protocolHTTP1)
+		}
+	}
 	return func() error { return s.serve(ln, (*http.Server).Serve) }, func(error) { u.Close() }
 }
 
@@ -37,34 +47,32 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 // [net/http.Server.ServeTLS].
 func (u *Upgrader) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile string) (execute func() error, interrupt func(error)) {
 	s := u.httpServer(srv)
-	s.listens(ln)
+	s.conns.listens(u, ln)
 	serve := func(srv *http.Server, ln net.Listener) error { return srv.ServeTLS(ln, certFile, keyFile) }
 	return func() error { return s.serve(ln, serve) }, func(error) { u.Close() }
 }
-
-// idleGrace is how long a connection that can't be moved may stay idle once its
-// process wants to end.
-const idleGrace = 5 * time.Second
 
 // An httpServer drains an *http.Server without losing a request, which
 // Shutdown alone would: that closes connections that are idle at that moment,
 // while a client may be sending.
 type httpServer struct {
 	u       *Upgrader
-	handler http.Handler // the user's
+	handler http.Handler // the user's, like the next two
 	state   func(net.Conn, http.ConnState)
+	connCtx func(context.Context, net.Conn) context.Context
 	twin    *http.Server // owns the HTTP/2 connections, to send them GOAWAY
 
 	draining atomic.Bool
 	finished chan struct{} // closed by shutdown: execute returns
 
-	mu        sync.Mutex
-	srv       *http.Server
-	listeners []*listener
-	foreign   map[net.Conn]bool // connections that none of our listeners has accepted
-	changed   chan struct{}     // closed when something may have ended, if somebody waits
-	resumed   chan struct{}     // closed when a drain was called off
-	isShut    bool              // srv.Shutdown was called
+	conns connSet
+
+	mu      sync.Mutex
+	srv     *http.Server
+	mover   *mover            // while it drains after an upgrade
+	foreign map[net.Conn]bool // connections that none of our listeners has accepted
+	resumed chan struct{}     // closed when a drain was called off
+	isShut  bool              // srv.Shutdown was called
 }
 
 // httpServer gives the one server of srv.
@@ -77,12 +85,13 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 		}
 	}
 	s := &httpServer{
-		u: u, srv: srv, handler: srv.Handler, state: srv.ConnState,
+		u: u, srv: srv, handler: srv.Handler, state: srv.ConnState, connCtx: srv.ConnContext,
 		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]bool{},
 	}
 	s.adoptHTTP2()
 	srv.Handler = s
 	srv.ConnState = s.connState
+	srv.ConnContext = s.connContext
 	u.servers = append(u.servers, s)
 	return s
 }
@@ -128,23 +137,6 @@ func (closedListener) Accept() (net.Conn, error) { return nil, net.ErrClosed }
 func (closedListener) Close() error              { return nil }
 func (closedListener) Addr() net.Addr            { return &net.TCPAddr{} }
 
-// listens finds the listeners of ours that ln is, or wraps.
-func (s *httpServer) listens(ln net.Listener) {
-	var found []*listener
-	if l, ok := ln.(*listener); ok {
-		found = []*listener{l}
-	} else {
-		found = s.u.socks.listeners(ln.Addr())
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range found {
-		s.listeners = append(s.listeners, l)
-		l.gate.watch(s.check)
-		l.live.watch(s.check)
-	}
-}
-
 // serve serves ln until the drain is over, again if a drain was called off.
 func (s *httpServer) serve(ln net.Listener, serve func(*http.Server, net.Listener) error) error {
 	for {
@@ -177,13 +169,28 @@ func (s *httpServer) serve(ln net.Listener, serve func(*http.Server, net.Listene
 // another one for its next request.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.draining.Load() {
-		w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
+		if t, ok := r.Context().Value(trackKey{}).(*track); !ok || !t.movable() {
+			w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
+		}
 	}
 	h := s.handler
 	if h == nil {
 		h = http.DefaultServeMux
 	}
 	h.ServeHTTP(w, r)
+}
+
+// trackKey is the key of a request's *track in its context.
+type trackKey struct{}
+
+func (s *httpServer) connContext(ctx context.Context, c net.Conn) context.Context {
+	if s.connCtx != nil {
+		ctx = s.connCtx(ctx, c)
+	}
+	if t := trackOf(c); t != nil && ctx != nil {
+		ctx = context.WithValue(ctx, trackKey{}, t)
+	}
+	return ctx
 }
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
@@ -200,13 +207,47 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 			t.setPhase(phaseHijacked)
 			t.l.live.hijack()
 		case http.StateNew:
-			if s.draining.Load() {
-				t.finish(idleGrace)
-			}
+			s.begin(c, t)
 		}
 	}
 	if s.state != nil {
 		s.state(c, state)
+	}
+}
+
+// begin is told of each new connection before its first Read.
+func (s *httpServer) begin(c net.Conn, t *track) {
+	switch c.(type) {
+	case *TCPConn, *UnixConn:
+		t.setDirect()
+	case *tls.Conn:
+	default: // through a wrapper that we know nothing of comes plaintext
+		if _, isTLS := c.(interface{ ConnectionState() tls.ConnectionState }); !isTLS {
+			s.u.takes(t.l, protocolHTTP1)
+		}
+	}
+	if t.moved {
+		srv := s.server()
+		idle := srv.IdleTimeout
+		if idle == 0 {
+			idle = srv.ReadTimeout // as net/http has it
+		}
+		t.setMoved(idle)
+	}
+	if s.draining.Load() {
+		s.mu.Lock()
+		m := s.mover
+		s.mu.Unlock()
+		s.release(t, m)
+	}
+}
+
+// release lets go of a connection: to the new process, or for good.
+func (s *httpServer) release(t *track, m *mover) {
+	if m.accepts(t.l, protocolHTTP1) && t.isDirect() {
+		t.offer(m)
+	} else {
+		t.finish(s.u.opt.idleGrace)
 	}
 }
 
@@ -215,15 +256,7 @@ func (s *httpServer) trackOf(c net.Conn) *track {
 	if t := trackOf(c); t != nil {
 		return t
 	}
-	s.mu.Lock()
-	listeners := s.listeners
-	s.mu.Unlock()
-	for _, l := range listeners {
-		if t := l.live.find(c); t != nil {
-			return t
-		}
-	}
-	return nil
+	return s.conns.find(c)
 }
 
 // foreignState counts a connection that we know nothing of; it ends as
@@ -236,100 +269,64 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 		s.foreign[c] = state == http.StateIdle
 	}
 	s.mu.Unlock()
-	s.check()
-}
-
-// check wakes who waits for an end.
-func (s *httpServer) check() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.changed != nil {
-		close(s.changed)
-		s.changed = nil
-	}
-}
-
-// wait returns true when ended says so, which is asked again at each change;
-// false if the drain's time is up or it was called off before.
-func (s *httpServer) wait(d *drain, ended func() bool) bool {
-	for {
-		s.mu.Lock()
-		if s.changed == nil {
-			s.changed = make(chan struct{})
-		}
-		changed := s.changed
-		s.mu.Unlock()
-		if ended() {
-			return true
-		}
-		select {
-		case <-changed:
-		case <-d.cut:
-			return false
-		case <-d.ctx.Done():
-			return false
-		}
-	}
+	s.conns.check()
 }
 
 func (s *httpServer) drain(d *drain) drainReport {
 	s.draining.Store(true)
-	begun := s.tracks()
-	for _, t := range begun {
-		t.finish(idleGrace)
-	}
+	begun := len(s.conns.tracks())
+	s.offer(d.mover)
 	if s.twin != nil {
 		s.twin.Shutdown(d.ctx)
 	}
-	if s.wait(d, func() bool { return s.left(false) == 0 }) && s.left(true) > 0 {
-		// Only hijacked ones are left: tell their owners.
-		s.mu.Lock()
-		s.isShut = true
-		s.mu.Unlock()
-		go s.srv.Shutdown(d.ctx)
-		s.wait(d, func() bool { return s.left(true) == 0 })
+	hijacked := 0
+	if s.conns.wait(d, func() bool { return s.left(false) == 0 }) {
+		if hijacked = s.left(true); hijacked > 0 {
+			// Only hijacked ones are left: tell their owners.
+			s.mu.Lock()
+			s.isShut = true
+			s.mu.Unlock()
+			go s.srv.Shutdown(d.ctx)
+			s.conns.wait(d, func() bool { return s.left(true) == 0 })
+		}
 	}
 	if d.cancelled() {
 		s.resume()
 		return drainReport{}
 	}
 	cut := s.left(true)
-	return drainReport{finished: max(0, len(begun)-cut), cut: cut}
+	waited := max(0, hijacked-cut)
+	return drainReport{finished: max(0, begun-waited-cut), waited: waited, cut: cut}
 }
 
-// left counts what is not over yet: connections, and listeners through which
-// some may still come.
+// offer lets go of all connections.
+func (s *httpServer) offer(m *mover) {
+	s.mu.Lock()
+	s.mover = m
+	s.mu.Unlock()
+	for _, t := range s.conns.tracks() {
+		s.release(t, m)
+	}
+}
+
+// left counts what is not over yet.
 func (s *httpServer) left(hijacked bool) int {
 	s.mu.Lock()
-	n, listeners := len(s.foreign), s.listeners
+	n := len(s.foreign)
 	s.mu.Unlock()
-	for _, l := range listeners {
-		if !l.gate.isQuiet() {
-			n++
-		}
-		n += l.live.count(hijacked)
-	}
-	return n
-}
-
-func (s *httpServer) tracks() (all []*track) {
-	s.mu.Lock()
-	listeners := s.listeners
-	s.mu.Unlock()
-	for _, l := range listeners {
-		all = append(all, l.live.all()...)
-	}
-	return all
+	return n + s.conns.left(hijacked)
 }
 
 // resume serves on: the drain was called off.
 func (s *httpServer) resume() {
 	s.draining.Store(false)
-	for _, t := range s.tracks() {
+	for _, t := range s.conns.tracks() {
+		t.offer(nil)
 		t.finish(0)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.mover = nil
 	if s.isShut {
 		s.srv, s.isShut = clone(s.srv), false // it can't serve again
 	}
@@ -347,11 +344,15 @@ func clone(s *http.Server) *http.Server {
 	}
 }
 
+func (s *httpServer) server() *http.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.srv
+}
+
 // shutdown ends the server; what is left is cut off.
 func (s *httpServer) shutdown() {
-	s.mu.Lock()
-	srv := s.srv
-	s.mu.Unlock()
+	srv := s.server()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if s.left(true) > 0 {
@@ -360,7 +361,7 @@ func (s *httpServer) shutdown() {
 	if srv.Shutdown(ctx) != nil {
 		srv.Close()
 	}
-	for _, t := range s.tracks() {
+	for _, t := range s.conns.tracks() {
 		t.inner.Close()
 	}
 	close(s.finished)

@@ -21,7 +21,11 @@ type listener struct {
 
 	mu    sync.Mutex
 	inner acceptor
-	shut  bool // parked, and inner is closed
+	shut  bool       // parked, and inner is closed
+	given []net.Conn // to be accepted besides those of the socket
+	takes string     // the protocol of connections that are moved to us
+	phase phase      // in which a connection begins
+	mover *mover     // with which a connection of phaseOther begins
 }
 
 func (l *listener) acceptor() acceptor {
@@ -39,6 +43,14 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err}
 		}
+		if c := l.next(); c != nil {
+			l.gate.leave()
+			return c, nil
+		}
+		if mode != gateOpen && mode != gateFinishing {
+			l.gate.leave()
+			continue
+		}
 		if mode == gateFinishing && !readable(l.sock) {
 			l.park()
 			l.gate.leave()
@@ -46,13 +58,82 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		c, err := l.acceptor().Accept()
 		if err == nil {
-			c = tracked(c, l)
+			c = tracked(c, l, nil)
 		}
 		l.gate.leave()
 		if err == nil || !l.gate.mayRetry(err) {
 			return c, err
 		}
 	}
+}
+
+// give lets Accept return c: a connection that was moved to this process, or
+// that could not be moved from it. That works while the gate is shut, too.
+func (l *listener) give(c net.Conn) {
+	l.mu.Lock()
+	l.given = append(l.given, c)
+	l.mu.Unlock()
+	l.gate.errand(1)
+}
+
+func (l *listener) next() net.Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.given) == 0 {
+		return nil
+	}
+	c := l.given[0]
+	l.given[0] = nil
+	l.given = l.given[1:]
+	l.gate.errand(-1)
+	return c
+}
+
+// takeBack serves on a connection that was on its way out.
+func (l *listener) takeBack(t *track, unread []byte) {
+	t.inner.SetDeadline(time.Time{})
+	c := tracked(t.inner, l, unread) // takes t's place in l.live
+	if l.gate.isClosed() {
+		c.Close()
+		return
+	}
+	l.give(c)
+}
+
+// take says that connections of this protocol may be moved to us.
+func (l *listener) take(proto string) (changed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	changed = l.takes != proto
+	l.takes = proto
+	return changed
+}
+
+// adopt says in which phase the listener's connections begin.
+func (l *listener) adopt(p phase) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.phase = p
+}
+
+// offer gives m to the connections that are still to come.
+func (l *listener) offer(m *mover) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mover = m
+}
+
+// newTrack makes t that of a connection that begins.
+func (l *listener) newTrack(t *track, c net.Conn, unread []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t.l, t.inner, t.unread, t.phase, t.mover = l, c, unread, l.phase, l.mover
+}
+
+func (l *listener) protocol() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.takes
 }
 
 // park closes the socket once its queue is served: no other process has it. It
@@ -95,6 +176,9 @@ func (l *listener) reopen() error {
 func (l *listener) end() {
 	l.gate.set(gateClosed)
 	l.acceptor().Close()
+	for c := l.next(); c != nil; c = l.next() {
+		c.Close()
+	}
 }
 
 // Close ends Accept. The socket is not handed over any more, and the path of a

@@ -1,6 +1,14 @@
 package grace
 
-import "os"
+import (
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
 
 // A master is another program that owns the sockets and has started us. It is
 // recognised by the environment alone, in the order of the kinds below; the
@@ -9,6 +17,9 @@ type master struct {
 	name     string // for the log: socketmaster, einhorn, start_server, systemd
 	variable string // that names its descriptors, for errors
 	pid      int    // 0: none that could be signalled
+	wrapper  int    // our parent, if that is not the master: a shell without exec
+	child    int    // the pid by which the master knows us: the wrapper's or ours
+	socket   uint64 // the inode of a socket that the master holds too
 	// siblings: an upgrade is the master's to do. It starts another child beside
 	// us and tells us to drain; we start no process of our own.
 	siblings bool
@@ -47,4 +58,136 @@ func (m *master) taken() {
 	if m != nil {
 		m.sockets = nil
 	}
+}
+
+// underMaster says whether upgrades are a master's to do.
+func (u *Upgrader) underMaster() bool { return u.master != nil && u.master.siblings }
+
+// joinMaster says who the master is, and watches those above us.
+func (u *Upgrader) joinMaster() {
+	m := u.master
+	if !u.underMaster() {
+		return
+	}
+	u.log.Info("grace: a master has started this process; upgrades are its to do", "master", m.name, "masterpid", m.pid, "sockets", len(m.sockets))
+	if m.wrapper != 0 && m.pid != 0 {
+		// It got the signal that was meant for us, and has not passed it on.
+		whenGone(m.wrapper, func() {
+			u.post(func() { u.onStop(stopRequest{reason: "the script between the master and this process has ended"}) })
+		})
+	}
+	if m.pid > 1 {
+		whenGone(m.pid, func() { u.post(u.onMasterGone) })
+	}
+}
+
+// onMasterGone: nobody else has the socket, or can tell us to drain; serve on.
+func (u *Upgrader) onMasterGone() {
+	if u.state == serving || u.state == starting {
+		u.log.Error("grace: the master is gone; this process goes on serving", "master", u.master.name, "masterpid", u.master.pid,
+			"do", "stop this process with SIGTERM, then start the master again")
+	}
+}
+
+// tellMaster is called when this process accepts. It serves on if the master
+// can't be told: that one then goes on as if we had never been ready.
+func (u *Upgrader) tellMaster() {
+	m := u.master
+	if m == nil {
+		return
+	}
+	for _, in := range u.socks.leftover() {
+		u.log.Warn("grace: the master has passed a socket that no Listen has asked for; connections there wait in vain",
+			"master", m.name, "variable", m.variable, "descriptor", in.fd, "bound", in.Bound)
+	}
+	if m.ready == nil {
+		return
+	}
+	go func() {
+		if err := m.ready(); err != nil {
+			u.log.Error("grace: the master can't be told that this process is ready", "err", err)
+		}
+	}()
+}
+
+// askMaster asks the master for an upgrade. Those who wait for it are answered
+// when it tells us to drain, or when it does not within the ready timeout.
+func (u *Upgrader) askMaster() {
+	asked := u.current
+	u.current, u.asked = nil, append(u.asked, asked...)
+	go func() {
+		err := u.mayUpgrade(u.ctx)
+		if err == nil {
+			if err = u.master.upgrade(); err != nil {
+				err = &UpgradeError{Reason: ErrStart, Err: err}
+			}
+		}
+		u.post(func() { u.onAsked(asked, err) })
+	}()
+}
+
+func (u *Upgrader) onAsked(asked []chan error, err error) {
+	m := u.master
+	if err != nil {
+		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
+		u.answerAsked(asked, err)
+		return
+	}
+	u.log.Info("grace: upgrade asked of the master, by SIGHUP", "master", m.name, "masterpid", m.pid)
+	late := &UpgradeError{Reason: ErrReadyTimeout, Err: fmt.Errorf("the %s has not replaced this process within %v", m.name, u.opt.readyTimeout)}
+	time.AfterFunc(u.opt.readyTimeout, func() {
+		u.post(func() { u.answerAsked(asked, late) })
+	})
+}
+
+// answerAsked answers those of asked who have no answer yet.
+func (u *Upgrader) answerAsked(asked []chan error, err error) {
+	for _, c := range asked {
+		if i := slices.Index(u.asked, c); i >= 0 {
+			u.asked = slices.Delete(u.asked, i, i+1)
+			c <- err
+		}
+	}
+}
+
+// leftover are the sockets that nobody has asked for.
+func (s *sockets) leftover() []inheritedSocket {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.unclaimed)
+}
+
+// claimMasters takes a socket that a master has passed and that is not bound as
+// was asked for: in socketmaster mode the next one, whatever the address; else
+// the only one with the same port. s.mu is held.
+func (s *sockets) claimMasters(k kind, network, addr string) int {
+	found := -1
+	for i, in := range s.unclaimed {
+		if !in.Master || in.Kind != k {
+			continue
+		}
+		if s.anyAddr {
+			return i
+		}
+		if samePort(in.entry, network, addr) {
+			if found >= 0 {
+				return -1
+			}
+			found = i
+		}
+	}
+	return found
+}
+
+func samePort(e entry, network, addr string) bool {
+	if strings.TrimRight(network, "46") != strings.TrimRight(e.Network, "46") {
+		return false
+	}
+	_, port, err := net.SplitHostPort(addr)
+	_, bound, berr := net.SplitHostPort(e.Bound)
+	if err != nil || berr != nil {
+		return false
+	}
+	p, err := net.LookupPort(network, port)
+	return err == nil && p != 0 && strconv.Itoa(p) == bound
 }

@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -124,6 +126,92 @@ func inspectSocket(fd int) (s masterSocket, err error) {
 	return s, nil
 }
 
-func startServerMaster() (*master, error)  { return nil, nil }
-func einhornMaster() (*master, error)      { return nil, nil }
-func socketmasterMaster() (*master, error) { return nil, nil }
+// takeSockets takes several, none of them twice.
+func takeSockets(variable, value string, numbers []string) (sockets []masterSocket, err error) {
+	seen := map[int]bool{}
+	for _, n := range numbers {
+		s, err := takeSocket(n)
+		if err == nil && seen[s.fd] {
+			err = fmt.Errorf("descriptor %d is named twice", s.fd)
+		}
+		if err != nil {
+			return nil, dishonest(variable, value, "%v", err)
+		}
+		seen[s.fd] = true
+		sockets = append(sockets, s)
+	}
+	return sockets, nil
+}
+
+// onlyListeners refuses packet sockets, which this master does not pass.
+func onlyListeners(variable, value string, sockets []masterSocket) error {
+	for _, s := range sockets {
+		if s.Kind != kindListener {
+			return dishonest(variable, value, "descriptor %d is a socket that does not listen", s.fd)
+		}
+	}
+	return nil
+}
+
+// findMaster fills in who the master is: the pid that told, a variable that
+// holds its pid, says, or the one that has set the variable set.
+func (m *master) findMaster(told, set string) error {
+	value, ok := takeVariable(told)
+	if told == "" || !ok {
+		m.pid = whoSet(m.variable, set)
+	} else {
+		pid, err := strconv.Atoi(value)
+		if err != nil || pid < 1 {
+			return dishonest(told, value, "it is not a process id")
+		}
+		if !slices.Contains(ancestors(), pid) {
+			return dishonest(told, value, "that process has not started this one, whose parent is %d", os.Getppid())
+		}
+		m.pid = pid
+	}
+	m.child = os.Getpid()
+	if parent := os.Getppid(); parent != m.pid {
+		m.wrapper = parent
+		for _, pid := range ancestors() {
+			if pid == m.pid {
+				break
+			}
+			m.child = pid
+		}
+	}
+	return nil
+}
+
+// signal sends sig to the master, if it can be proven that its pid is still the
+// master's: it is an ancestor of this process, and holds the socket that it has
+// passed. FindProcess pins the process, so that the pid can't change hands
+// between the proof and the signal where the system has a way for that.
+func (m *master) signal(sig syscall.Signal) error {
+	p, err := os.FindProcess(m.pid)
+	if m.pid < 1 || err != nil {
+		return fmt.Errorf("the %s that has started this process can't be told", m.name)
+	}
+	defer p.Release()
+	if !slices.Contains(ancestors(), m.pid) {
+		return fmt.Errorf("the %s that has started this process, pid %d, is gone", m.name, m.pid)
+	}
+	if m.socket != 0 {
+		if err := holds(m.pid, m.socket); err != nil {
+			return fmt.Errorf("pid %d can't be proven to be the %s that has started this process: %w", m.pid, m.name, err)
+		}
+	}
+	if err := p.Signal(sig); err != nil {
+		return fmt.Errorf("%v to the %s, pid %d: %w", sig, m.name, m.pid, err)
+	}
+	return nil
+}
+
+// remember keeps what the proof of the master needs.
+func (m *master) remember() {
+	if len(m.sockets) > 0 {
+		var st unix.Stat_t
+		if unix.Fstat(m.sockets[0].fd, &st) == nil {
+			m.socket = uint64(st.Ino)
+		}
+	}
+}

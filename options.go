@@ -29,6 +29,8 @@ type options struct {
 	env           []string
 	args          []string
 	executable    string
+	move          bool
+	idleGrace     time.Duration
 
 	readTimeout, readHeaderTimeout, writeTimeout, idleTimeout time.Duration
 }
@@ -41,6 +43,8 @@ func newOptions(opts []Option) (options, error) {
 		probation:    time.Second,
 		signals:      upgradeSignals,
 		log:          slog.Default(),
+		move:         canMove,
+		idleGrace:    5 * time.Second,
 	}
 	for _, opt := range opts {
 		if opt == nil {
@@ -84,6 +88,21 @@ func ShutdownTimeout(d time.Duration) Option { return DrainTimeout(d) }
 // old one drains is rolled back all the same).
 func Probation(d time.Duration) Option {
 	return notNegative("Probation", d, func(o *options) { o.probation = d })
+}
+
+// MoveConns says whether connections that are idle between two requests are moved to
+// the new process. Default true, where it can be done: plaintext HTTP/1 on
+// Linux, and protocols of your own, see [Server]. Give false if connections
+// carry a state of their own, such as a login per connection; they are finished then.
+func MoveConns(yes bool) Option {
+	return func(o *options) error { o.move = yes && canMove; return nil }
+}
+
+// IdleGrace is how long a connection that can't be moved may stay idle once its
+// process wants to end; a request that comes in that time is answered, with
+// "Connection: close". Default 5 seconds.
+func IdleGrace(d time.Duration) Option {
+	return positive("IdleGrace", d, func(o *options) { o.idleGrace = d })
 }
 
 // Signals are those that ask for an upgrade. Default SIGUSR2. Whichever they

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -18,6 +19,7 @@ type successor struct {
 	pipe   *os.File  // read end of the readiness pipe
 	handed []*socket // by their index in the manifest
 
+	mover    *mover  // from the time that it accepts
 	line     bool    // the ready line has come
 	claims   *claims // have come
 	went     bool    // go was sent: it may accept, and name itself in the PID file
@@ -32,19 +34,28 @@ type successor struct {
 // launch starts the new process. It runs outside of the Upgrader's goroutine,
 // since BeforeUpgrade may take its time.
 func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
-	if check := u.opt.beforeUpgrade; check != nil {
-		ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
-		err := check(ctx)
-		cancel()
-		if err != nil {
-			return nil, &UpgradeError{Reason: ErrRefused, Err: err}
-		}
+	if err := u.mayUpgrade(ctx); err != nil {
+		return nil, err
 	}
 	s, err := u.start()
 	if err != nil {
 		return nil, &UpgradeError{Reason: ErrStart, Err: err}
 	}
 	return s, nil
+}
+
+// mayUpgrade asks BeforeUpgrade.
+func (u *Upgrader) mayUpgrade(ctx context.Context) error {
+	check := u.opt.beforeUpgrade
+	if check == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
+	defer cancel()
+	if err := check(ctx); err != nil {
+		return &UpgradeError{Reason: ErrRefused, Err: err}
+	}
+	return nil
 }
 
 func (u *Upgrader) start() (s *successor, err error) {
@@ -73,6 +84,7 @@ func (u *Upgrader) start() (s *successor, err error) {
 				if err := ch.prewrite(newMessage(msgManifest, u.manifest(socks))); err != nil {
 					return fmt.Errorf("control channel: %w", err)
 				}
+				s.mover = newMover(s)
 				s.proc, err = u.sys.start(cmd, int(ready), theirs, fds)
 				return err
 			})
@@ -111,8 +123,19 @@ func (u *Upgrader) watch(s *successor) {
 	}()
 	channelRead := make(chan struct{})
 	s.ch.run(func(m message) {
+		if m.typ == msgTook {
+			s.onTook(m)
+			return
+		}
 		u.post(func() { u.onMessage(s, m) })
-	}, func(error) { close(channelRead) })
+	}, func(err error) {
+		close(channelRead)
+		u.post(func() {
+			if s == u.next && u.state == upgrading {
+				u.onHungUp(s, fmt.Errorf("the control channel has ended: %w", err))
+			}
+		})
+	})
 	go func() {
 		state, err := s.proc.wait()
 		// Grandchildren may hold the pipe and the channel open: what the dead
@@ -138,7 +161,7 @@ func readLine(r io.Reader) (string, error) {
 // onLine: the readiness pipe has said something, or was closed.
 func (u *Upgrader) onLine(s *successor, line string, err error) {
 	switch {
-	case s != u.next || u.state != upgrading:
+	case s != u.next || u.state != upgrading || s.killed != nil:
 	case line == readyLine:
 		s.line = true
 		u.maybeGo(s)
@@ -146,9 +169,25 @@ func (u *Upgrader) onLine(s *successor, line string, err error) {
 		s.told = fmt.Errorf("it wrote %q to the readiness pipe where %q was expected", line, readyLine)
 		u.kill(s, ErrProtocol)
 	default:
-		// The pipe is closed by the end of the process too: onExit tells.
-		u.kill(s, ErrProtocol)
+		u.onHungUp(s, errors.New("it closed the readiness pipe without a word"))
 	}
+}
+
+// hungUpGrace is how long a new process that has hung up may take to end by
+// itself.
+const hungUpGrace = 500 * time.Millisecond
+
+// onHungUp: the pipe or the channel was closed before new was ready. The end of
+// the process closes them too, and its exit status says more: wait for it.
+func (u *Upgrader) onHungUp(s *successor, why error) {
+	time.AfterFunc(hungUpGrace, func() {
+		u.post(func() {
+			if s == u.next && u.state == upgrading && s.killed == nil {
+				s.told = errors.Join(s.told, why)
+				u.kill(s, ErrProtocol)
+			}
+		})
+	})
 }
 
 func (u *Upgrader) onMessage(s *successor, m message) {
@@ -157,6 +196,16 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		return
 	}
 	switch m.typ {
+	case msgTakes:
+		takes := map[int]string{}
+		if m.decode(&takes) == nil {
+			s.mover.learn(takes)
+			if u.drain != nil && !u.drain.cancelled() {
+				for _, server := range u.allServers() {
+					server.offer(s.mover)
+				}
+			}
+		}
 	case msgClaims:
 		var c claims
 		if err := m.decode(&c); err != nil {
@@ -165,9 +214,9 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 			return
 		}
 		s.claims = &c
+		s.mover.learn(c.Takes)
 		if c.PIDLock && len(m.fds) > 0 && u.pid != nil {
-			u.pid.forgetPeer()
-			u.pid.peer = os.NewFile(uintptr(m.fds[0]), u.pid.path)
+			u.pid.keepPeer(m.fds[0])
 			m.fds = m.fds[1:]
 		}
 		u.maybeGo(s)
@@ -181,7 +230,14 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 			u.onSuccessorStops(s, stop)
 		}
 	case msgFailed:
-		s.told = errors.New(string(m.payload))
+		s.told = errors.New(strings.TrimPrefix(string(m.payload), "grace: "))
+	}
+}
+
+func (s *successor) onTook(m message) {
+	took, refused, err := decodeIDs(m.payload)
+	if err == nil {
+		s.mover.onTook(took, refused)
 	}
 }
 
@@ -217,6 +273,7 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 		return
 	}
 	s.ch.close()
+	s.mover.stop()
 	u.next = nil
 	failure := &UpgradeError{Pid: s.proc.pid(), State: state, Err: errors.Join(s.told, err)}
 	switch {
@@ -233,6 +290,9 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 		u.settle()
 	case s.went:
 		failure.Reason = ErrRolledBack
+		if u.state == upgrading && s.killed != nil {
+			failure.Reason = s.reason(state) // it never accepted
+		}
 		u.rollBack(failure)
 	default:
 		failure.Reason = s.reason(state)
@@ -290,6 +350,7 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 		return
 	}
 	s.left = true
+	s.mover.stop()
 	s.late = time.AfterFunc(u.opt.drainTimeout+u.opt.readyTimeout, func() { s.proc.kill() })
 	u.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: s.proc.pid(), Err: errors.New("it has stopped by itself")})
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -20,8 +21,14 @@ import (
 // take the place before old has put back its own.
 type pidFile struct {
 	path string
-	file *os.File // ours, locked
-	peer *os.File // the successor's, kept locked while we stand by
+	// shared: siblings that know nothing of each other replace and remove it,
+	// under a lock of the directory.
+	shared bool
+
+	mu       sync.Mutex
+	file     *os.File // ours, locked
+	peer     *os.File // the successor's, kept locked while we stand by
+	released bool
 }
 
 // newPIDFile gives the PID file of path, which nobody holds yet.
@@ -113,7 +120,13 @@ func (p *pidFile) prepare() (*os.File, error) {
 // take puts a prepared file in place, whoever has it: the predecessor, who has
 // agreed, or a successor that is dead.
 func (p *pidFile) take(tmp *os.File) error {
-	if err := p.rename(tmp); err != nil {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.failed(ErrStopped)
+	if !p.released {
+		err = p.rename(tmp)
+	}
+	if err != nil {
 		p.discard(tmp)
 		return err
 	}
@@ -122,6 +135,35 @@ func (p *pidFile) take(tmp *os.File) error {
 	}
 	p.file = tmp
 	return nil
+}
+
+// takeOver puts this process's own file in place of that of a sibling, which
+// does not know of it: under a master siblings overlap by design.
+func (p *pidFile) takeOver() error {
+	tmp, err := p.prepare()
+	if err != nil {
+		return err
+	}
+	unlock, err := p.lockDir()
+	if err != nil {
+		p.discard(tmp)
+		return p.failed(err)
+	}
+	defer unlock()
+	return p.take(tmp)
+}
+
+// lockDir lets only one sibling at a time replace or remove the file.
+func (p *pidFile) lockDir() (unlock func(), err error) {
+	dir, err := os.Open(filepath.Dir(p.path))
+	if err != nil {
+		return nil, err
+	}
+	if err := lockFor(dir, 5*time.Second); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return func() { dir.Close() }, nil
 }
 
 // retake names this process again after the successor has died.
@@ -134,20 +176,46 @@ func (p *pidFile) retake() error {
 	return err
 }
 
+// held says whether this process has the file, or had.
+func (p *pidFile) held() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.file != nil
+}
+
+// keepPeer keeps the successor's file locked, should it die.
+func (p *pidFile) keepPeer(fd int) {
+	p.forgetPeer()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.peer = os.NewFile(uintptr(fd), p.path)
+}
+
 func (p *pidFile) forgetPeer() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.peer != nil {
 		p.peer.Close()
 		p.peer = nil
 	}
 }
 
-// release removes the file if it is still ours, and gives up the lock.
-func (p *pidFile) release() {
+// release gives up the lock. With remove, the file goes too if it is still ours;
+// without, a predecessor takes it back.
+func (p *pidFile) release(remove bool) {
 	p.forgetPeer()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.released = true
 	if p.file == nil {
 		return
 	}
-	if p.names(p.file) {
+	if p.shared {
+		if unlock, err := p.lockDir(); err == nil {
+			defer unlock()
+		}
+	}
+	if remove && p.names(p.file) {
 		os.Remove(p.path)
 	}
 	p.file.Close()

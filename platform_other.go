@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 // Where sockets can't be handed over, everything else works as usual.
@@ -16,6 +17,7 @@ const supported = false
 var (
 	upgradeSignals = []os.Signal(nil)
 	stopSignals    = []os.Signal{syscall.SIGTERM, os.Interrupt}
+	pipeSignals    = []os.Signal(nil)
 
 	errTooManyInFlight = errors.New("too many descriptors in flight")
 	errBrokenPipe      = errors.New("broken pipe")
@@ -48,6 +50,8 @@ func inheritPacket(int) (net.PacketConn, error)        { return nil, ErrNotSuppo
 func inheritConn(int) (net.Conn, error)                { return nil, ErrNotSupported }
 func inheritFile(int, string) *os.File                 { return nil }
 func fileID(string) (dev, ino uint64, err error)       { return 0, 0, ErrNotSupported }
+func whenGone(int, func())                             {}
+func lockFor(*os.File, time.Duration) error            { return nil }
 func tryLock(*os.File) error                           { return nil }
 func alive(int) bool                                   { return false }
 func killedBySIGKILL(*os.ProcessState) bool            { return false }

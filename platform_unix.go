@@ -12,6 +12,7 @@ import (
 var (
 	upgradeSignals = []os.Signal{syscall.SIGUSR2}
 	stopSignals    = []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT}
+	pipeSignals    = []os.Signal{syscall.SIGPIPE}
 )
 
 // startProcess starts c with the readiness pipe as 3, the control channel as 4

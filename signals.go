@@ -11,17 +11,23 @@ import (
 // its way out can be ended by one more, while a late upgrade signal, whose
 // default action would kill, is still swallowed.
 func (u *Upgrader) handleSignals() (release func()) {
+	if !u.opt.noSignals || u.underMaster() {
+		surviveBrokenPipes()
+	}
 	if u.opt.noSignals {
 		return func() {}
 	}
+	asks, stops := u.opt.signals, slices.Clone(stopSignals)
+	if u.underMaster() {
+		stops = append(stops, u.master.drainSignals...)
+		asks = slices.DeleteFunc(slices.Clone(asks), func(s os.Signal) bool { return slices.Contains(u.master.drainSignals, s) })
+	}
 	upgrade := make(chan os.Signal, 1) // a full one says it all: upgrades coalesce
-	if len(u.opt.signals) > 0 {
-		signal.Notify(upgrade, u.opt.signals...)
+	if len(asks) > 0 {
+		signal.Notify(upgrade, asks...)
 	}
 	stop := make(chan os.Signal, 2) // the first and the second
-	signal.Notify(stop, slices.DeleteFunc(slices.Clone(stopSignals), func(s os.Signal) bool {
-		return slices.Contains(u.opt.signals, s)
-	})...)
+	signal.Notify(stop, slices.DeleteFunc(stops, func(s os.Signal) bool { return slices.Contains(asks, s) })...)
 	end := make(chan struct{})
 	go func() {
 		for {
@@ -38,5 +44,14 @@ func (u *Upgrader) handleSignals() (release func()) {
 	return func() {
 		signal.Stop(stop)
 		close(end)
+	}
+}
+
+// surviveBrokenPipes: who reads our output, a master or a supervisor, may die,
+// and the next log line must not be our end. (The signal is caught for good,
+// not ignored: what is ignored stays so in the processes that we start.)
+func surviveBrokenPipes() {
+	if len(pipeSignals) > 0 {
+		signal.Notify(make(chan os.Signal, 1), pipeSignals...)
 	}
 }

@@ -90,6 +90,11 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 			return in, true
 		}
 	}
+	if i := s.claimMasters(k, network, addr); i >= 0 {
+		in := s.unclaimed[i]
+		s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+		return in, true
+	}
 	return inheritedSocket{}, false
 }
 
@@ -336,6 +341,30 @@ func (s *sockets) claimed() []int {
 		}
 	}
 	return claimed
+}
+
+// takes says which protocols this process takes moved connections of.
+func (s *sockets) takes() map[int]string {
+	takes := map[int]string{}
+	for _, sock := range s.snapshot() {
+		if sock.index >= 0 && sock.listener != nil {
+			if proto := sock.listener.protocol(); proto != "" {
+				takes[sock.index] = proto
+			}
+		}
+	}
+	return takes
+}
+
+// taker is the listener that takes connections of the socket with this index in
+// the old process's manifest; nil if there is none.
+func (s *sockets) taker(index int) *listener {
+	for _, sock := range s.snapshot() {
+		if l := sock.listener; l != nil && sock.index == index && l.protocol() != "" && l.gate.isOpen() {
+			return l
+		}
+	}
+	return nil
 }
 
 // openGates begins to accept, on every socket, or begins again after a

@@ -165,15 +165,16 @@ func tryLock(f *os.File) error {
 // readable says whether an Accept on the socket would not block.
 func readable(sock *socket) bool {
 	ready := false
-	sock.control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		for {
-			n, err := unix.Poll(p, 0)
-			if err != unix.EINTR {
-				ready = n > 0 && p[0].Revents&unix.POLLIN != 0
-				return
-			}
-		}
-	})
+	sock.control(func(fd uintptr) { ready = readableFD(int(fd)) })
 	return ready
+}
+
+func readableFD(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(p, 0)
+		if err != unix.EINTR {
+			return n > 0 && p[0].Revents&unix.POLLIN != 0
+		}
+	}
 }

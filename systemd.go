@@ -22,7 +22,7 @@ func (u *Upgrader) findServiceManager() {
 	switch {
 	case u.parent != nil:
 		m = u.parent.m.Systemd
-	case u.sys.master != nil && u.sys.master.siblings:
+	case u.underMaster():
 		m = nil
 	case u.sys.managerErr != nil:
 		u.log.Warn("grace: a variable of systemd's is not understood", "err", u.sys.managerErr)
@@ -132,16 +132,4 @@ func (s *sockets) noSuchName(name string) error {
 		return fmt.Errorf("grace: listen %s %s: %w: LISTEN_FDNAMES names no socket that is not taken; is this process started by a .socket unit with FileDescriptorName=%s?", systemdNetwork, name, ErrMaster, name)
 	}
 	return fmt.Errorf("grace: listen %s %s: %w: LISTEN_FDNAMES has only %s", systemdNetwork, name, ErrMaster, strings.Join(have, ", "))
-}
-
-// warnUnclaimed names the sockets that a master has passed and that nobody here
-// has asked for: the master keeps them open, so their clients wait in vain.
-func (u *Upgrader) warnUnclaimed() {
-	u.socks.mu.Lock()
-	defer u.socks.mu.Unlock()
-	for _, in := range u.socks.unclaimed {
-		if in.Master {
-			u.log.Warn("grace: nobody here listens on a socket that was passed", "network", in.Network, "addr", in.Bound, "name", in.Name)
-		}
-	}
 }

@@ -40,6 +40,7 @@ type Upgrader struct {
 	home       home
 	generation int
 	parent     *parent // nil in a first process
+	master     *master // nil without one
 
 	ctx    context.Context // ends when this process begins to stop
 	cancel context.CancelFunc
@@ -58,11 +59,13 @@ type Upgrader struct {
 	passed     bool         // one was passed on to new; wanted again if new dies
 	waiting    []chan error // callers of Upgrade whose upgrade has not begun
 	current    []chan error // callers of Upgrade whose upgrade is running
+	asked      []chan error // callers of Upgrade whose upgrade a master was asked for
 	launching  bool         // a new process may exist that next does not name yet
 	parentGone bool
 	stopAsked  bool
 	ends       bool // the service does, not only this process
 	held       bool // drained; for systemd this process outlives new
+	left       bool // this process has given up, and its parent serves on
 	probation  *time.Timer
 	drain      *drain // running, or nil
 
@@ -154,6 +157,7 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 	if u.parent != nil {
 		u.runParent()
 	}
+	u.joinMaster()
 	u.warnIfNeverReady()
 	return u, nil
 }
@@ -166,7 +170,8 @@ func (u *Upgrader) findPlace() (err error) {
 			return u.sys.masterErr
 		}
 		u.socks = newSockets(nil, 0)
-		u.socks.fromMaster(u.sys.master)
+		u.master = u.sys.master
+		u.socks.fromMaster(u.master)
 		u.home, err = findHome()
 		return err
 	}
@@ -185,7 +190,10 @@ func (u *Upgrader) takePIDFile() error {
 		return nil
 	}
 	p := newPIDFile(u.opt.pidFile, u.home.dir)
-	if u.parent == nil || u.parent.m.PIDFile != p.path {
+	switch {
+	case u.underMaster(): // siblings overlap: the newest takes it when it is ready
+		p.shared = true
+	case u.parent == nil || u.parent.m.PIDFile != p.path:
 		if err := p.acquire(); err != nil {
 			return err
 		}
@@ -248,8 +256,8 @@ func (u *Upgrader) onReady() error {
 		u.parent.ch.send(newMessage(msgAccepting, nil))
 		u.socks.dropUnclaimed()
 	}
+	u.tellMaster()
 	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
-	u.warnUnclaimed()
 	u.notify.ready(u.serves())
 	u.runWatchdog()
 	u.settle()
@@ -327,7 +335,11 @@ func (u *Upgrader) settle() {
 		return
 	}
 	u.pending, u.passed = false, false
-	u.current, u.waiting = u.waiting, nil
+	u.current, u.waiting = append(u.current, u.waiting...), nil
+	if u.underMaster() {
+		u.askMaster()
+		return
+	}
 	if !supported {
 		u.log.Error("grace: upgrade failed; this process goes on serving", "err", ErrNotSupported)
 		u.answer(fmt.Errorf("grace: Upgrade: %w", ErrNotSupported))
@@ -398,7 +410,7 @@ func (u *Upgrader) onProbationOver() {
 	u.log.Info("grace: upgrade done; draining", "new", u.next.proc.pid(), "timeout", u.opt.drainTimeout)
 	u.notify.status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
 	u.answer(nil)
-	u.beginDrain(false)
+	u.beginDrain(u.next.mover)
 }
 
 // onParentGone: the old process has exited, however.
@@ -433,6 +445,9 @@ func (u *Upgrader) Listen(network, addr string) (net.Listener, error) {
 	l, err := u.socks.listen(u.opt.listenConfig, network, addr)
 	if err != nil {
 		return nil, err // not l, a nil pointer
+	}
+	if l.sock.Master && u.parent == nil {
+		u.log.Info("grace: listening on the master's socket", "asked", network+" "+addr, "used", l.addr.Network()+" "+l.addr.String())
 	}
 	return l, nil
 }

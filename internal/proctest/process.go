@@ -267,7 +267,7 @@ func (p *Process) Kill() {
 	p.mu.Unlock()
 	for len(p.All()) > 0 {
 		syscall.Kill(-p.pid, syscall.SIGKILL)
-		if !poll(Limit, func() bool { reap(); return len(p.All()) == 0 }) {
+		if !Poll(Limit, func() bool { reap(); return len(p.All()) == 0 }) {
 			p.t.Errorf("processes are left after SIGKILL: %v", p.All())
 			return
 		}
@@ -279,13 +279,13 @@ func (p *Process) cleanup() {
 	killed := p.killed
 	p.mu.Unlock()
 	if !killed {
-		if !poll(Limit, func() bool { return len(p.All()) <= 1 }) {
+		if !Poll(Limit, func() bool { return len(p.All()) <= 1 }) {
 			p.t.Errorf("more than one process is left: %+v", p.All())
 		}
 		for _, pid := range p.Living() {
 			syscall.Kill(pid, syscall.SIGTERM)
 		}
-		if !poll(Limit, func() bool { return len(p.All()) == 0 }) {
+		if !Poll(Limit, func() bool { return len(p.All()) == 0 }) {
 			p.t.Errorf("processes are left after SIGTERM: %+v", p.All())
 		}
 	}
@@ -312,12 +312,13 @@ func (p *Process) cleanup() {
 // WaitFor waits until cond says true, and fails the test if it does not in time.
 func WaitFor(t testing.TB, limit time.Duration, what string, cond func() bool) {
 	t.Helper()
-	if !poll(limit, cond) {
+	if !Poll(limit, cond) {
 		t.Fatalf("waited %v in vain for %s", limit, what)
 	}
 }
 
-func poll(limit time.Duration, cond func() bool) bool {
+// Poll asks cond again and again until it says true; false if it does not in time.
+func Poll(limit time.Duration, cond func() bool) bool {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	end := time.NewTimer(limit)

@@ -1,0 +1,100 @@
+package grace
+
+import (
+	"net"
+	"sync"
+)
+
+// A connSet is all that a server drains: its listeners of ours, and what came
+// through them.
+type connSet struct {
+	mu        sync.Mutex
+	listeners []*listener
+	changed   chan struct{} // closed when something may have ended, if somebody waits
+}
+
+// listens adds the listeners of ours that ln is, or wraps. Wrappers hand Addr
+// through.
+func (s *connSet) listens(u *Upgrader, ln net.Listener) (found []*listener) {
+	if l, ok := ln.(*listener); ok {
+		found = []*listener{l}
+	} else {
+		found = u.socks.listeners(ln.Addr())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range found {
+		s.listeners = append(s.listeners, l)
+		l.gate.watch(s.check)
+		l.live.watch(s.check)
+	}
+	return found
+}
+
+func (s *connSet) all() []*listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.listeners
+}
+
+// find gives the connection under a wrapper that hands RemoteAddr through.
+func (s *connSet) find(c net.Conn) *track {
+	for _, l := range s.all() {
+		if t := l.live.find(c); t != nil {
+			return t
+		}
+	}
+	return nil
+}
+
+func (s *connSet) tracks() (all []*track) {
+	for _, l := range s.all() {
+		all = append(all, l.live.all()...)
+	}
+	return all
+}
+
+// left counts what is not over yet: connections, hijacked ones or not, and
+// listeners through which some may still come.
+func (s *connSet) left(hijacked bool) (n int) {
+	for _, l := range s.all() {
+		if !l.gate.isQuiet() {
+			n++
+		}
+		n += l.live.count(hijacked)
+	}
+	return n
+}
+
+// check wakes who waits for an end.
+func (s *connSet) check() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+// wait returns true when ended says so, which is asked again at each change;
+// false if the drain's time is up or it was called off before.
+func (s *connSet) wait(d *drain, ended func() bool) bool {
+	for {
+		s.mu.Lock()
+		if s.changed == nil {
+			s.changed = make(chan struct{})
+		}
+		changed := s.changed
+		s.mu.Unlock()
+		if ended() {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-d.cut:
+			return false
+		case <-d.ctx.Done():
+			return false
+		}
+	}
+}

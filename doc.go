@@ -1,0 +1,54 @@
+// Package grace lets a server replace itself while it serves.
+//
+// A program that calls
+//
+//	grace.Serve(":9000", nil)
+//
+// in place of http.ListenAndServe is upgraded by
+//
+//	kill -USR2 $(cat app.pid)
+//
+// The running process (old) starts the binary again, as it lies on disk now
+// (new), and hands it every socket. When new says that it is ready, it accepts
+// and old stops accepting. Old stands by for a while, then drains and exits. No
+// request is lost, and no other program is needed.
+//
+// # What holds
+//
+// At any moment a ready process accepts on every socket. At most two
+// generations run, and at most one of them is not ready. A new process that
+// fails in whatever way before it is ready is killed, and old goes on as if
+// nothing had been. One that dies later, before old is gone, is rolled back:
+// old accepts again. If old dies, a new process that exists carries on.
+//
+// # Connections
+//
+// Shutdown of net/http closes connections that are idle at that moment, while
+// their clients may be sending: that is where other ways to restart lose
+// requests. Here an idle plaintext HTTP/1 connection is moved: its descriptor
+// goes to the new process, which serves it as one of its own, and its client
+// notices nothing. A busy one moves when its response is out. TLS and HTTP/2
+// connections can't be moved and are told to close by "Connection: close" and
+// GOAWAY; hijacked ones are waited for. See [Upgrader.HTTP], and
+// [Upgrader.Server] for servers that are not net/http's.
+//
+// # Embedding
+//
+// [Serve] and [ServeTLS] are built from [New], [Upgrader.Listen],
+// [Upgrader.HTTP] and [Upgrader.Run], and so can any daemon be:
+//
+//	u, err := grace.New(grace.PIDFile("app.pid"))
+//	…
+//	ln, err := u.Listen("tcp", ":9000")
+//	…
+//	var g run.Group
+//	g.Add(u.Actor())
+//	g.Add(u.HTTP(&http.Server{Handler: h}, ln))
+//	err = g.Run()
+//
+// # Platforms
+//
+// Upgrades work on Linux, and are built for other unix systems; connections
+// are moved on Linux only. On Windows and elsewhere Serve and Listen work as
+// plain ones, and [Upgrader.Upgrade] returns [ErrNotSupported].
+package grace

@@ -1,0 +1,228 @@
+//go:build unix
+
+package grace
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// socketmasterMaster: EINHORN_FDS=3, the original way of this library. The
+// socket is used whatever address the program asks for. SOCKETMASTER_PID is
+// there where the master waits for SIGUSR1; to any other that signal is an
+// order to restart itself, and is never sent.
+func socketmasterMaster() (*master, error) {
+	const variable, notify = "EINHORN_FDS", "SOCKETMASTER_PID"
+	value, ok := takeVariable(variable)
+	_, waits := os.LookupEnv(notify)
+	defer os.Unsetenv(notify)
+	if !ok || value == "" {
+		return nil, nil
+	}
+	m := &master{name: "socketmaster", variable: variable, siblings: true, anyAddr: true}
+	var err error
+	if m.sockets, err = takeSockets(variable, value, []string{value}); err != nil {
+		return nil, err
+	}
+	if err := onlyListeners(variable, value, m.sockets); err != nil {
+		return nil, err
+	}
+	m.remember()
+	if err := m.findMaster(notify, value); err != nil {
+		return nil, err
+	}
+	m.upgrade = func() error { return m.signal(syscall.SIGHUP) }
+	if waits {
+		m.ready = func() error { return m.signal(syscall.SIGUSR1) }
+	}
+	return m, nil
+}
+
+// startServerMaster: SERVER_STARTER_PORT="8080=3;127.0.0.1:81=4;/a/path=5".
+func startServerMaster() (*master, error) {
+	const variable = "SERVER_STARTER_PORT"
+	value, ok := takeVariable(variable)
+	if !ok {
+		return nil, nil
+	}
+	m := &master{name: "start_server", variable: variable, siblings: true}
+	var names, numbers []string
+	for _, part := range strings.FieldsFunc(value, func(r rune) bool { return r == ';' }) {
+		i := strings.LastIndexByte(part, '=')
+		if i < 0 {
+			return nil, dishonest(variable, value, "%q is not addr=descriptor", part)
+		}
+		names, numbers = append(names, part[:i]), append(numbers, part[i+1:])
+	}
+	var err error
+	if m.sockets, err = takeSockets(variable, value, numbers); err != nil {
+		return nil, err
+	}
+	for i := range m.sockets {
+		s := &m.sockets[i]
+		if !isBoundTo(s.entry, names[i]) {
+			return nil, dishonest(variable, value, "descriptor %d is not bound to %s but to %s", s.fd, names[i], s.Bound)
+		}
+		s.Name = names[i]
+	}
+	m.remember()
+	if err := m.findMaster("", value); err != nil {
+		return nil, err
+	}
+	m.upgrade = func() error { return m.signal(syscall.SIGHUP) }
+	return m, nil
+}
+
+// isBoundTo compares what start_server says with what the kernel says: a path,
+// or a port. (The host may be a name.)
+func isBoundTo(e entry, name string) bool {
+	if strings.HasPrefix(e.Network, "unix") {
+		return e.Bound == name
+	}
+	_, bound, err := net.SplitHostPort(e.Bound)
+	return err == nil && bound == name[strings.LastIndexByte(name, ':')+1:]
+}
+
+// einhornMaster: EINHORN_FD_COUNT=2, EINHORN_FD_0=3, EINHORN_FD_1=4; an old one
+// has EINHORN_FDS="3 4" only.
+func einhornMaster() (*master, error) {
+	const variable, old, pid = "EINHORN_FD_COUNT", "EINHORN_FDS", "EINHORN_MASTER_PID"
+	count, isNew := takeVariable(variable)
+	fds := os.Getenv(old)
+	_, told := os.LookupEnv(pid)
+	path, _ := takeVariable("EINHORN_SOCK_PATH")
+	sockFD, hasSockFD := takeVariable("EINHORN_SOCK_FD")
+	given := takeNumbered("EINHORN_FD_")
+	if !isNew && !told && len(strings.Fields(fds)) < 2 {
+		return nil, nil // socketmaster's, or none
+	}
+	os.Unsetenv(old)
+	defer os.Unsetenv(pid)
+	// The master's USR2 is its request to drain.
+	m := &master{name: "einhorn", variable: variable, siblings: true, drainSignals: []os.Signal{syscall.SIGUSR2}}
+	var err error
+	if isNew {
+		m.sockets, err = einhornSockets(variable, count, given)
+	} else {
+		m.variable, count = old, fds
+		m.sockets, err = takeSockets(old, fds, strings.Fields(fds))
+	}
+	if err == nil {
+		err = onlyListeners(m.variable, count, m.sockets)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.remember()
+	if err := m.findMaster(pid, count); err != nil {
+		return nil, err
+	}
+	m.upgrade = func() error { return m.signal(syscall.SIGHUP) }
+	if hasSockFD {
+		fd, err := takeCommandSocket(sockFD)
+		if err != nil {
+			return nil, dishonest("EINHORN_SOCK_FD", sockFD, "%v", err)
+		}
+		m.ready = func() error {
+			c, err := unixConn(fd)
+			if err != nil {
+				return err
+			}
+			return m.acknowledge(c)
+		}
+	} else if path != "" {
+		m.ready = func() error {
+			c, err := net.DialTimeout("unix", path, 5*time.Second)
+			if err != nil {
+				return err
+			}
+			return m.acknowledge(c)
+		}
+	}
+	return m, nil
+}
+
+// einhornSockets are those of EINHORN_FD_0 and so on, as many as were promised.
+func einhornSockets(variable, count string, given map[int]string) ([]masterSocket, error) {
+	n, err := strconv.Atoi(count)
+	if err != nil || n < 0 {
+		return nil, dishonest(variable, count, "it is not a number of descriptors")
+	}
+	if n != len(given) {
+		return nil, dishonest(variable, count, "there are %d variables EINHORN_FD_0 and so on", len(given))
+	}
+	seen := map[int]bool{}
+	sockets := []masterSocket{}
+	for i := range n {
+		name := fmt.Sprintf("EINHORN_FD_%d", i)
+		number, ok := given[i]
+		if !ok {
+			return nil, dishonest(variable, count, "there is no %s", name)
+		}
+		s, err := takeSocket(number)
+		if err == nil && seen[s.fd] {
+			err = fmt.Errorf("descriptor %d is named twice", s.fd)
+		}
+		if err != nil {
+			return nil, dishonest(name, number, "%v", err)
+		}
+		seen[s.fd] = true
+		sockets = append(sockets, s)
+	}
+	return sockets, nil
+}
+
+// takeNumbered takes the variables that begin with prefix and end in a number.
+func takeNumbered(prefix string) map[int]string {
+	found := map[int]string{}
+	for _, kv := range os.Environ() {
+		name, value, _ := strings.Cut(kv, "=")
+		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			if i, err := strconv.Atoi(rest); err == nil {
+				found[i] = value
+				os.Unsetenv(name)
+			}
+		}
+	}
+	return found
+}
+
+// takeCommandSocket takes the connected socket on which einhorn hears commands.
+func takeCommandSocket(number string) (int, error) {
+	fd, err := strconv.Atoi(number)
+	if err != nil {
+		return -1, fmt.Errorf("%q is not a number", number)
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC != 0 {
+		return -1, fmt.Errorf("descriptor %d is closed", fd)
+	}
+	if _, err := unix.Getpeername(fd); err != nil {
+		return -1, fmt.Errorf("descriptor %d is not a connected socket", fd)
+	}
+	unix.CloseOnExec(fd)
+	return fd, nil
+}
+
+// acknowledge tells einhorn that this worker is ready, and closes c.
+func (m *master) acknowledge(c net.Conn) error {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	ack, err := json.Marshal(struct {
+		Command string `json:"command"`
+		Pid     int    `json:"pid"`
+	}{"worker:ack", m.child})
+	if err != nil {
+		return err
+	}
+	_, err = c.Write(append(ack, '\n'))
+	return err
+}

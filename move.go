@@ -1,0 +1,440 @@
+package grace
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// A connection is moved in three steps, so that at each moment exactly one
+// process may read from it, whoever dies:
+//
+//	old -> new  conns    descriptors, with ids; old keeps its own and reads no more
+//	new -> old  took     the ids that new has received and could make use of
+//	old -> new  verdict  old has closed its own: they are new's. Or: they are not,
+//	                     old has lost patience and serves them itself again
+//
+// What new has not taken stays with old: the kernel drops the descriptors that
+// new's table has no room for, and new may have no such listener any more. If
+// new dies before it took one, old has it still, and nothing was read from it.
+// If old dies after new took one, it is new's. No second descriptor is needed
+// in either process.
+
+const (
+	batchConns   = 128      // connections in a message, at most maxFDs
+	maxUnread    = 32 << 10 // bytes already read that go with a connection
+	batchBytes   = 16 << 10 // of a message with several connections
+	windowSize   = 4        // messages not answered yet: less than a socket buffer
+	tookPatience = 2 * time.Second
+)
+
+// protocolHTTP1 is what a plaintext net/http server takes.
+const protocolHTTP1 = "http/1.1"
+
+// ErrMove is returned by Read on a connection of a [Server] with a Protocol
+// when this process wants to hand it over: the handler calls [Move] with what
+// it has read and not used yet, and returns. If it is not at a point where it
+// could, it reads on: nothing is lost, and Read says so again after more data.
+var ErrMove = errors.New("the connection is to be moved to the new process: call grace.Move")
+
+// ErrNotMoved is returned by [Move] when the connection stays here.
+var ErrNotMoved = errors.New("the connection can't be moved and stays in this process")
+
+// Move hands the connection c, one accepted from a listener that a [Server]
+// with a Protocol serves, over to the new process, together with the bytes that
+// were read from it and not used: the new process accepts it from its own
+// listener, and reads those first. c is not the caller's any more then, and
+// must not be used or closed. At most 32 KiB of unread can go along.
+//
+// ErrNotMoved means that there is no new process that takes such connections,
+// or that unread is too long: c is as it was, and should be served on. Nobody
+// may be reading from c meanwhile.
+func Move(c net.Conn, unread []byte) error {
+	t := trackOf(c)
+	if t == nil {
+		return fmt.Errorf("grace: %w: a %T is none of ours", ErrNotMoved, c)
+	}
+	t.mu.Lock()
+	m := t.mover
+	rest := append(append([]byte(nil), unread...), t.unread...)
+	ok := m != nil && !t.closed && t.phase == phaseOther && len(rest) <= maxUnread
+	if ok {
+		t.closed = true
+	}
+	t.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("grace: %w", ErrNotMoved)
+	}
+	if !m.move(t, rest) {
+		t.mu.Lock()
+		t.closed = false
+		t.mu.Unlock()
+		return fmt.Errorf("grace: %w", ErrNotMoved)
+	}
+	return nil
+}
+
+// A mover moves connections from the old process to its successor.
+type mover struct {
+	ch      *channel
+	sockets map[*listener]int // their indexes in the manifest
+
+	mu      sync.Mutex
+	takes   map[int]string // by index
+	over    bool           // nothing is moved any more
+	nextID  uint32
+	queue   []*moving
+	sent    map[uint32]*moving
+	writing bool // a message is with the channel, and not written yet
+	window  int  // messages not answered yet
+	moved   int
+}
+
+type moving struct {
+	id     uint32
+	t      *track
+	socket int
+	unread []byte
+	fd     int
+	at     time.Time // when it was written; zero before
+}
+
+func newMover(s *successor) *mover {
+	m := &mover{ch: s.ch, sockets: map[*listener]int{}, takes: map[int]string{}, sent: map[uint32]*moving{}}
+	for i, sock := range s.handed {
+		if sock.listener != nil {
+			m.sockets[sock.listener] = i
+		}
+	}
+	return m
+}
+
+// learn adds what new says that it takes.
+func (m *mover) learn(takes map[int]string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, proto := range takes {
+		m.takes[i] = proto
+	}
+}
+
+// accepts says whether new takes connections of this protocol for l.
+func (m *mover) accepts(l *listener, proto string) bool {
+	if m == nil || proto == "" {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i, ok := m.sockets[l]
+	return ok && !m.over && m.takes[i] == proto
+}
+
+// move takes t, from which nobody reads; false if it can't.
+func (m *mover) move(t *track, unread []byte) bool {
+	fd, err := descriptor(t.inner)
+	if err != nil {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i, ok := m.sockets[t.l]
+	if m.over || !ok {
+		return false
+	}
+	m.nextID++
+	m.queue = append(m.queue, &moving{id: m.nextID, t: t, socket: i, unread: unread, fd: fd})
+	m.flush()
+	return true
+}
+
+// flush sends the next of the queue, if the window allows. While one message is
+// written the next one gathers.
+func (m *mover) flush() {
+	if m.over || m.writing || m.window >= windowSize || len(m.queue) == 0 {
+		return
+	}
+	var batch []*moving
+	for size := 0; len(m.queue) > 0 && len(batch) < batchConns; {
+		c := m.queue[0]
+		if size += 12 + len(c.unread); size > batchBytes && len(batch) > 0 {
+			break
+		}
+		m.queue[0] = nil
+		m.queue = m.queue[1:]
+		batch = append(batch, c)
+		m.sent[c.id] = c
+	}
+	m.writing = true
+	m.window++
+	// Not here: a failed channel answers at once, and m.mu is held.
+	go m.ch.sendThen(encodeConns(batch), func(err error) { m.onWritten(batch, err) })
+}
+
+// onWritten: a message was written, or could not be: then its connections stay.
+func (m *mover) onWritten(batch []*moving, err error) {
+	var back []*moving
+	m.mu.Lock()
+	m.writing = false
+	now := time.Now()
+	for _, c := range batch {
+		c.at = now
+	}
+	if err != nil || m.over {
+		back = m.withdraw(batch)
+	} else {
+		time.AfterFunc(tookPatience, m.impatient)
+	}
+	if err != nil {
+		m.window--
+	}
+	m.flush()
+	m.mu.Unlock()
+	takeBack(back)
+}
+
+// withdraw forgets those of batch that are still on their way, and returns them.
+func (m *mover) withdraw(batch []*moving) (back []*moving) {
+	for _, c := range batch {
+		if m.sent[c.id] == c {
+			delete(m.sent, c.id)
+			back = append(back, c)
+		}
+	}
+	return back
+}
+
+func takeBack(back []*moving) {
+	for _, c := range back {
+		c.t.l.takeBack(c.t, c.unread)
+	}
+}
+
+// onTook: new has received these, and could not make use of those.
+func (m *mover) onTook(ids, refused []uint32) {
+	m.mu.Lock()
+	var gone, back []*moving
+	var yours, mine []uint32
+	for _, id := range ids {
+		if c := m.sent[id]; c != nil {
+			delete(m.sent, id)
+			gone = append(gone, c)
+			yours = append(yours, id)
+		} else {
+			mine = append(mine, id)
+		}
+	}
+	for _, id := range refused {
+		if c := m.sent[id]; c != nil {
+			delete(m.sent, id)
+			back = append(back, c)
+		}
+	}
+	m.moved += len(gone)
+	m.window--
+	m.flush()
+	m.mu.Unlock()
+	for _, c := range gone {
+		c.t.inner.Close() // the socket lives on in new
+	}
+	m.ch.send(message{typ: msgVerdict, payload: encodeIDs(yours, mine)})
+	for _, c := range gone {
+		c.t.l.live.remove(c.t, false)
+	}
+	takeBack(back)
+}
+
+// impatient takes back what was sent long ago and new has not taken: it does
+// not read the channel.
+func (m *mover) impatient() {
+	m.mu.Lock()
+	var back []*moving
+	for id, c := range m.sent {
+		if !c.at.IsZero() && time.Since(c.at) >= tookPatience {
+			delete(m.sent, id)
+			back = append(back, c)
+		}
+	}
+	if len(back) > 0 {
+		back = append(back, m.queue...)
+		m.queue = nil
+		m.over = true
+	}
+	m.mu.Unlock()
+	takeBack(back)
+}
+
+// stop ends moving: new is dead, or gives up. A message that is being written
+// names descriptors: what it holds comes back when the channel has let go of it.
+func (m *mover) stop() {
+	m.mu.Lock()
+	m.over = true
+	back := m.queue
+	m.queue = nil
+	for id, c := range m.sent {
+		if !c.at.IsZero() {
+			delete(m.sent, id)
+			back = append(back, c)
+		}
+	}
+	m.mu.Unlock()
+	takeBack(back)
+}
+
+func (m *mover) count() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.moved
+}
+
+// A message of connections is a list of: id, index of the socket, length of
+// the unread bytes, each as 4 bytes, big-endian; the bytes. Descriptors are in
+// the same order.
+func encodeConns(batch []*moving) message {
+	m := message{typ: msgConns}
+	for _, c := range batch {
+		m.payload = binary.BigEndian.AppendUint32(m.payload, c.id)
+		m.payload = binary.BigEndian.AppendUint32(m.payload, uint32(c.socket))
+		m.payload = binary.BigEndian.AppendUint32(m.payload, uint32(len(c.unread)))
+		m.payload = append(m.payload, c.unread...)
+		m.fds = append(m.fds, c.fd)
+	}
+	return m
+}
+
+func decodeConns(b []byte) (batch []moving, err error) {
+	for len(b) > 0 {
+		if len(b) < 12 {
+			return nil, errBadMessage
+		}
+		c := moving{id: binary.BigEndian.Uint32(b), socket: int(binary.BigEndian.Uint32(b[4:]))}
+		n := int(binary.BigEndian.Uint32(b[8:]))
+		if n > len(b)-12 {
+			return nil, errBadMessage
+		}
+		c.unread = append([]byte(nil), b[12:12+n]...)
+		b = b[12+n:]
+		batch = append(batch, c)
+	}
+	return batch, nil
+}
+
+var errBadMessage = fmt.Errorf("%w: a message on the control channel is cut short", ErrProtocol)
+
+// Two lists of ids: the length of the first, then all of both, 4 bytes each.
+func encodeIDs(a, b []uint32) []byte {
+	p := binary.BigEndian.AppendUint32(nil, uint32(len(a)))
+	for _, ids := range [2][]uint32{a, b} {
+		for _, id := range ids {
+			p = binary.BigEndian.AppendUint32(p, id)
+		}
+	}
+	return p
+}
+
+func decodeIDs(p []byte) (a, b []uint32, err error) {
+	if len(p) < 4 || len(p)%4 != 0 || uint64(binary.BigEndian.Uint32(p)) > uint64(len(p)/4-1) {
+		return nil, nil, errBadMessage
+	}
+	n := int(binary.BigEndian.Uint32(p))
+	var ids []uint32
+	for p = p[4:]; len(p) > 0; p = p[4:] {
+		ids = append(ids, binary.BigEndian.Uint32(p))
+	}
+	return ids[:n], ids[n:], nil
+}
+
+// A receiver takes moved connections in the new process. All of it runs in the
+// goroutine that reads the channel.
+type receiver struct {
+	ch   *channel
+	find func(index int) *listener // nil if this process has none that takes them
+	held map[uint32]received
+}
+
+type received struct {
+	conn   net.Conn
+	l      *listener
+	unread []byte
+}
+
+// onConns makes connections of the descriptors, and keeps them until old has
+// given them up. A descriptor that did not arrive, or can't be used, stays old's.
+func (r *receiver) onConns(m message) error {
+	batch, err := decodeConns(m.payload)
+	if err != nil {
+		return err
+	}
+	var took, refused []uint32
+	for i, c := range batch {
+		if i >= len(m.fds) {
+			refused = append(refused, c.id)
+			continue
+		}
+		l := r.find(c.socket)
+		if l == nil {
+			closeAll(m.fds[i : i+1])
+			refused = append(refused, c.id)
+			continue
+		}
+		conn, err := receiveConn(m.fds[i])
+		if err != nil {
+			refused = append(refused, c.id)
+			continue
+		}
+		r.held[c.id] = received{conn, l, c.unread}
+		took = append(took, c.id)
+	}
+	r.ch.send(message{typ: msgTook, payload: encodeIDs(took, refused)})
+	return nil
+}
+
+func (r *receiver) onVerdict(m message) error {
+	yours, mine, err := decodeIDs(m.payload)
+	if err != nil {
+		return err
+	}
+	for _, id := range yours {
+		r.deliver(id)
+	}
+	for _, id := range mine {
+		if c, ok := r.held[id]; ok {
+			c.conn.Close() // this copy of the descriptor only
+			delete(r.held, id)
+		}
+	}
+	return nil
+}
+
+// onGone: old is dead, and what we took is ours.
+func (r *receiver) onGone() {
+	for id := range r.held {
+		r.deliver(id)
+	}
+}
+
+func (r *receiver) deliver(id uint32) {
+	c, ok := r.held[id]
+	if !ok {
+		return
+	}
+	delete(r.held, id)
+	t := tracked(c.conn, c.l, c.unread)
+	trackOf(t).moved = true // nobody else has it yet
+	if c.l.gate.isClosed() {
+		t.Close()
+		return
+	}
+	c.l.give(t)
+}
+
+// takes says, from now on also to old, that connections of this protocol may be
+// moved to l.
+func (u *Upgrader) takes(l *listener, proto string) {
+	if !u.opt.move || !l.take(proto) || u.parent == nil || l.sock.index < 0 {
+		return
+	}
+	u.parent.ch.send(newMessage(msgTakes, map[int]string{l.sock.index: proto}))
+}

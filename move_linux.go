@@ -1,0 +1,83 @@
+package grace
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// canMove: what this file and the kernel do for a move was only tried on Linux.
+const canMove = true
+
+// descriptor is that of c, which nobody closes until it has moved.
+func descriptor(c net.Conn) (int, error) {
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	err = raw.Control(func(n uintptr) { fd = int(n) })
+	return fd, err
+}
+
+// receiveConn makes a connection of fd, which it takes. net.FileConn sets
+// TCP_NODELAY and keep-alives as for a new connection; the server in old may
+// have set them otherwise, so they are put back.
+func receiveConn(fd int) (net.Conn, error) {
+	kept := keepOptions(fd)
+	f := os.NewFile(uintptr(fd), "moved")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	switch c.(type) {
+	case *net.TCPConn, *net.UnixConn:
+	default:
+		c.Close()
+		return nil, fmt.Errorf("grace: a %T was moved", c)
+	}
+	kept.restore(fd)
+	return c, nil
+}
+
+var tcpOptions = [...]struct{ level, name int }{
+	{unix.IPPROTO_TCP, unix.TCP_NODELAY},
+	{unix.SOL_SOCKET, unix.SO_KEEPALIVE},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT},
+}
+
+type optionValues [len(tcpOptions)]int
+
+func keepOptions(fd int) (kept optionValues) {
+	for i, o := range tcpOptions {
+		v, err := unix.GetsockoptInt(fd, o.level, o.name)
+		if err != nil {
+			v = -1
+		}
+		kept[i] = v
+		if i == 0 && err != nil { // not TCP
+			for i := range kept {
+				kept[i] = -1
+			}
+			break
+		}
+	}
+	return kept
+}
+
+func (kept optionValues) restore(fd int) {
+	for i, o := range tcpOptions {
+		if kept[i] < 0 {
+			continue
+		}
+		if v, err := unix.GetsockoptInt(fd, o.level, o.name); err == nil && v != kept[i] {
+			unix.SetsockoptInt(fd, o.level, o.name, kept[i])
+		}
+	}
+}
