@@ -170,12 +170,8 @@ func (u *Upgrader) handshake() error {
 // failReady tells old why, so that its log has the reason too.
 func (u *Upgrader) failReady(err error) error {
 	if u.parent != nil {
-		sent := make(chan struct{})
-		u.parent.ch.sendThen(message{typ: msgFailed, payload: []byte(err.Error())}, func(error) { close(sent) })
-		select {
-		case <-sent:
-		case <-time.After(time.Second):
-		}
+		u.parent.ch.send(message{typ: msgFailed, payload: []byte(err.Error())})
+		u.parent.ch.flush(time.Second)
 	}
 	return err
 }

@@ -163,6 +163,13 @@ func (u *Upgrader) finish() {
 	if u.pid != nil {
 		u.pid.release(!u.left)
 	}
+	// The program exits now, and what is not written then is lost.
+	if u.next != nil {
+		u.next.ch.flush(time.Second)
+	}
+	if u.parent != nil {
+		u.parent.ch.flush(time.Second)
+	}
 	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
 	u.handOverMain()
 	u.notify.flush()

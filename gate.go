@@ -168,6 +168,13 @@ func (g *gate) isQuiet() bool {
 	return g.inside == 0 && g.errands == 0 && g.mode != gateOpen && g.mode != gateFinishing
 }
 
+// isFinishing says whether what is queued still passes, and nobody takes it now.
+func (g *gate) isFinishing() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mode == gateFinishing && g.inside == 0
+}
+
 // mayRetry says whether err came from a kick, not from the user's deadline.
 func (g *gate) mayRetry(err error) bool {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {

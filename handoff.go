@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // What crosses between the two processes of a hand-over.
@@ -158,8 +159,16 @@ type channel struct {
 	err    error
 	wake   chan struct{} // buffered 1: something was queued, or closed
 	in     []byte        // read, not yet parsed
-	inFDs  []int         // received, not yet given to a message
+	inFDs  []batch       // received, not yet given to a message
 	closed chan struct{}
+}
+
+// A batch is the descriptors that came with the bytes of in up to end. They are
+// of the last frame that begins before: so descriptors that the kernel dropped,
+// because the table was full, never make those of the next frame its own.
+type batch struct {
+	end int
+	fds []int
 }
 
 type outgoing struct {
@@ -215,6 +224,16 @@ func (c *channel) sendThen(m message, sent func(error)) {
 	}
 }
 
+// flush waits until what was queued is written, or d is over.
+func (c *channel) flush(d time.Duration) {
+	done := make(chan struct{})
+	c.sendThen(message{}, func(error) { close(done) })
+	select {
+	case <-done:
+	case <-time.After(d):
+	}
+}
+
 // close ends both goroutines. What was queued and not written is dropped.
 func (c *channel) close() {
 	c.fail(net.ErrClosed)
@@ -249,7 +268,10 @@ func (c *channel) writeLoop() {
 		c.queue = nil
 		c.mu.Unlock()
 		for i, o := range queue {
-			err := writeFrame(c.conn, o.frame(), o.fds)
+			var err error
+			if o.typ != 0 { // else it is flush's
+				err = writeFrame(c.conn, o.frame(), o.fds)
+			}
 			if o.sent != nil {
 				o.sent(err)
 			}
@@ -273,7 +295,11 @@ func (c *channel) writeLoop() {
 }
 
 func (c *channel) readLoop(handle func(message)) error {
-	defer func() { closeAll(c.inFDs) }()
+	defer func() {
+		for _, b := range c.inFDs {
+			closeAll(b.fds)
+		}
+	}()
 	for {
 		m, err := c.next()
 		if err != nil {
@@ -312,11 +338,18 @@ func (c *channel) parse() (m message, ok bool, err error) {
 	nfds := int(c.in[1])
 	m.typ = messageType(c.in[0])
 	m.payload = append([]byte(nil), c.in[frameHeader:frameHeader+size]...)
-	// The kernel drops those that the descriptor table had no room for.
-	n := min(nfds, len(c.inFDs))
-	m.fds = append([]int(nil), c.inFDs[:n]...)
-	c.inFDs = append(c.inFDs[:0], c.inFDs[n:]...)
 	c.in = append(c.in[:0], c.in[frameHeader+size:]...)
+	for i := range c.inFDs {
+		c.inFDs[i].end -= frameHeader + size
+	}
+	for len(c.inFDs) > 0 && c.inFDs[0].end <= 0 {
+		m.fds = append(m.fds, c.inFDs[0].fds...)
+		c.inFDs = c.inFDs[1:]
+	}
+	if len(m.fds) > nfds { // not announced: not by this protocol
+		closeAll(m.fds[nfds:])
+		m.fds = m.fds[:nfds]
+	}
 	return m, true, nil
 }
 

@@ -102,7 +102,7 @@ func (c *channel) fill() error {
 	var buf [16 << 10]byte
 	var oob [maxFDs*4 + 64]byte
 	n, oobn, _, _, err := c.conn.ReadMsgUnix(buf[:], oob[:])
-	if err != nil {
+	if err != nil && !errors.Is(err, io.EOF) { // an EOF comes wrapped
 		return err
 	}
 	if n == 0 && oobn == 0 {
@@ -121,7 +121,7 @@ func (c *channel) fill() error {
 		for _, fd := range fds {
 			unix.CloseOnExec(fd)
 		}
-		c.inFDs = append(c.inFDs, fds...)
+		c.inFDs = append(c.inFDs, batch{len(c.in), fds})
 	}
 	return nil
 }

@@ -147,6 +147,15 @@ func (l *listener) park() {
 	}
 }
 
+// finished says whether nothing more is accepted. A queue that is empty is
+// closed here: perhaps nobody is in Accept who would see it.
+func (l *listener) finished() bool {
+	if l.gate.isFinishing() && !readable(l.sock) {
+		l.park()
+	}
+	return l.gate.isQuiet()
+}
+
 // reopen lets connections in again, after a hand-over that was rolled back.
 func (l *listener) reopen() error {
 	l.mu.Lock()

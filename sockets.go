@@ -52,6 +52,8 @@ type sockets struct {
 	handedOver bool // and not rolled back: what is closed may be needed again
 	closed     bool
 	anyAddr    bool // a master's listeners are given whatever address is asked for
+
+	changed chan struct{} // holds one when a gate's mode has changed, or somebody has left it
 }
 
 type inheritedSocket struct {
@@ -60,7 +62,7 @@ type inheritedSocket struct {
 }
 
 func newSockets(m *manifest, first int) *sockets {
-	s := &sockets{}
+	s := &sockets{changed: make(chan struct{}, 1)}
 	if m != nil {
 		s.inherited = true
 		for i, e := range m.Sockets {
@@ -289,6 +291,9 @@ func (s *sockets) add(sock *socket) error {
 		return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, ErrStopped)
 	}
 	s.all = append(s.all, sock)
+	if sock.listener != nil {
+		sock.gate.watch(s.check)
+	}
 	if s.open && sock.gate != nil {
 		sock.gate.set(gateOpen)
 	}
@@ -430,6 +435,39 @@ func (s *sockets) endAccept() {
 		}
 	}
 }
+
+// drain waits until the queues that no other process has are accepted, whoever
+// calls Accept. It makes sockets a drainer.
+func (s *sockets) drain(d *drain) drainReport {
+	for {
+		left := false
+		for _, sock := range s.snapshot() {
+			left = sock.listener != nil && !sock.listener.finished() || left
+		}
+		if !left {
+			return drainReport{}
+		}
+		select {
+		case <-s.changed:
+		case <-d.cut:
+			return drainReport{}
+		case <-d.ctx.Done():
+			return drainReport{}
+		}
+	}
+}
+
+func (s *sockets) check() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// offer and shutdown make it a drainer: connections are the servers', and close
+// ends the listeners before.
+func (s *sockets) offer(*mover) {}
+func (s *sockets) shutdown()    {}
 
 // close ends all Accepts and all reads of packets. The packet conns themselves
 // stay open, for answers.

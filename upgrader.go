@@ -141,12 +141,14 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 		u.cancel()
 		return nil, err
 	}
+	u.servers = []drainer{u.socks}
 	// Signals first: from the moment that the PID file names us, they may come.
 	release := u.handleSignals()
 	if err := u.takePIDFile(); err != nil {
 		release()
 		u.cancel()
 		if u.parent != nil {
+			go u.parent.ch.writeLoop()
 			u.failReady(err)
 			u.parent.ch.close()
 		}

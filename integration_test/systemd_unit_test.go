@@ -5,12 +5,13 @@ package integration_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/julofinance/grace/v3/internal/load"
+	loadtest "github.com/julofinance/grace/v3/internal/load"
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
@@ -24,7 +25,7 @@ type systemdUnit struct {
 }
 
 // startUnit boots a systemd and starts the unit name. args are the server's.
-func startUnit(t *testing.T, version int, name, http string, args ...string) *systemdUnit {
+func startUnit(t *testing.T, version int, name, listen string, args ...string) *systemdUnit {
 	t.Helper()
 	program := proctest.Build(t, serverPackage)
 	host := loopback(t)
@@ -34,12 +35,12 @@ func startUnit(t *testing.T, version int, name, http string, args ...string) *sy
 	u.server = server{
 		t: t, addr: host + ":9000",
 		pidFile: s.root + u.dir + "/hello.pid", misFile: s.root + u.dir + "/misbehave",
-		client: newClient(),
+		client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * proctest.Limit},
 	}
-	if http == "" {
-		http = "tcp=" + u.addr
+	if listen == "" {
+		listen = "tcp=" + u.addr
 	}
-	flags := append([]string{"/usr/local/bin/server", "-http", http, "-pidfile", u.dir + "/hello.pid", "-misbehave", u.dir + "/misbehave", "-probation", "50ms"}, args...)
+	flags := append([]string{"/usr/local/bin/server", "-http", listen, "-pidfile", u.dir + "/hello.pid", "-misbehave", u.dir + "/misbehave", "-probation", "50ms"}, args...)
 	u.unitFile(u.unit, "[Service]\nExecStart=\nExecStart="+strings.Join(flags, " ")+"\n")
 	if _, err := os.Stat("../example/systemd/" + name + ".socket"); err == nil {
 		u.unitFile(name+".socket", "[Socket]\nListenStream=\nListenStream="+u.addr+"\n")
@@ -48,8 +49,6 @@ func startUnit(t *testing.T, version int, name, http string, args ...string) *sy
 	u.do("systemctl", "start", u.unit)
 	return u
 }
-
-func (u *systemdUnit) Fatalf(format string, args ...any) { u.server.t.Helper(); u.server.t.Fatalf(format, args...) }
 
 // reload upgrades as an operator does, waits until systemd has another main
 // process, and gives its pid.
@@ -129,8 +128,8 @@ func TestSystemdUpgrades(t *testing.T) {
 			u := startUnit(t, c.version, c.unit, c.http)
 			pid := u.mainPid(u.unit)
 			u.wantServing(1, pid)
-			run, err := load.Start(context.Background(), load.Config{Addr: u.addr, Kinds: map[load.Kind]int{
-				load.KeepAlive: 8, load.Connect: 2, load.Slow: 2,
+			run, err := loadtest.Start(context.Background(), loadtest.Config{Addr: u.addr, Kinds: map[loadtest.Kind]int{
+				loadtest.KeepAlive: 8, loadtest.Connect: 2, loadtest.Slow: 2,
 			}})
 			if err != nil {
 				t.Fatal(err)

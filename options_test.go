@@ -1,0 +1,109 @@
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestBadOptions(t *testing.T) {
+	const second = time.Second
+	for want, opt := range map[string]Option{
+		"grace: ReadyTimeout: 0s is not above zero":   ReadyTimeout(0),
+		"grace: ReadyTimeout: -1s is not above zero":  ReadyTimeout(-second),
+		"grace: DrainTimeout: -1s is below zero":      DrainTimeout(-second),
+		"grace: Probation: -1ns is below zero":        Probation(-1),
+		"grace: ReadTimeout: -1s is below zero":       ReadTimeout(-second),
+		"grace: ReadHeaderTimeout: -1s is below zero": ReadHeaderTimeout(-second),
+		"grace: WriteTimeout: -1s is below zero":      WriteTimeout(-second),
+		"grace: IdleTimeout: -1s is below zero":       IdleTimeout(-second),
+		"grace: Executable: the path is empty":        Executable(""),
+		"grace: Signals: a signal is nil":             Signals(os.Interrupt, nil),
+	} {
+		t.Run(want, func(t *testing.T) {
+			u, err := New(opt)
+			if err == nil || u != nil || err.Error() != want {
+				t.Errorf("got %v and error %v, want %q", u, err, want)
+			}
+		})
+	}
+	if err := Serve("127.0.0.1:0", nil, Probation(-1)); err == nil || !strings.Contains(err.Error(), "Probation") {
+		t.Errorf("Serve: %v, want the option's error", err)
+	}
+}
+
+func TestDefaultOptions(t *testing.T) {
+	t.Setenv("GRACE_PIDFILE", "from-env.pid")
+	o, err := newOptions([]Option{nil})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.readyTimeout != time.Minute || o.drainTimeout != 30*time.Second || o.probation != time.Second {
+		t.Errorf("timeouts %v, %v, %v; want 1m, 30s, 1s", o.readyTimeout, o.drainTimeout, o.probation)
+	}
+	if o.pidFile != "from-env.pid" {
+		t.Errorf("PID file %q, want that of GRACE_PIDFILE", o.pidFile)
+	}
+	if o, _ = newOptions([]Option{PIDFile("mine"), ShutdownTimeout(5 * time.Second), Logger(nil), Signals()}); o.pidFile != "mine" ||
+		o.drainTimeout != 5*time.Second || !o.noSignals || o.log == nil {
+		t.Errorf("got %+v", o)
+	}
+}
+
+func TestErrorsCanBeToldApart(t *testing.T) {
+	all := []error{
+		ErrNotSupported, ErrStopped, ErrHandedOver, ErrRefused, ErrStart, ErrExited, ErrReadyTimeout,
+		ErrProtocol, ErrRolledBack, ErrAlreadyRunning, ErrInUse, ErrAddrInUse,
+	}
+	cause := errors.New("the cause")
+	for _, reason := range all {
+		for _, err := range []error{
+			&UpgradeError{Reason: reason},
+			&UpgradeError{Reason: reason, Pid: 7, Err: cause},
+			fmt.Errorf("wrapped: %w", &UpgradeError{Reason: reason, Err: cause}),
+		} {
+			for _, target := range all {
+				if got, want := errors.Is(err, target), target == reason; got != want {
+					t.Errorf("errors.Is(%q, %q) is %v, want %v", err, target, got, want)
+				}
+			}
+			var ue *UpgradeError
+			if !errors.As(err, &ue) || ue.Reason != reason || errors.Is(err, cause) != (ue.Err != nil) {
+				t.Errorf("errors.As(%q) gives %+v", err, ue)
+			}
+			if strings.Count(err.Error(), "grace: ") != 1 || !strings.Contains(err.Error(), reason.Error()) {
+				t.Errorf("error text %q, want one with the reason and grace: once", err)
+			}
+		}
+	}
+	for want, err := range map[string]*RunningError{
+		"grace: already running as pid 7, which holds the PID file /x":  {Path: "/x", Pid: 7},
+		"grace: already running: another process holds the PID file /x": {Path: "/x"},
+	} {
+		if !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("error text %q, want one that begins with %q", err, want)
+		}
+		var re *RunningError
+		if !errors.Is(err, ErrAlreadyRunning) || errors.Is(err, ErrInUse) || !errors.As(fmt.Errorf("x: %w", err), &re) {
+			t.Errorf("%v is not ErrAlreadyRunning alone", err)
+		}
+	}
+	e := &UpgradeError{Reason: ErrExited, Pid: 9, Err: cause}
+	if got, want := e.Error(), "grace: the new process ended before it was ready (pid 9): the cause"; got != want {
+		t.Errorf("error text %q, want %q", got, want)
+	}
+}
+
+func TestAdviceForEveryReason(t *testing.T) {
+	seen := map[string]error{}
+	for _, reason := range []error{ErrRefused, ErrStart, ErrExited, ErrReadyTimeout, ErrProtocol, ErrRolledBack} {
+		a := advice(&UpgradeError{Reason: reason})
+		if seen[a] != nil || a == "" {
+			t.Errorf("%v has the advice of %v: %q", reason, seen[a], a)
+		}
+		seen[a] = reason
+	}
+}

@@ -1,0 +1,302 @@
+//go:build unix
+
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Whole upgrades in one process: a house starts its generations through the
+// system struct, each with copies of the descriptors, as a fork would give them.
+
+const limit = 20 * time.Second // of every wait
+
+// A house is a line of generations.
+type house struct {
+	t    *testing.T
+	main func(*generation) error // what each does after New; an error ends it
+	opts func(n int) []Option
+	// tamper may change what generation n is given.
+	tamper func(n int, h *handover)
+
+	mu   sync.Mutex
+	last int
+	born chan *generation // each, once its main has returned
+}
+
+// A generation stands for a process.
+type generation struct {
+	*Upgrader
+	house   *house
+	n       int
+	err     error // of New or of main
+	made    chan struct{}
+	ended   chan struct{}
+	endOnce sync.Once
+	death   atomic.Pointer[os.ProcessState] // how it ended, or is ending
+	given   *handover
+}
+
+func newHouse(t *testing.T, main func(*generation) error) *house {
+	h := &house{t: t, main: main, born: make(chan *generation, 100)}
+	h.opts = func(int) []Option { return nil }
+	return h
+}
+
+// first starts generation 1.
+func (h *house) first() *generation {
+	h.t.Helper()
+	h.begin(system{})
+	return h.next()
+}
+
+// next waits for the next generation that has come through its main.
+func (h *house) next() *generation {
+	h.t.Helper()
+	return receive(h.t, h.born, "a generation to start")
+}
+
+func (h *house) begin(sys system) *generation {
+	h.mu.Lock()
+	h.last++
+	n := h.last
+	h.mu.Unlock()
+	sys.start = h.start
+	g := &generation{house: h, n: n, given: sys.inherited, made: make(chan struct{}), ended: make(chan struct{})}
+	if h.tamper != nil && sys.inherited != nil {
+		h.tamper(n, sys.inherited)
+	}
+	h.t.Cleanup(g.die)
+	go g.run(sys)
+	return g
+}
+
+func (g *generation) run(sys system) {
+	opts := append([]Option{Signals(), Logger(nil), DrainTimeout(limit), ReadyTimeout(limit)}, g.house.opts(g.n)...)
+	g.Upgrader, g.err = newUpgrader(sys, opts)
+	close(g.made)
+	if g.err == nil {
+		g.err = g.house.main(g)
+	}
+	if g.err != nil {
+		g.death.CompareAndSwap(nil, deaths().exited)
+	}
+	g.house.born <- g
+	if g.Upgrader != nil && g.err == nil {
+		<-g.Done()
+	}
+	g.death.CompareAndSwap(nil, deaths().exited)
+	g.exit()
+}
+
+// exit is what the kernel does at the end of a process.
+func (g *generation) exit() {
+	<-g.made
+	g.endOnce.Do(func() {
+		defer close(g.ended)
+		if g.Upgrader == nil { // New has closed the channel and the pipe
+			for i := range g.given.count {
+				unix.Close(g.given.first + i)
+			}
+			return
+		}
+		u := g.Upgrader
+		if u.parent != nil {
+			u.parent.ch.close()
+			u.parent.ready.Close()
+		}
+		u.post(func() {
+			if u.next != nil {
+				u.next.ch.close()
+				u.next = nil
+			}
+			if u.state != stopped {
+				u.state = stopped
+				u.stopAsked = true
+				u.cancel()
+				close(u.done)
+			}
+		})
+		<-u.over
+		u.socks.close()
+		if u.pid != nil && u.pid.file != nil {
+			u.pid.file.Close()
+		}
+	})
+}
+
+// die is SIGKILL.
+func (g *generation) die() {
+	g.death.CompareAndSwap(nil, deaths().killed)
+	g.exit()
+}
+
+func (g *generation) pid() int { return 100000 + g.n }
+
+func (g *generation) kill() error {
+	g.death.CompareAndSwap(nil, deaths().killed)
+	go g.die()
+	return nil
+}
+
+func (g *generation) wait() (*os.ProcessState, error) {
+	<-g.ended
+	return g.death.Load(), nil
+}
+
+// deaths are two ways in which a process ends; they can't be made up.
+var deaths = sync.OnceValue(func() (d struct{ exited, killed *os.ProcessState }) {
+	end := func(signal string) *os.ProcessState {
+		c := exec.Command("sh", "-c", signal)
+		c.Run()
+		return c.ProcessState
+	}
+	d.exited, d.killed = end("exit 3"), end("kill -9 $$")
+	return d
+})
+
+// start is system.start.
+func (h *house) start(_ command, ready, control int, socks []int) (process, error) {
+	fds := append([]int{ready, control}, socks...)
+	base, err := dupInOrder(fds)
+	if err != nil {
+		return nil, err
+	}
+	return h.begin(system{inherited: &handover{
+		version: protocolVersion, ready: base, control: base + 1, first: base + 2, count: len(socks),
+	}}), nil
+}
+
+var dupMu sync.Mutex
+
+// dupInOrder gives copies of fds with consecutive numbers.
+func dupInOrder(fds []int) (base int, err error) {
+	dupMu.Lock()
+	defer dupMu.Unlock()
+	free := 0
+	for base = 300; free < len(fds); {
+		if _, err := unix.FcntlInt(uintptr(base+free), unix.F_GETFD, 0); err == nil {
+			base, free = base+free+1, 0
+			continue
+		}
+		free++
+	}
+	for i, fd := range fds {
+		for {
+			if err = unix.Dup2(fd, base+i); err != unix.EINTR && err != unix.EBUSY {
+				break
+			}
+		}
+		if err != nil {
+			return 0, err
+		}
+		unix.CloseOnExec(base + i)
+	}
+	return base, nil
+}
+
+// serve answers each connection with the generation's number.
+func (g *generation) serve(l net.Listener) {
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(c, g.n)
+			c.Close()
+		}
+	}()
+}
+
+func ask(t *testing.T, a net.Addr) string {
+	t.Helper()
+	c, err := net.DialTimeout(a.Network(), a.String(), limit)
+	if err != nil {
+		t.Fatalf("dial: %v", err)
+	}
+	return answer(t, c)
+}
+
+// askUntil asks until generation want answers: an Accept that had begun before
+// the hand-over may take one more connection in the old one.
+func askUntil(t *testing.T, a net.Addr, want string) {
+	t.Helper()
+	got := ""
+	for range 10 {
+		if got = ask(t, a); got == want {
+			return
+		}
+	}
+	t.Errorf("generation %s answers, want %s", got, want)
+}
+
+func answer(t *testing.T, c net.Conn) string {
+	t.Helper()
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(limit))
+	b, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatalf("read the answer: %v", err)
+	}
+	return string(b)
+}
+
+func receive[T any](t *testing.T, c <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(limit):
+		t.Fatalf("waited %v for %s", limit, what)
+		panic("not reached")
+	}
+}
+
+// upgrade calls Upgrade in the background.
+func (g *generation) upgrade() <-chan error {
+	c := make(chan error, 1)
+	go func() { c <- g.Upgrade(g.house.t.Context()) }()
+	return c
+}
+
+func wantErr(t *testing.T, got, want error) {
+	t.Helper()
+	if !errors.Is(got, want) {
+		t.Fatalf("got error %v, want one that is %q", got, want)
+	}
+}
+
+// await waits until the generation has reached a state.
+func (g *generation) await(want state) {
+	g.house.t.Helper()
+	end := time.After(limit)
+	for {
+		c := make(chan state, 1)
+		if !g.post(func() { c <- g.state }) {
+			g.house.t.Fatalf("generation %d has ended, want it %v", g.n, want)
+		}
+		got := receive(g.house.t, c, "the loop")
+		if got == want {
+			return
+		}
+		select {
+		case <-end:
+			g.house.t.Fatalf("generation %d is %v after %v, want %v", g.n, got, limit, want)
+		default:
+			runtime.Gosched()
+		}
+	}
+}

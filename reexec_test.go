@@ -1,0 +1,213 @@
+//go:build unix
+
+package grace
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestTakeHandover(t *testing.T) {
+	const all = "version=1,parent=%d,socket=%d,ready=%d,control=%d,first=%d,count=2"
+	other := os.Getppid() + 1
+	for name, tc := range map[string]struct {
+		format string // of the variable; default all
+		parent int    // default ours
+		inode  uint64 // added to the real one
+		hungUp bool   // old is dead
+		change func(control *int)
+		taken  bool
+		text   string
+	}{
+		"good":                       {taken: true},
+		"old is dead, adopted":       {parent: other, hungUp: true, taken: true},
+		"meant for another parent":   {parent: other, text: fmt.Sprintf("child of process %d", other)},
+		"another socket":             {inode: 1, text: "names a control channel that this process does not have"},
+		"not a socket":               {change: func(c *int) { *c = 0 }, text: "does not have"},
+		"closed descriptor":          {change: func(c *int) { *c = 9999 }, text: "does not have"},
+		"malformed":                  {format: "yes please %[1]d", text: "is not understood"},
+		"no numbers":                 {format: "version=,parent=%[1]d", text: "is not understood"},
+		"cut short":                  {format: "version=1,parent=%[1]d,socket=%[2]d,ready=%[3]d,control=%[4]d", text: "is not understood"},
+		"other version":              {format: strings.Replace(all, "version=1", "version=9", 1) + ",more=7", taken: true},
+		"other version with no more": {format: "version=9,parent=%[1]d,socket=%[2]d,ready=%[3]d,control=%[4]d", taken: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ours, control, err := controlPair()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ours.Close()
+			defer unix.Close(control)
+			_, fds := pipes(t, 3)
+			base, err := dupInOrder(fds)
+			if err != nil {
+				t.Fatal(err)
+			}
+			closeAll(fds)
+			defer closeAll([]int{base, base + 1, base + 2})
+			for _, fd := range []int{control, base, base + 1, base + 2} { // as exec leaves them
+				if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var st unix.Stat_t
+			if err := unix.Fstat(control, &st); err != nil {
+				t.Fatal(err)
+			}
+			if tc.parent == 0 {
+				tc.parent = os.Getppid()
+			}
+			if tc.format == "" {
+				tc.format = all
+			}
+			named := control
+			if tc.change != nil {
+				tc.change(&named)
+			}
+			if tc.hungUp {
+				ours.Close()
+			}
+			t.Setenv(handoverVariable, fmt.Sprintf(tc.format, tc.parent, uint64(st.Ino)+tc.inode, base, named, base+1))
+			h, err := takeHandover()
+			if _, still := os.LookupEnv(handoverVariable); still {
+				t.Error("the variable is still in the environment")
+			}
+			cloexec := func(fd int) bool {
+				flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+				return err == nil && flags&unix.FD_CLOEXEC != 0
+			}
+			if !tc.taken {
+				if h != nil || err == nil || !strings.Contains(err.Error(), tc.text) || !strings.Contains(err.Error(), handoverVariable) {
+					t.Errorf("got %v and error %v, want an error that has %q", h, err, tc.text)
+				}
+				if cloexec(base) {
+					t.Error("descriptors that are not ours were touched")
+				}
+				return
+			}
+			if err != nil || h == nil {
+				t.Fatalf("got %v and error %v", h, err)
+			}
+			if h.control != control || h.ready != base {
+				t.Errorf("got %+v, want control %d and ready %d", *h, control, base)
+			}
+			marked := []int{control, base}
+			if h.version == protocolVersion {
+				marked = append(marked, base+1, base+2)
+				if h.first != base+1 || h.count != 2 {
+					t.Errorf("got %+v, want first %d and count 2", *h, base+1)
+				}
+			}
+			for i, fd := range marked {
+				if !cloexec(fd) {
+					t.Errorf("descriptor %d of %d is not close-on-exec", i+1, len(marked))
+				}
+			}
+		})
+	}
+	if h, err := takeHandover(); h != nil || err != nil {
+		t.Errorf("without the variable: got %v, %v, want none", h, err)
+	}
+}
+
+// What startProcess says is what takeHandover of the child reads.
+func TestHandoverVariable(t *testing.T) {
+	_, control, err := controlPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(control)
+	want := handover{version: protocolVersion, ready: 3, control: 4, first: 5, count: 17}
+	v, err := want.variable(control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got handover
+	var parent int
+	var socket uint64
+	if n, err := fmt.Sscanf(v, "version=%d,parent=%d,socket=%d,ready=%d,control=%d,first=%d,count=%d",
+		&got.version, &parent, &socket, &got.ready, &got.control, &got.first, &got.count); n != 7 || err != nil {
+		t.Fatalf("%q: %v", v, err)
+	}
+	if got != want || parent != os.Getpid() {
+		t.Errorf("%q: got %+v of parent %d, want %+v of %d", v, got, parent, want, os.Getpid())
+	}
+	unix.Close(control)
+	if _, err := want.variable(control); err == nil {
+		t.Error("no error for a closed descriptor")
+	}
+}
+
+func TestWithHandover(t *testing.T) {
+	got := withHandover([]string{"A=1", handoverVariable + "=old", "B=", handoverVariable + "=older", handoverVariable + "_X=2"}, "new")
+	want := []string{"A=1", "B=", handoverVariable + "_X=2", handoverVariable + "=new"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestCommand(t *testing.T) {
+	t.Setenv("GRACE_TEST", "now")
+	h := home{dir: "/first", path: "/first/bin/server"}
+	for name, tc := range map[string]struct {
+		opts []Option
+		path string
+		args []string
+		env  []string // nil: that of now
+	}{
+		"nothing":             {nil, "/first/bin/server", os.Args[1:], nil},
+		"arguments":           {[]Option{Args([]string{"-a", "b c"})}, "/first/bin/server", []string{"-a", "b c"}, nil},
+		"no arguments":        {[]Option{Args(nil)}, "/first/bin/server", []string{}, nil},
+		"environment":         {[]Option{Env([]string{"A=1"})}, "/first/bin/server", os.Args[1:], []string{"A=1"}},
+		"empty environment":   {[]Option{Env(nil)}, "/first/bin/server", os.Args[1:], []string{}},
+		"relative executable": {[]Option{Executable("./new")}, "/first/new", os.Args[1:], nil},
+		"absolute executable": {[]Option{Executable("/opt/new")}, "/opt/new", os.Args[1:], nil},
+		"executable by name":  {[]Option{Executable("new")}, "new", os.Args[1:], nil}, // in the PATH
+	} {
+		t.Run(name, func(t *testing.T) {
+			o, err := newOptions(tc.opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := o.command(h)
+			if c.path != tc.path || c.dir != "/first" || !slices.Equal(c.argv[1:], tc.args) || c.argv[0] != os.Args[0] {
+				t.Errorf("got %+v, want path %s and arguments %q", c, tc.path, tc.args)
+			}
+			if tc.env == nil && !slices.Contains(c.env, "GRACE_TEST=now") {
+				t.Errorf("environment %q, want that of now", c.env)
+			}
+			if tc.env != nil && !slices.Equal(c.env, tc.env) {
+				t.Errorf("environment %q, want %q", c.env, tc.env)
+			}
+		})
+	}
+}
+
+func TestResolve(t *testing.T) {
+	dir := t.TempDir()
+	plain := filepath.Join(dir, "plain")
+	if err := os.WriteFile(plain, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Join(dir, "missing"), plain, dir} {
+		c := command{path: path}
+		if err := c.resolve(); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: error %v, want one that names the path", path, err)
+		}
+	}
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := command{path: "sh"}
+	if err := c.resolve(); err != nil || c.path != sh {
+		t.Errorf("sh: got %s, %v, want %s", c.path, err, sh)
+	}
+}
