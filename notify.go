@@ -27,8 +27,10 @@ import (
 //	old  BARRIER=1                      to wait until systemd has read that
 //	old  tells new, closes Done, exits
 //
-// If old is killed before that, systemd looks into the unit's PIDFile=, if it has
-// one, before it takes the service for dead; so the PID file is what saves new.
+// If old is killed before that, systemd ends the service and starts it again,
+// unless the unit has a PIDFile=: then it looks there first, and goes on with new.
+// A unit with ExecReload= must not have one, since systemd reads it also when
+// ExecReload= ends, which is somewhere in the middle of an upgrade.
 //
 // github.com/coreos/go-systemd/v22 is not used: it has no BARRIER=1 and nothing
 // to build it with, and its watchdog looks for a variable with the pid of the
@@ -158,7 +160,7 @@ func (n *notifier) moveMain(pid int, status string) {
 			err = n.barrier()
 		}
 		if err != nil {
-			n.log.Warn("grace: systemd was not told the new main process", "new", pid, "err", err, "do", "if systemd restarts the service now, nothing else is wrong; have PIDFile= in the unit")
+			n.log.Warn("grace: systemd was not told the new main process", "new", pid, "err", err, "do", "see whether systemd starts the service again now; nothing else is wrong")
 		}
 	})
 }

@@ -4,6 +4,7 @@ package integration_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -70,6 +71,10 @@ for d in null zero full random urandom tty; do
 	mount --bind "/dev/$d" "dev/$d"
 done
 ln -s /proc/self/fd dev/fd
+mkdir dev/pts dev/shm
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mkdir -p run/units run/none etc/systemd/journald.conf.d usr/local/bin
 cat >etc/systemd/journald.conf.d/test.conf <<'END'
 [Journal]
@@ -99,6 +104,7 @@ After=systemd-journald.socket
 Type=notify
 ExecStart=/lib/systemd/systemd-journald
 StandardOutput=null
+FileDescriptorStoreMax=1000
 END
 cp usr/lib/systemd/system/systemd-journald.socket run/units/
 hostname grace-test
@@ -228,7 +234,9 @@ func (s *systemd) shutDown(unshare int, ended <-chan struct{}) {
 // try runs a command inside.
 func (s *systemd) try(command ...string) (string, error) {
 	args := append([]string{"-t", strconv.Itoa(s.pid), "-m", "-p", "-C", "-i", "-u", "--"}, command...)
-	cmd := exec.Command("nsenter", args...)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*proctest.Limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "nsenter", args...)
 	cmd.Env = []string{"PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_COLORS=0", "SYSTEMD_PAGER=cat", "COLUMNS=1000"}
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err

@@ -56,7 +56,7 @@ func (u *systemdUnit) reload() int {
 	t := u.server.t
 	t.Helper()
 	old := u.mainPid(u.unit)
-	u.do("systemctl", "reload", u.unit)
+	u.do("timeout", "12", "systemctl", "reload", u.unit)
 	pid := u.mainPid(u.unit)
 	if u.show(u.unit, "Type") == "notify-reload" {
 		if pid == old {
