@@ -54,6 +54,8 @@ func Watchdog(check func(context.Context) error) Option {
 type serviceManager struct {
 	Socket   string        `json:"socket"`
 	Watchdog time.Duration `json:"watchdog,omitempty"` // 0: none
+	// Parent says that the service manager is our parent.
+	Parent bool `json:"parent,omitempty"`
 }
 
 // takeServiceManager reads the environment of a first process. NOTIFY_SOCKET
@@ -71,7 +73,10 @@ func takeServiceManager() (m *serviceManager, err error) {
 	if socket[0] != '/' && socket[0] != '@' {
 		return nil, fmt.Errorf("NOTIFY_SOCKET=%q is neither a path nor an abstract socket", socket)
 	}
-	m = &serviceManager{Socket: socket}
+	m = &serviceManager{Socket: socket, Parent: os.Getppid() == 1}
+	if started, ok := os.LookupEnv("SYSTEMD_EXEC_PID"); ok { // since systemd 248; a user's manager has any pid
+		m.Parent = started == strconv.Itoa(os.Getpid())
+	}
 	if usec == "" || (pid != "" && pid != strconv.Itoa(os.Getpid())) {
 		return m, nil
 	}
@@ -117,6 +122,9 @@ func (n *notifier) manager() *serviceManager {
 	}
 	return &n.serviceManager
 }
+
+// isParent says whether the next process is to be the service manager's child.
+func (n *notifier) isParent() bool { return n != nil && n.main && n.Parent }
 
 // say tells systemd, if it listens to this process.
 func (n *notifier) say(lines ...string) {

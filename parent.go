@@ -60,6 +60,7 @@ func (u *Upgrader) mayUpgrade(ctx context.Context) error {
 
 func (u *Upgrader) start() (s *successor, err error) {
 	cmd := u.opt.command(u.home)
+	cmd.sibling = u.notify.isParent()
 	if err := cmd.resolve(); err != nil {
 		return nil, err
 	}
