@@ -3,6 +3,7 @@
 package integration_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -24,30 +25,53 @@ type systemdUnit struct {
 	dir  string // its RuntimeDirectory
 }
 
-// startUnit boots a systemd and starts the unit name. args are the server's.
-func startUnit(t *testing.T, version int, name, listen string, args ...string) *systemdUnit {
+// A unitConfig says which unit, and what is changed about it.
+type unitConfig struct {
+	name    string
+	version int      // of systemd at least; default 250
+	listen  string   // the server's -http; default: the address by itself
+	args    []string // more for the server
+	service string   // lines for [Service]
+	socket  string   // instead of the address, for [Socket]
+}
+
+// startUnit boots a systemd and starts the unit.
+func startUnit(t *testing.T, c unitConfig) *systemdUnit {
 	t.Helper()
 	program := proctest.Build(t, serverPackage)
 	host := loopback(t)
-	s := bootSystemd(t, version)
+	s := bootSystemd(t, max(c.version, 250))
 	s.install(program, "/usr/local/bin/server")
-	u := &systemdUnit{systemd: s, unit: name + ".service", dir: "/run/" + name}
+	u := &systemdUnit{systemd: s, unit: c.name + ".service", dir: "/run/" + c.name}
 	u.server = server{
 		t: t, addr: host + ":9000",
 		pidFile: s.root + u.dir + "/hello.pid", misFile: s.root + u.dir + "/misbehave",
 		client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * proctest.Limit},
 	}
-	if listen == "" {
-		listen = "tcp=" + u.addr
-	}
-	flags := append([]string{"/usr/local/bin/server", "-http", listen, "-pidfile", u.dir + "/hello.pid", "-misbehave", u.dir + "/misbehave", "-probation", "50ms"}, args...)
-	u.unitFile(u.unit, "[Service]\nExecStart=\nExecStart="+strings.Join(flags, " ")+"\n")
-	if _, err := os.Stat("../example/systemd/" + name + ".socket"); err == nil {
-		u.unitFile(name+".socket", "[Socket]\nListenStream=\nListenStream="+u.addr+"\n")
+	flags := append([]string{
+		"/usr/local/bin/server", "-http", cmp.Or(c.listen, "tcp="+u.addr),
+		"-pidfile", u.dir + "/hello.pid", "-misbehave", u.dir + "/misbehave", "-probation", "50ms",
+	}, c.args...)
+	u.unitFile(u.unit, "[Service]\nExecStart=\nExecStart="+strings.Join(flags, " ")+"\n"+c.service+"\n")
+	if _, err := os.Stat("../example/systemd/" + c.name + ".socket"); err == nil {
+		u.unitFile(c.name+".socket", "[Socket]\nListenStream=\nListenStream="+cmp.Or(c.socket, u.addr)+"\n")
 	}
 	u.do("systemctl", "daemon-reload")
 	u.do("systemctl", "start", u.unit)
 	return u
+}
+
+// startReload begins an upgrade and waits until the old process drains, and
+// gives the new one's pid.
+func (u *systemdUnit) startReload() (pid int) {
+	u.server.t.Helper()
+	u.do("systemctl", "reload", "--no-block", u.unit)
+	return atoi(u.server.t, u.waitJournal(u.unit, `upgrade done; draining.* new=(\d+)`)[1])
+}
+
+func (u *systemdUnit) kill(pid int, signal string) {
+	u.server.t.Helper()
+	u.do("kill", "-"+signal, strconv.Itoa(pid))
 }
 
 // reload upgrades as an operator does, waits until systemd has another main
@@ -56,7 +80,7 @@ func (u *systemdUnit) reload() int {
 	t := u.server.t
 	t.Helper()
 	old := u.mainPid(u.unit)
-	u.do("timeout", "12", "systemctl", "reload", u.unit)
+	u.do("systemctl", "reload", u.unit)
 	pid := u.mainPid(u.unit)
 	if u.show(u.unit, "Type") == "notify-reload" {
 		if pid == old {
@@ -125,7 +149,7 @@ func TestSystemdUpgrades(t *testing.T) {
 		{"watchdog", "hello-watchdog", "", 250},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			u := startUnit(t, c.version, c.unit, c.http)
+			u := startUnit(t, unitConfig{name: c.unit, version: c.version, listen: c.http})
 			pid := u.mainPid(u.unit)
 			u.wantServing(1, pid)
 			run, err := loadtest.Start(context.Background(), loadtest.Config{Addr: u.addr, Kinds: map[loadtest.Kind]int{
