@@ -32,12 +32,10 @@ func tracked(c net.Conn, l *listener, unread []byte) net.Conn {
 	case *net.TCPConn:
 		t := &TCPConn{TCPConn: c}
 		l.newTrack(&t.track, c, unread)
-		l.live.add(&t.track)
 		return t
 	case *net.UnixConn:
 		t := &UnixConn{UnixConn: c}
 		l.newTrack(&t.track, c, unread)
-		l.live.add(&t.track)
 		return t
 	}
 	return c // not reached: a listener of ours accepts nothing else
@@ -121,7 +119,7 @@ type track struct {
 	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
 	firstFor time.Duration // and how long the server then waits for the rest
 
-	full    int // the largest slice that a Read was offered
+	full    int // the largest slice that a Read was offered between two requests
 	offered int // to the Read that is pending; 0 if none is
 	phase   phase
 	moved   bool // from the old process
@@ -131,8 +129,10 @@ type track struct {
 	capped  bool // the read deadline is not want, but the idle grace's
 	woken   bool // the read deadline is in the past, to move it
 	told    bool // the Read of a protocol of the user's has returned ErrMove
+	ending  bool // there is no mover, and the process ends: ErrMove all the same
 	leaving bool // nothing is buffered and nobody reads: Close moves it
-	closed  bool // Close was called
+	closed  bool // Close was called, or Move
+	away    bool // the mover has it: nobody else may close its descriptor
 }
 
 // trackOf finds the track under c, if it is ours and nobody but TLS wrapped it.
@@ -162,7 +162,9 @@ func (t *track) read(p []byte) (int, error) {
 			t.mu.Unlock()
 			return n, nil
 		}
-		t.full = max(t.full, len(p))
+		if t.phase != phaseBusy { // a body is also read past the server's buffer, in larger slices
+			t.full = max(t.full, len(p))
+		}
 		if err := t.mustLeave(len(p)); err != nil {
 			t.mu.Unlock()
 			return 0, err
@@ -214,13 +216,13 @@ var fullSlice = bufio.NewReader(nil).Size()
 // if its Read was offered this many bytes: nothing was read at all yet, or the
 // server has said that it is idle and its buffer, all of it, is free.
 func (t *track) mayLeave(offered int) bool {
-	if t.mover == nil || len(t.unread) > 0 || t.closed {
+	if t.mover == nil && !t.ending || len(t.unread) > 0 || t.closed {
 		return false
 	}
 	if t.phase == phaseOther {
 		return !t.told
 	}
-	if !t.direct {
+	if !t.direct || t.mover == nil {
 		return false
 	}
 	return t.phase == phaseNew && !t.touched ||
@@ -246,10 +248,14 @@ func (t *track) mustLeave(offered int) error {
 
 // offer gives the connection a mover: it is moved at once if it may, or as soon
 // as it may. With nil the move is called off.
-func (t *track) offer(m *mover) {
+func (t *track) offer(m *mover) { t.release(m, false) }
+
+// release is offer, or tells the connection that the process ends and that
+// nobody takes it.
+func (t *track) release(m *mover, ending bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.mover = m
+	t.mover, t.ending = m, ending
 	t.told = false
 	if t.offered > 0 && t.mayLeave(t.offered) {
 		t.woken = true
@@ -268,13 +274,6 @@ func (t *track) isDirect() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
-}
-
-// movable says whether it will move when it may.
-func (t *track) movable() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.mover != nil && t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
 }
 
 // bypass: bytes are read without us from now on. Those that we have come first.
@@ -400,9 +399,12 @@ func (t *track) finish(grace time.Duration) {
 // close is Close: of a connection that is to leave, the way to the mover.
 func (t *track) close() error {
 	t.mu.Lock()
-	was, leaving, m, hijacked := t.closed, t.leaving, t.mover, t.phase == phaseHijacked
-	t.closed = true
+	was, away, leaving, m, hijacked := t.closed, t.away, t.leaving, t.mover, t.phase == phaseHijacked
+	t.closed, t.away = true, away || leaving
 	t.mu.Unlock()
+	if away {
+		return net.ErrClosed // its number may be another file's by the time it is sent
+	}
 	if leaving && !was {
 		if m == nil || !m.move(t, nil) {
 			t.l.takeBack(t, nil)
@@ -413,6 +415,15 @@ func (t *track) close() error {
 		t.l.live.remove(t, hijacked)
 	}
 	return t.inner.Close()
+}
+
+// cut closes a connection that is left when the drain's time is up.
+func (t *track) cut() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.away {
+		t.inner.Close()
+	}
 }
 
 // live are the connections of a listener that are open, hijacked ones too. The

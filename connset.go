@@ -66,6 +66,16 @@ func (s *connSet) left(hijacked bool) (n int) {
 	return n
 }
 
+// quiet says whether no connection comes any more.
+func (s *connSet) quiet() bool {
+	for _, l := range s.all() {
+		if !l.gate.isQuiet() {
+			return false
+		}
+	}
+	return true
+}
+
 // check wakes who waits for an end.
 func (s *connSet) check() {
 	s.mu.Lock()

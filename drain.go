@@ -78,6 +78,9 @@ func (u *Upgrader) onStop(r stopRequest) {
 		u.refuseAll()
 		u.beginLastDrain(r)
 	}
+	if handedOver {
+		u.socks.letGo()
+	}
 	u.passStop(r)
 	if r.now && u.drain != nil {
 		u.drain.hurry()

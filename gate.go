@@ -83,6 +83,12 @@ func (g *gate) isOpen() bool {
 	return g.mode == gateOpen
 }
 
+func (g *gate) isParked() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mode == gateParked
+}
+
 func (g *gate) isClosed() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

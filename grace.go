@@ -31,6 +31,10 @@ func ServeTLS(addr, certFile, keyFile string, h http.Handler, opts ...Option) er
 }
 
 func serve(addr string, h http.Handler, opts []Option, actor func(*Upgrader, *http.Server, net.Listener) Actor) error {
+	addr = flagAddr(addr)
+	if flags.test {
+		return checkConfig(addr, opts)
+	}
 	u, err := New(opts...)
 	if err != nil {
 		return err

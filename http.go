@@ -169,7 +169,7 @@ func (s *httpServer) serve(ln net.Listener, serve func(*http.Server, net.Listene
 // another one for its next request.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.draining.Load() {
-		if t, ok := r.Context().Value(trackKey{}).(*track); !ok || !t.movable() {
+		if t, ok := r.Context().Value(trackKey{}).(*track); !ok || !s.mayMove(t) {
 			w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
 		}
 	}
@@ -178,6 +178,14 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h = http.DefaultServeMux
 	}
 	h.ServeHTTP(w, r)
+}
+
+// mayMove says whether t will move when it may: its mover may not have come yet.
+func (s *httpServer) mayMove(t *track) bool {
+	s.mu.Lock()
+	m := s.mover
+	s.mu.Unlock()
+	return m.accepts(t.l, protocolHTTP1) && t.isDirect()
 }
 
 // trackKey is the key of a request's *track in its context.
@@ -273,6 +281,9 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 }
 
 func (s *httpServer) drain(d *drain) drainReport {
+	s.mu.Lock()
+	s.mover = d.mover // first: ServeHTTP asks for it
+	s.mu.Unlock()
 	s.draining.Store(true)
 	begun := len(s.conns.tracks())
 	s.offer(d.mover)
@@ -362,7 +373,7 @@ func (s *httpServer) shutdown() {
 		srv.Close()
 	}
 	for _, t := range s.conns.tracks() {
-		t.inner.Close()
+		t.cut()
 	}
 	close(s.finished)
 }

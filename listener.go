@@ -26,6 +26,10 @@ type listener struct {
 	takes string     // the protocol of connections that are moved to us
 	phase phase      // in which a connection begins
 	mover *mover     // with which a connection of phaseOther begins
+	// spared is called by Close in place of closing the socket; see spare.
+	spared func()
+	// ending is what a connection of phaseOther begins with; see track.
+	ending bool
 }
 
 func (l *listener) acceptor() acceptor {
@@ -116,18 +120,23 @@ func (l *listener) adopt(p phase) {
 	l.phase = p
 }
 
-// offer gives m to the connections that are still to come.
-func (l *listener) offer(m *mover) {
+// release is that of all connections, and of those that are still to come.
+func (l *listener) release(m *mover, ending bool) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.mover = m
+	l.mover, l.ending = m, ending
+	l.mu.Unlock()
+	for _, t := range l.live.all() {
+		t.release(m, ending)
+	}
 }
 
-// newTrack makes t that of a connection that begins.
+// newTrack makes t that of a connection that begins. A release at this moment
+// either comes before, or finds it.
 func (l *listener) newTrack(t *track, c net.Conn, unread []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t.l, t.inner, t.unread, t.phase, t.mover = l, c, unread, l.phase, l.mover
+	t.l, t.inner, t.unread, t.phase, t.mover, t.ending = l, c, unread, l.phase, l.mover, l.ending
+	l.live.add(t)
 }
 
 func (l *listener) protocol() string {
@@ -181,6 +190,13 @@ func (l *listener) reopen() error {
 	return nil
 }
 
+// spare lets Close park the socket, and call closed; with nil no more.
+func (l *listener) spare(closed func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spared = closed
+}
+
 // end closes the socket in this process, for good.
 func (l *listener) end() {
 	l.gate.set(gateClosed)
@@ -196,6 +212,14 @@ func (l *listener) end() {
 // While the process drains after a hand-over the socket is only parked: should
 // the new process die, it is needed again.
 func (l *listener) Close() error {
+	l.mu.Lock()
+	closed := l.spared
+	l.mu.Unlock()
+	if closed != nil {
+		l.gate.set(gateParked)
+		closed()
+		return nil
+	}
 	if l.socks.keep(l.sock) {
 		l.gate.set(gateParked)
 		return nil

@@ -167,14 +167,10 @@ func einhornSockets(variable, count string, given map[int]string) ([]masterSocke
 		if !ok {
 			return nil, dishonest(variable, count, "there is no %s", name)
 		}
-		s, err := takeSocket(number)
-		if err == nil && seen[s.fd] {
-			err = fmt.Errorf("descriptor %d is named twice", s.fd)
-		}
+		s, err := takeSocket(number, seen)
 		if err != nil {
 			return nil, dishonest(name, number, "%v", err)
 		}
-		seen[s.fd] = true
 		sockets = append(sockets, s)
 	}
 	return sockets, nil

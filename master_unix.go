@@ -56,12 +56,17 @@ func takeVariable(name string) (value string, ok bool) {
 }
 
 // takeSocket looks at a descriptor that a master says it has passed, and marks
-// it close-on-exec. The error says what is wrong with it, without the variable.
-func takeSocket(number string) (masterSocket, error) {
+// it close-on-exec; none may be in seen. The error says what is wrong with it,
+// without the variable.
+func takeSocket(number string, seen map[int]bool) (masterSocket, error) {
 	fd, err := strconv.Atoi(strings.TrimSpace(number))
 	if err != nil {
 		return masterSocket{}, fmt.Errorf("%q is not a number", number)
 	}
+	if seen[fd] {
+		return masterSocket{}, fmt.Errorf("descriptor %d is named twice", fd)
+	}
+	seen[fd] = true
 	return inspectSocket(fd)
 }
 
@@ -130,14 +135,10 @@ func inspectSocket(fd int) (s masterSocket, err error) {
 func takeSockets(variable, value string, numbers []string) (sockets []masterSocket, err error) {
 	seen := map[int]bool{}
 	for _, n := range numbers {
-		s, err := takeSocket(n)
-		if err == nil && seen[s.fd] {
-			err = fmt.Errorf("descriptor %d is named twice", s.fd)
-		}
+		s, err := takeSocket(n, seen)
 		if err != nil {
 			return nil, dishonest(variable, value, "%v", err)
 		}
-		seen[s.fd] = true
 		sockets = append(sockets, s)
 	}
 	return sockets, nil

@@ -35,7 +35,7 @@ const (
 const protocolHTTP1 = "http/1.1"
 
 // ErrMove is returned by Read on a connection of a [Server] with a Protocol
-// when this process wants to hand it over: the handler calls [Move] with what
+// when this process wants to be rid of it: the handler calls [Move] with what
 // it has read and not used yet, and returns. If it is not at a point where it
 // could, it reads on: nothing is lost, and Read says so again after more data.
 var ErrMove = errors.New("the connection is to be moved to the new process: call grace.Move")
@@ -49,28 +49,33 @@ var ErrNotMoved = errors.New("the connection can't be moved and stays in this pr
 // listener, and reads those first. c is not the caller's any more then, and
 // must not be used or closed. At most 32 KiB of unread can go along.
 //
-// ErrNotMoved means that there is no new process that takes such connections,
-// or that unread is too long: c is as it was, and should be served on. Nobody
-// may be reading from c meanwhile.
+// ErrNotMoved means that c stays, as it was, and should be served on: unread is
+// too long, say, or the upgrade was rolled back. If the error is ErrStopped too,
+// this process ends and nobody takes c: the handler may say goodbye and close
+// it, or serve on until [DrainTimeout] cuts it off. Nobody may be reading from
+// c meanwhile.
 func Move(c net.Conn, unread []byte) error {
 	t := trackOf(c)
 	if t == nil {
 		return fmt.Errorf("grace: %w: a %T is none of ours", ErrNotMoved, c)
 	}
 	t.mu.Lock()
-	m := t.mover
+	m, ending := t.mover, t.ending
 	rest := append(append([]byte(nil), unread...), t.unread...)
 	ok := m != nil && !t.closed && t.phase == phaseOther && len(rest) <= maxUnread
 	if ok {
-		t.closed = true
+		t.closed, t.away = true, true
 	}
 	t.mu.Unlock()
-	if !ok {
+	switch {
+	case ending:
+		return fmt.Errorf("grace: %w: %w", ErrNotMoved, ErrStopped)
+	case !ok:
 		return fmt.Errorf("grace: %w", ErrNotMoved)
 	}
 	if !m.move(t, rest) {
 		t.mu.Lock()
-		t.closed = false
+		t.closed, t.away = false, false
 		t.mu.Unlock()
 		return fmt.Errorf("grace: %w", ErrNotMoved)
 	}

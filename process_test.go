@@ -254,7 +254,7 @@ func answer(t *testing.T, c net.Conn) string {
 	return string(b)
 }
 
-func receive[T any](t *testing.T, c <-chan T, what string) T {
+func receive[T any](t testing.TB, c <-chan T, what string) T {
 	t.Helper()
 	select {
 	case v := <-c:

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -79,7 +81,7 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 	defer s.mu.Unlock()
 	for i, in := range s.unclaimed {
 		if in.Kind == k && (in.Network == network && in.Addr == addr || network == systemdNetwork && in.Name == addr) {
-			s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+			s.take(i)
 			return in, true
 		}
 	}
@@ -88,7 +90,7 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 	}
 	for i, in := range s.unclaimed {
 		if in.Kind == k && sameBinding(in.entry, network, addr) {
-			s.unclaimed = append(s.unclaimed[:i:i], s.unclaimed[i+1:]...)
+			s.take(i)
 			return in, true
 		}
 	}
@@ -108,6 +110,16 @@ func (e *entry) askedFor(network, addr string) {
 	}
 }
 
+// take removes the i-th. Most programs ask in the order of before, so that it is
+// the first: it costs nothing then, however many there are. s.mu is held.
+func (s *sockets) take(i int) {
+	if i == 0 {
+		s.unclaimed = s.unclaimed[1:]
+		return
+	}
+	s.unclaimed = slices.Delete(s.unclaimed, i, i+1)
+}
+
 // sameBinding says whether opening network and addr would bind what e is bound to.
 func sameBinding(e entry, network, addr string) bool {
 	family := strings.TrimRight(network, "46")
@@ -115,7 +127,7 @@ func sameBinding(e entry, network, addr string) bool {
 		return false
 	}
 	if family != "tcp" && family != "udp" {
-		return e.Network == network && e.Bound == addr
+		return e.Network == network && (e.Bound == addr || hasPath(network, addr) && e.Path == absolute(addr))
 	}
 	bound, err := netip.ParseAddrPort(e.Bound)
 	if err != nil {
@@ -208,11 +220,13 @@ func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
 	default:
 		return nil, fmt.Errorf("grace: listen %s %s: %w; have tcp, tcp4, tcp6, unix, unixpacket", network, addr, net.UnknownNetworkError(network))
 	}
-	l, err := lc.Listen(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
-		l, err = replaceStale(addr, network, err, func() (net.Listener, error) {
-			return lc.Listen(context.Background(), network, addr)
-		})
+	open := func() (net.Listener, error) { return lc.Listen(context.Background(), network, addr) }
+	var l net.Listener
+	var err error
+	if hasPath(network, addr) {
+		l, err = openPath(addr, network, open)
+	} else {
+		l, err = open()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("grace: %w", err)
@@ -266,11 +280,13 @@ func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, erro
 	default:
 		return nil, fmt.Errorf("grace: listen packet %s %s: %w; have udp, udp4, udp6, unixgram", network, addr, net.UnknownNetworkError(network))
 	}
-	p, err := lc.ListenPacket(context.Background(), network, addr)
-	if err != nil && hasPath(network, addr) && errors.Is(err, errAddrTaken) {
-		p, err = replaceStale(addr, network, err, func() (net.PacketConn, error) {
-			return lc.ListenPacket(context.Background(), network, addr)
-		})
+	open := func() (net.PacketConn, error) { return lc.ListenPacket(context.Background(), network, addr) }
+	var p net.PacketConn
+	var err error
+	if hasPath(network, addr) {
+		p, err = openPath(addr, network, open)
+	} else {
+		p, err = open()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("grace: %w", err)
@@ -281,6 +297,13 @@ func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, erro
 // hasPath says whether a socket of this address has a file.
 func hasPath(network, addr string) bool {
 	return strings.HasPrefix(network, "unix") && addr != "" && addr[0] != '@' && addr[0] != 0
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
 }
 
 // add opens the gate of a socket that comes after Ready.
@@ -380,15 +403,29 @@ func (s *sockets) openGates() error {
 	s.open, s.handedOver = true, false
 	var errs []error
 	for _, sock := range s.all {
-		sock.yielded = false
 		switch {
 		case sock.listener != nil:
 			errs = append(errs, sock.listener.reopen())
+			if sock.index >= 0 || sock.yielded {
+				sayWho(sock)
+			}
 		case sock.gate != nil:
 			sock.gate.set(gateOpen)
 		}
+		sock.yielded = false
 	}
 	return errors.Join(errs...)
+}
+
+// unpark lets l accept again that was closed while the process drained, if the
+// drain was called off meanwhile.
+func (s *sockets) unpark(l *listener) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.open || !l.gate.isParked() {
+		return nil
+	}
+	return l.reopen()
 }
 
 // dropUnclaimed closes what nobody in this process has asked for.
@@ -468,6 +505,17 @@ func (s *sockets) check() {
 // ends the listeners before.
 func (s *sockets) offer(*mover) {}
 func (s *sockets) shutdown()    {}
+
+// letGo closes this process's copies of the listeners that new has taken: it
+// will not accept on them again, and while it holds them clients would still
+// connect to a service that has ended.
+func (s *sockets) letGo() {
+	for _, sock := range s.snapshot() {
+		if sock.yielded && sock.listener != nil {
+			sock.listener.end()
+		}
+	}
+}
 
 // close ends all Accepts and all reads of packets. The packet conns themselves
 // stay open, for answers.

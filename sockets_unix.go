@@ -75,13 +75,6 @@ func describe(k kind, network, addr string, s any) entry {
 	return e
 }
 
-func absolute(path string) string {
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
-	}
-	return path
-}
-
 func fileID(path string) (dev, ino uint64, err error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -90,43 +83,63 @@ func fileID(path string) (dev, ino uint64, err error) {
 	return uint64(st.Dev), uint64(st.Ino), nil
 }
 
-// replaceStale opens a unix socket whose path is taken: if nobody answers
-// there, a crash has left it behind and it is removed. The directory is locked
-// meanwhile, so that of two that start at once only one removes and binds; the
-// other finds somebody who answers.
-func replaceStale[T any](path, network string, inUse error, open func() (T, error)) (T, error) {
+// openPath opens a unix socket. If its path is taken and nobody answers there, a
+// crash has left it behind and it is removed. The directory is locked from
+// before the bind until it answers: of two that start at once only one removes
+// and binds, and the other finds somebody who answers.
+func openPath[T any](path, network string, open func() (T, error)) (T, error) {
 	var none T
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return none, errors.Join(inUse, err)
+	dir, lockErr := os.Open(filepath.Dir(path))
+	if lockErr == nil {
+		defer dir.Close()
+		lockErr = lockFor(dir, 5*time.Second)
 	}
-	defer dir.Close()
-	if err := lockFor(dir, 5*time.Second); err != nil {
-		return none, fmt.Errorf("%w (and the directory of %s can't be locked to see whether it is stale: %w)", inUse, path, err)
+	s, inUse := open()
+	if !errors.Is(inUse, unix.EADDRINUSE) {
+		return s, inUse
+	}
+	if lockErr != nil {
+		return none, fmt.Errorf("%w (and its directory can't be locked to see whether it is stale: %w)", inUse, lockErr)
 	}
 	fi, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return open()
-	case err != nil:
-		return none, errors.Join(inUse, err)
-	case fi.Mode().Type() != os.ModeSocket:
+	if err == nil && fi.Mode().Type() != os.ModeSocket {
 		return none, fmt.Errorf("%w: %s is not a socket; remove it, or use another path", inUse, path)
 	}
+	if err == nil {
+		err = findStale(path, network)
+	}
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return none, fmt.Errorf("%w: %w", inUse, err)
+	}
+	return open()
+}
+
+// findStale gives no error if nobody answers on the path.
+func findStale(path, network string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	c, err := (&net.Dialer{}).DialContext(ctx, network, path)
-	if err == nil {
+	switch {
+	case err == nil:
 		defer c.Close()
-		return none, fmt.Errorf("%w: %s: %w%s; stop it, or use another path", inUse, path, ErrAddrInUse, peerName(c))
+		return fmt.Errorf("%w%s; stop it, or use another path", ErrAddrInUse, peerName(c))
+	case errors.Is(err, unix.ECONNREFUSED):
+		return nil
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EPROTOTYPE): // its queue is full; another kind of socket
+		return fmt.Errorf("%w; stop it, or use another path", ErrAddrInUse)
 	}
-	if !errors.Is(err, unix.ECONNREFUSED) {
-		return none, fmt.Errorf("%w (and whether somebody answers there can't be told: %w)", inUse, err)
+	return fmt.Errorf("whether somebody answers there can't be told: %w", err)
+}
+
+// sayWho makes this process the one that clients of an inherited unix socket
+// see as their peer: listen(2) writes down who has called it last.
+func sayWho(sock *socket) {
+	if hasPath(sock.Network, sock.Addr) {
+		sock.control(func(fd uintptr) { unix.Listen(int(fd), -1) }) // the longest queue, as net.Listen
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return none, fmt.Errorf("%w (nobody answers on it, but it can't be removed: %w)", inUse, err)
-	}
-	return open()
 }
 
 // lockFor takes the exclusive flock(2) of f, or gives up after d.
@@ -141,10 +154,7 @@ func lockFor(f *os.File, d time.Duration) error {
 	}
 }
 
-var (
-	errLocked    error = unix.EWOULDBLOCK
-	errAddrTaken error = unix.EADDRINUSE
-)
+var errLocked error = unix.EWOULDBLOCK
 
 // tryLock takes the exclusive flock(2) of f, or errLocked.
 func tryLock(f *os.File) error {

@@ -137,13 +137,21 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 	if sys.inheritedErr != nil {
 		u.log.Warn("grace: an environment variable of another process was ignored", "err", sys.inheritedErr)
 	}
-	if err := u.findPlace(); err != nil {
+	if sys.inherited == nil {
+		u.master = sys.master
+	}
+	// Signals before the PID file: from the moment that it names us, they may
+	// come. Beside the next step, since the runtime takes its time for them.
+	signals := make(chan func(), 1)
+	go func() { signals <- u.handleSignals() }()
+	err = u.findPlace()
+	release := <-signals
+	if err != nil {
+		release()
 		u.cancel()
 		return nil, err
 	}
 	u.servers = []drainer{u.socks}
-	// Signals first: from the moment that the PID file names us, they may come.
-	release := u.handleSignals()
 	if err := u.takePIDFile(); err != nil {
 		release()
 		u.cancel()
@@ -172,7 +180,6 @@ func (u *Upgrader) findPlace() (err error) {
 			return u.sys.masterErr
 		}
 		u.socks = newSockets(nil, 0)
-		u.master = u.sys.master
 		u.socks.fromMaster(u.master)
 		u.home, err = findHome()
 		return err

@@ -81,6 +81,9 @@ func (s *server) files() string {
 		if kind, _, ok := strings.Cut(target, ":["); ok {
 			target = kind
 		}
+		if strings.Contains(target, "app.pid") { // by whichever name it was opened
+			target = "PID file"
+		}
 		targets = append(targets, target)
 	}
 	slices.Sort(targets)

@@ -22,6 +22,7 @@ import (
 
 func handlers(u *grace.Upgrader) http.Handler {
 	mux := http.NewServeMux()
+	socketHandlers(mux, u)
 	text := func(path string, f func(*http.Request) any) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, f(r)) })
 	}

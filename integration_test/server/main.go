@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/julofinance/grace/v3"
@@ -79,6 +80,7 @@ func run() error {
 		grace.PIDFile(*pidFile), grace.Probation(*probation), grace.ReadyTimeout(*ready), grace.DrainTimeout(*drain),
 		grace.ReadyCheck(func(ctx context.Context) error { return m.check(ctx) }),
 	}
+	opts = append(opts, socketOptions()...)
 	if *execPath != "" {
 		opts = append(opts, grace.Executable(*execPath))
 	}
@@ -107,6 +109,9 @@ func run() error {
 }
 
 func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
+	if actors, err = listenMore(u); err != nil {
+		return nil, err
+	}
 	srv := &http.Server{Handler: handlers(u)}
 	for _, a := range httpAddrs {
 		ln, err := listenOn(u, "http", a)
@@ -152,6 +157,8 @@ func listenOn(u *grace.Upgrader, how, a string) (net.Listener, error) {
 }
 
 func serveRaw(u *grace.Upgrader, ln net.Listener) error {
+	var begun sync.WaitGroup // connections that have no answer yet
+	defer begun.Wait()
 	for {
 		c, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -161,9 +168,12 @@ func serveRaw(u *grace.Upgrader, ln net.Listener) error {
 		if err != nil {
 			return err
 		}
+		begun.Add(1)
 		go func() {
 			defer c.Close()
-			if _, err := fmt.Fprintf(c, "%d %d\n", os.Getpid(), u.Generation()); err == nil {
+			_, err := fmt.Fprintf(c, "%d %d\n", os.Getpid(), u.Generation())
+			begun.Done()
+			if err == nil {
 				io.Copy(c, c)
 			}
 		}()

@@ -30,6 +30,8 @@ var errUnanswered = errors.New("closed without an answer")
 func readResponse(r *bufio.Reader, method string) (*response, error) {
 	if _, err := r.Peek(1); err == io.EOF {
 		return nil, errUnanswered
+	} else if err != nil {
+		return nil, err
 	}
 	resp, err := readHead(r)
 	if err != nil {

@@ -65,11 +65,9 @@ func (c *client) chunked() error {
 // ends, the server has not begun those behind it, and the next round sends them
 // again.
 func (c *client) pipeline() error {
-	if len(c.again) > 0 {
-		c.count(func(n *Count) { n.Resent += len(c.again) })
-	}
 	bodies := c.again
-	for len(bodies) < 4 {
+	c.count(func(n *Count) { n.Resent += len(bodies) })
+	for len(c.again) == 0 && len(bodies) < 4 {
 		bodies = append(bodies, c.token()+strings.Repeat(".", rand.IntN(300)))
 	}
 	c.again = nil

@@ -54,6 +54,8 @@ func runTests(m *testing.M) int {
 			os.Unsetenv(name)
 		}
 	}
+	// The race detector lets each process linger for a second at its end.
+	os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
 	startReaper()
 	code := m.Run()
 	if left := leftBehind(); len(left) > 0 {

@@ -18,6 +18,7 @@ import (
 type Stat struct {
 	Pid, Parent, Group int
 	State              byte // R, S, D, T, Z and so on
+	Exiting            bool // it is about to be dead: its descriptors may be closed
 	Name               string
 }
 
@@ -33,9 +34,12 @@ func ReadStat(pid int) (Stat, bool) {
 		return Stat{}, false
 	}
 	s := Stat{Pid: pid, Name: line[open+1 : end]}
-	if _, err := fmt.Sscanf(line[end+1:], " %c %d %d", &s.State, &s.Parent, &s.Group); err != nil {
+	var session, tty, foreground int
+	var flags uint
+	if _, err := fmt.Sscanf(line[end+1:], " %c %d %d %d %d %d %d", &s.State, &s.Parent, &s.Group, &session, &tty, &foreground, &flags); err != nil {
 		return Stat{}, false
 	}
+	s.Exiting = flags&0x4 != 0 // PF_EXITING of the kernel
 	return s, true
 }
 

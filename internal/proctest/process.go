@@ -14,8 +14,16 @@ import (
 )
 
 // Limit is how long a test waits for something that should happen soon. It is
-// long, because it only ends tests that fail.
-const Limit = 30 * time.Second
+// long, because it only ends tests that fail; PROCTEST_LIMIT=5s shortens it for
+// who breaks things on purpose.
+var Limit = limitFromEnv()
+
+func limitFromEnv() time.Duration {
+	if d, err := time.ParseDuration(os.Getenv("PROCTEST_LIMIT")); err == nil {
+		return d
+	}
+	return 30 * time.Second
+}
 
 // A Command is a program to be started.
 type Command struct {
@@ -71,7 +79,7 @@ func Start(t testing.TB, c Command) *Process {
 		argv0 = c.Path
 	}
 	proc, err := os.StartProcess(c.Path, append([]string{argv0}, c.Args...), &os.ProcAttr{
-		Dir: c.Dir, Env: append(os.Environ(), c.Env...), Files: []*os.File{inR, outW, outW},
+		Dir: c.Dir, Env: append(environ(), c.Env...), Files: []*os.File{inR, outW, outW},
 		Sys: &syscall.SysProcAttr{Setpgid: true, Credential: c.Credential},
 	})
 	if err != nil {
@@ -88,6 +96,15 @@ func Start(t testing.TB, c Command) *Process {
 	go p.readLines(outR)
 	t.Cleanup(p.cleanup)
 	return p
+}
+
+// environ is the environment of the test. A program with the race detector
+// sleeps a second before it exits, unless told not to.
+func environ() []string {
+	if _, ok := os.LookupEnv("GORACE"); ok {
+		return os.Environ()
+	}
+	return append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 }
 
 func (p *Process) readLines(r *os.File) {
@@ -151,14 +168,15 @@ func (p *Process) WaitLine(pattern string) []string {
 	re := regexp.MustCompile(pattern)
 	limit := time.NewTimer(Limit)
 	defer limit.Stop()
+	next := 0
 	for {
 		p.mu.Lock()
-		for i, l := range p.lines {
-			if p.used[i] {
+		for ; next < len(p.lines); next++ {
+			if p.used[next] {
 				continue
 			}
-			if m := re.FindStringSubmatch(l); m != nil {
-				p.used[i] = true
+			if m := re.FindStringSubmatch(p.lines[next]); m != nil {
+				p.used[next] = true
 				p.mu.Unlock()
 				return m
 			}

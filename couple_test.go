@@ -1,0 +1,161 @@
+//go:build linux
+
+package grace
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+)
+
+// A couple is an old and a new process, each with an http.Server on the same
+// socket, and a real control channel between them. Nothing else of an upgrade is
+// there: the drain of old and the end of either are the test's.
+type couple struct {
+	t        testing.TB
+	old, new *side
+	mover    *mover
+	recv     *receiver
+}
+
+// A side is what one process has.
+type side struct {
+	u    *Upgrader
+	srv  *http.Server
+	l    *listener
+	http *httpServer
+	ch   *channel
+	done chan struct{} // its Serve has returned
+	seen chan net.Conn // the connections that it was given
+}
+
+func newSide(t testing.TB, m *manifest, fd int, h http.Handler, opts ...Option) *side {
+	t.Helper()
+	opt, err := newOptions(append([]Option{Logger(nil)}, opts...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &Upgrader{opt: opt, log: opt.log, socks: newSockets(m, fd), ctx: t.Context()}
+	network, addr := "tcp", "127.0.0.1:0"
+	if m != nil {
+		network, addr = m.Sockets[0].Network, m.Sockets[0].Addr
+	}
+	ln, err := u.Listen(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &side{u: u, l: ln.(*listener), srv: &http.Server{Handler: h}, done: make(chan struct{}), seen: make(chan net.Conn, 100)}
+	s.srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		select {
+		case s.seen <- c:
+		default:
+		}
+		return ctx
+	}
+	serve, _ := u.HTTP(s.srv, ln)
+	s.http = u.httpServer(s.srv)
+	go func() {
+		serve()
+		close(s.done)
+	}()
+	t.Cleanup(func() {
+		u.socks.close()
+		s.http.shutdown()
+		receive(t, s.done, "a server to end")
+	})
+	return s
+}
+
+// open begins to accept.
+func (s *side) open() {
+	if err := s.u.socks.openGates(); err != nil {
+		panic(err)
+	}
+}
+
+// newCouple makes both. handler is told which of them serves.
+func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
+	t.Helper()
+	p := &couple{t: t, old: newSide(t, nil, 0, handler("old"))}
+	socks := p.old.u.socks.snapshot()
+	var fd int
+	err := withFDs(socks, nil, nil, func(_ []*socket, fds []int) (err error) {
+		fd, err = dupInOrder(fds)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.old.open()
+	m := manifest{Sockets: []entry{socks[0].entry}}
+	p.new = newSide(t, &m, fd, handler("new"))
+	theirs, fd, err := controlPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := unixConn(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.old.ch, p.new.ch = newChannel(theirs), newChannel(ours)
+	p.mover = newMover(&successor{ch: p.old.ch, handed: socks})
+	p.mover.learn(p.new.u.socks.takes())
+	p.recv = &receiver{ch: p.new.ch, find: p.new.u.socks.taker, held: map[uint32]received{}}
+	t.Cleanup(func() { p.old.ch.close(); p.new.ch.close() })
+	return p
+}
+
+// runOld and runNew let a process read its end of the channel.
+func (p *couple) runOld() {
+	s := &successor{mover: p.mover}
+	p.old.ch.run(func(m message) {
+		if m.typ == msgTook {
+			s.onTook(m)
+		}
+	}, func(error) {})
+}
+
+func (p *couple) runNew() {
+	p.new.ch.run(func(m message) {
+		switch m.typ {
+		case msgConns:
+			p.recv.onConns(m)
+		case msgVerdict:
+			p.recv.onVerdict(m)
+		}
+	}, func(error) { p.recv.onGone() })
+}
+
+// drain begins old's drain; what it gives ends with the drain.
+func (p *couple) drain() (*drain, <-chan drainReport) {
+	p.new.open()
+	p.old.u.socks.yield(p.old.u.socks.snapshot(), []int{0})
+	p.old.u.socks.endAccept()
+	d := newDrain(p.mover)
+	done := make(chan drainReport, 1)
+	go func() { done <- p.old.http.drain(d) }()
+	p.t.Cleanup(d.hurry)
+	return d, done
+}
+
+func (p *couple) dial() net.Conn {
+	p.t.Helper()
+	c, err := net.DialTimeout(p.old.l.Addr().Network(), p.old.l.Addr().String(), limit)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(limit))
+	p.t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// saysSide answers each request with the side's name.
+func saysSide(side string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		io.WriteString(w, side)
+	})
+}

@@ -1,0 +1,226 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+func TestMain(m *testing.M) { proctest.Main(m) }
+
+type process struct {
+	*proctest.Process
+	t    *testing.T
+	addr string
+	pid  int // of the newest generation
+}
+
+func start(t *testing.T, args ...string) *process {
+	t.Helper()
+	p := &process{t: t}
+	p.Process = proctest.Start(t, proctest.Command{Path: proctest.Build(t, "."), Args: append([]string{"-addr", "127.0.0.1:0"}, args...)})
+	p.pid = p.Pid()
+	p.addr = p.WaitLine(`^listening (\S+)`)[1]
+	p.WaitLine(`grace: serving`)
+	return p
+}
+
+// upgrade sends the signal and waits until the new process is ready.
+func (p *process) upgrade() (old int) {
+	p.t.Helper()
+	old = p.pid
+	p.Signal(old, syscall.SIGUSR2)
+	fmt.Sscan(p.WaitLine(`grace: serving pid=(\d+)`)[1], &p.pid)
+	return old
+}
+
+// dial gives a client that tries nothing twice, but for what gRPC does by
+// itself where the server has surely not seen the call.
+func dial(t *testing.T, p *process) *grpc.ClientConn {
+	t.Helper()
+	c, err := grpc.NewClient("passthrough:///"+p.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func pidOf(v *wrapperspb.StringValue) (pid int) {
+	s, _, _ := strings.Cut(v.Value, " ")
+	fmt.Sscan(s, &pid)
+	return pid
+}
+
+func callNow(ctx context.Context, c *grpc.ClientConn) (pid int, err error) {
+	v := new(wrapperspb.StringValue)
+	err = c.Invoke(ctx, "/example.Clock/Now", new(emptypb.Empty), v)
+	return pidOf(v), err
+}
+
+// mustCall calls until it is this process that answers.
+func mustCall(t *testing.T, c *grpc.ClientConn, pid int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), proctest.Limit)
+	defer cancel()
+	for {
+		got, err := callNow(ctx, c)
+		if err != nil {
+			t.Fatalf("call that process %d should answer: %v", pid, err)
+		}
+		if got == pid {
+			return
+		}
+	}
+}
+
+// A stream is one call of Ticks, of which one tick was received.
+type stream struct {
+	grpc.ClientStream
+	left, pid int
+}
+
+func openStream(t *testing.T, c *grpc.ClientConn, ticks int) *stream {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*proctest.Limit)
+	t.Cleanup(cancel)
+	cs, err := c.NewStream(ctx, &clock.Streams[0], "/example.Clock/Ticks")
+	if err == nil {
+		err = cs.SendMsg(wrapperspb.Int32(int32(ticks)))
+	}
+	if err == nil {
+		err = cs.CloseSend()
+	}
+	v := new(wrapperspb.StringValue)
+	if err == nil {
+		err = cs.RecvMsg(v)
+	}
+	if err != nil {
+		t.Fatal("stream: ", err)
+	}
+	return &stream{cs, ticks - 1, pidOf(v)}
+}
+
+// mustEnd reads the stream, which must have every tick, of one process.
+func (s *stream) mustEnd(t *testing.T) {
+	t.Helper()
+	for v := new(wrapperspb.StringValue); ; s.left-- {
+		err := s.RecvMsg(v)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Errorf("stream of process %d, %d ticks before its end: %v", s.pid, s.left, err)
+			return
+		}
+		if got := pidOf(v); got != s.pid {
+			t.Errorf("a tick of process %d in a stream of %d", got, s.pid)
+		}
+	}
+	if s.left != 0 {
+		t.Errorf("stream of process %d ended %d ticks too early", s.pid, s.left)
+	}
+}
+
+// load makes unary calls on several connections until the function that it
+// returns is called, which reports what was lost.
+func load(t *testing.T, p *process, clients int) (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	errs := make([]error, clients)
+	calls := make([]int, clients)
+	var wg sync.WaitGroup
+	for i := range clients {
+		c := dial(t, p)
+		wg.Go(func() {
+			for ctx.Err() == nil && errs[i] == nil {
+				_, errs[i] = callNow(context.Background(), c)
+				calls[i]++
+			}
+		})
+	}
+	end = sync.OnceFunc(func() {
+		cancel()
+		wg.Wait()
+		if err := errors.Join(errs...); err != nil {
+			t.Errorf("calls failed: %v", err)
+		}
+		t.Logf("calls by client: %v", calls)
+	})
+	t.Cleanup(end)
+	return end
+}
+
+func TestUpgrades(t *testing.T) {
+	p := start(t, "-probation", "50ms")
+	end := load(t, p, 4)
+	c := dial(t, p)
+	for range 4 {
+		mustCall(t, c, p.pid)
+		s := openStream(t, c, 100)
+		old := p.upgrade()
+		if s.pid != old {
+			t.Fatalf("the stream came from process %d; want %d", s.pid, old)
+		}
+		mustCall(t, c, p.pid) // while the stream runs, by the same client
+		s.mustEnd(t)
+		p.WaitGone(old)
+	}
+	end()
+	if n := p.Count(`grace: drained.* cut=0`); n != 4 {
+		t.Errorf("%d drains without cut; want 4", n)
+	}
+}
+
+// The new version dies in probation: the old one accepts again.
+func TestRollBack(t *testing.T) {
+	p := start(t, "-probation", "1m")
+	c := dial(t, p)
+	old := p.pid
+	mustCall(t, c, old)
+	s := openStream(t, c, 100)
+	end := load(t, p, 2)
+	p.upgrade()
+	p.Signal(p.pid, syscall.SIGKILL)
+	p.WaitLine(`grace: rolled back`)
+	mustCall(t, c, old)
+	mustCall(t, dial(t, p), old)
+	s.mustEnd(t)
+	end()
+	if got := p.WaitAlone(); got != old {
+		t.Errorf("process %d is left; want %d", got, old)
+	}
+}
+
+// The new version dies when the old one drains already: a new gRPC server in the
+// old process accepts again, while the streams of the stopped one still run.
+func TestRollBackWhileDraining(t *testing.T) {
+	p := start(t, "-probation", "1ms")
+	c := dial(t, p)
+	old := p.pid
+	s := openStream(t, c, 500)
+	for range 2 {
+		p.upgrade()
+		p.WaitLine(`grace: upgrade done; draining`)
+		mustCall(t, c, p.pid) // GOAWAY was obeyed
+		p.Signal(p.pid, syscall.SIGKILL)
+		p.WaitLine(`grace: rolled back`)
+		mustCall(t, dial(t, p), old)
+		p.pid = old
+	}
+	s.mustEnd(t)
+	p.WaitGone(p.upgrade())
+	mustCall(t, dial(t, p), p.pid)
+}

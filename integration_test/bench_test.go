@@ -1,0 +1,137 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+	"golang.org/x/sys/unix"
+)
+
+// What an upgrade costs, against what it can't cost less than, measured in turns
+// in the same run: each ratio is one of medians. All times are taken by the
+// processes themselves, from one clock.
+
+const benchServer = "github.com/julofinance/grace/v3/integration_test/benchserver"
+
+func clock() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return ts.Nano()
+}
+
+// A benchedServer is upgraded again and again.
+type benchedServer struct {
+	*proctest.Process
+	pid int
+}
+
+func startBenched(b *testing.B, listeners int) *benchedServer {
+	b.Helper()
+	s := &benchedServer{Process: proctest.Start(b, proctest.Command{
+		Path: proctest.Build(b, benchServer),
+		Args: []string{"-listeners", strconv.Itoa(listeners), "-pidfile", filepath.Join(b.TempDir(), "pid")},
+	})}
+	s.waitReady(b)
+	return s
+}
+
+// waitReady waits for a generation that is alone, and says when it was ready
+// and when its main began.
+func (s *benchedServer) waitReady(b *testing.B) (ready, begun int64) {
+	b.Helper()
+	m := s.WaitLine(`^ready (\d+) begun (\d+) pid (\d+)`)
+	s.pid = atoi(b, m[3])
+	return int64(atoi(b, m[1])), int64(atoi(b, m[2]))
+}
+
+// upgrade gives the microseconds from the signal until the new process was ready.
+func (s *benchedServer) upgrade(b *testing.B) float64 {
+	b.Helper()
+	begun := clock()
+	s.Signal(s.pid, syscall.SIGUSR2)
+	ready, _ := s.waitReady(b)
+	return float64(ready-begun) / 1e3
+}
+
+// floor gives the microseconds from a fork until the first line of main.
+func floor(b *testing.B, path string) float64 {
+	b.Helper()
+	cmd := exec.Command(path)
+	cmd.Env = append(os.Environ(), "BENCH_FLOOR=1")
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	begun := clock()
+	if err := cmd.Run(); err != nil {
+		b.Fatal(err)
+	}
+	var ended int64
+	if _, err := fmt.Sscanf(out.String(), "main %d", &ended); err != nil {
+		b.Fatalf("%s printed %q: %v", path, out.String(), err)
+	}
+	return float64(ended-begun) / 1e3
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+}
+
+// BenchmarkSignalToReady: from SIGUSR2 until the new process accepts. The floor
+// is fork and exec of the same binary until the first line of its main. Wanted:
+// 1.5 times the floor, at most.
+func BenchmarkSignalToReady(b *testing.B) {
+	const turns = 100
+	s := startBenched(b, 1)
+	path := proctest.Build(b, benchServer)
+	b.ResetTimer()
+	var floors, upgrades []float64
+	for range turns {
+		floors = append(floors, floor(b, path))
+		upgrades = append(upgrades, s.upgrade(b))
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(floors), "floor-µs")
+	b.ReportMetric(median(upgrades), "µs")
+	b.ReportMetric(median(upgrades)/median(floors), "ratio")
+}
+
+// BenchmarkListener: what each of 1,000 listeners adds to the time from SIGUSR2
+// until the new process accepts. The baseline is what each adds to a first
+// start, which opens them. Wanted: 20 µs, at most.
+func BenchmarkListener(b *testing.B) {
+	const turns, more = 30, 1000
+	one, many := startBenched(b, 1), startBenched(b, 1+more)
+	b.ResetTimer()
+	var handed, opened []float64
+	for range turns {
+		handed = append(handed, (many.upgrade(b)-one.upgrade(b))/more)
+		opened = append(opened, (coldStart(b, 1+more)-coldStart(b, 1))/more)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(handed), "µs/listener")
+	b.ReportMetric(median(opened), "opened-µs/listener")
+	b.ReportMetric(median(handed)/median(opened), "ratio")
+}
+
+// coldStart gives the microseconds that a first process takes from main to ready.
+func coldStart(b *testing.B, listeners int) float64 {
+	b.Helper()
+	s := &benchedServer{Process: proctest.Start(b, proctest.Command{
+		Path: proctest.Build(b, benchServer),
+		Args: []string{"-listeners", strconv.Itoa(listeners), "-pidfile", filepath.Join(b.TempDir(), "pid")},
+	})}
+	ready, begun := s.waitReady(b)
+	s.Signal(s.pid, syscall.SIGTERM)
+	s.WaitAllGone()
+	return float64(ready-begun) / 1e3
+}

@@ -1,0 +1,59 @@
+//go:build linux
+
+// Benchserver is what the benchmarks of an upgrade replace. All generations
+// write to one pipe, with times of CLOCK_MONOTONIC, which every process shares.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+
+	"github.com/julofinance/grace/v3"
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	// The floor: a process that has come this far.
+	if os.Getenv("BENCH_FLOOR") != "" {
+		fmt.Printf("main %d\n", now())
+		return
+	}
+	begun := now()
+	n := flag.Int("listeners", 1, "how many to open")
+	pidFile := flag.String("pidfile", "", "PID file")
+	flag.Parse()
+	u, err := grace.New(grace.PIDFile(*pidFile), grace.Probation(0), grace.Logger(nil))
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv := &http.Server{}
+	actors := []grace.Actor{}
+	for range *n {
+		ln, err := u.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			log.Fatal(err)
+		}
+		actors = append(actors, grace.Pair(u.HTTP(srv, ln)))
+	}
+	if err := u.Ready(); err != nil {
+		log.Fatal(err)
+	}
+	ready := now()
+	go func() {
+		u.WaitForParent(context.Background())
+		fmt.Printf("ready %d begun %d pid %d\n", ready, begun, os.Getpid())
+	}()
+	if err := u.Run(actors...); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func now() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return ts.Nano()
+}

@@ -1,0 +1,337 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+)
+
+// generations gives the living processes of the server.
+func (s *server) generations() []int {
+	var pids []int
+	for _, st := range s.All() {
+		if !st.Dead() && !st.Exiting {
+			pids = append(pids, st.Pid)
+		}
+	}
+	return pids
+}
+
+// A census counts the generations all the time.
+type census struct {
+	stop chan struct{}
+	wg   sync.WaitGroup
+	most []int
+}
+
+func (s *server) startCensus() *census {
+	c := &census{stop: make(chan struct{})}
+	c.wg.Go(func() {
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			if now := s.generations(); len(now) > len(c.most) {
+				c.most = now
+			}
+			select {
+			case <-tick.C:
+			case <-c.stop:
+				return
+			}
+		}
+	})
+	return c
+}
+
+func (c *census) mustBeAtMostTwo(t testing.TB) {
+	t.Helper()
+	close(c.stop)
+	c.wg.Wait()
+	if len(c.most) > 2 {
+		t.Errorf("%d generations were alive at once: %v", len(c.most), c.most)
+	}
+}
+
+// signalFile sends a signal to the pid in the PID file, and says which that was.
+func (s *server) signalFile(sig syscall.Signal) int {
+	s.t.Helper()
+	for {
+		pid := s.filePid()
+		err := syscall.Kill(pid, sig)
+		if err == nil {
+			return pid
+		}
+		if !errors.Is(err, syscall.ESRCH) {
+			s.t.Fatalf("signal %v to process %d: %v", sig, pid, err)
+		}
+	}
+}
+
+// TestManySignals sends 200 SIGUSR2, a half of them at once and the others with
+// a request between two.
+func TestManySignals(t *testing.T) {
+	s := startServer(t, "-probation", "20ms")
+	c := s.startCensus()
+	for i := range 199 {
+		s.signalFile(syscall.SIGUSR2)
+		if i >= 100 {
+			s.servingPid()
+		}
+	}
+	// The last one counts if the process that it was sent to was the one to
+	// send it to.
+	for {
+		before := s.generations()
+		if pid := s.signalFile(syscall.SIGUSR2); s.filePid() != pid {
+			continue
+		}
+		proctest.WaitFor(t, proctest.Limit, "a process that was started after the last signal, alone", func() bool {
+			now := s.All()
+			return len(now) == 1 && !slices.Contains(before, now[0].Pid)
+		})
+		break
+	}
+	pid := s.WaitAlone()
+	if s.filePid() != pid || s.servingPid() != pid {
+		t.Errorf("process %d is left, the PID file names %d, %d answers", pid, s.filePid(), s.servingPid())
+	}
+	c.mustBeAtMostTwo(t)
+	begun, served := s.Count(`msg="grace: upgrade begins"`), s.Count(`msg="grace: serving"`)
+	if gen := atoi(t, s.mustGet("/gen")); begun != gen-1 || served != gen || gen < 3 {
+		t.Errorf("%d upgrades began and %d processes served; generation %d is left", begun, served, gen)
+	}
+	if n := s.Count(`level=(ERROR|WARN)`); n > 0 {
+		t.Errorf("%d errors or warnings were logged, want none", n)
+	}
+}
+
+// TestSignalsWhileStarting: what is asked for while new is starting may want a
+// binary newer than the one that starts; it leads to one more upgrade.
+func TestSignalsWhileStarting(t *testing.T) {
+	for _, step := range []string{"start", "check"} {
+		t.Run(step, func(t *testing.T) {
+			s := startServer(t, "-probation", "0")
+			old := s.Pid()
+			c := s.startCensus()
+			s.misbehave("pause@" + step)
+			s.Signal(old, syscall.SIGUSR2)
+			new := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
+			asked := s.beginUpgrade() // is in old's queue for sure when the next request is answered
+			s.Signal(old, syscall.SIGUSR2)
+			s.Signal(old, syscall.SIGUSR2)
+			s.servingPid()
+			s.Signal(new, syscall.SIGUSR1)
+			got := s.waitResult(asked)
+			s.WaitGone(old)
+			s.WaitGone(new)
+			pid := s.WaitAlone()
+			if gen := s.mustGet("/gen"); gen != "3" {
+				t.Errorf("generation %s is left, want 3", gen)
+			}
+			if s.filePid() != pid || s.servingPid() != pid {
+				t.Errorf("process %d is left, the PID file names %d, %d answers", pid, s.filePid(), s.servingPid())
+			}
+			if !slices.Equal(got.Is, []string{"ErrHandedOver"}) {
+				t.Errorf("Upgrade returned %+v, want ErrHandedOver", got)
+			}
+			c.mustBeAtMostTwo(t)
+		})
+	}
+}
+
+// TestSignalWhileStartingThatFails: what was asked for meanwhile is not lost
+// with a new process that fails.
+func TestSignalWhileStartingThatFails(t *testing.T) {
+	s := startServer(t, "-probation", "0")
+	old := s.Pid()
+	s.misbehave("pause@check")
+	s.Signal(old, syscall.SIGUSR2)
+	new := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
+	asked := s.beginUpgrade()
+	s.servingPid()
+	s.Signal(old, syscall.SIGUSR2)
+	s.Signal(new, syscall.SIGKILL)
+	if got := s.waitResult(asked); got.Err != "" {
+		t.Errorf("Upgrade returned %+v, want nil", got)
+	}
+	s.WaitGone(old)
+	pid := s.WaitAlone()
+	if pid == new || s.servingPid() != pid || s.mustGet("/gen") != "2" {
+		t.Errorf("process %d is left, %d answers, generation %s; want the second that old has started", pid, s.servingPid(), s.mustGet("/gen"))
+	}
+}
+
+// mustStopAll: nothing of the server is left, and the process that it began
+// with, or the one that came to us, has ended cleanly.
+func (s *server) mustStopAll(pids ...int) {
+	s.t.Helper()
+	s.WaitAllGone()
+	for _, pid := range pids {
+		if ws := s.WaitExit(pid); ws != 0 {
+			s.t.Errorf("process %d has ended with %v, want exit status 0", pid, ws)
+		}
+	}
+	if _, err := os.Stat(s.pidFile); !errors.Is(err, os.ErrNotExist) {
+		s.t.Errorf("the PID file is still there")
+	}
+}
+
+// TestTermDuringUpgrade: new is killed, old stops, nothing is left.
+func TestTermDuringUpgrade(t *testing.T) {
+	for _, step := range []string{"start", "manifest", "listen", "check"} {
+		t.Run(step, func(t *testing.T) {
+			s := startServer(t, "-drain", "10m")
+			s.misbehave("pause@" + step)
+			h := s.hold()
+			result := s.beginUpgrade()
+			new := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
+			s.Signal(s.Pid(), syscall.SIGTERM)
+			if got := s.waitResult(result); !slices.Equal(got.Is, []string{"ErrStopped"}) {
+				t.Errorf("Upgrade returned %+v, want ErrStopped", got)
+			}
+			s.WaitGone(new)
+			h.release()
+			s.mustStopAll(s.Pid())
+		})
+	}
+}
+
+// TestTermTwice: the second one stops at once, though a request hangs.
+func TestTermTwice(t *testing.T) {
+	for name, sigs := range map[string][2]syscall.Signal{
+		"TERM TERM": {syscall.SIGTERM, syscall.SIGTERM},
+		"TERM INT":  {syscall.SIGTERM, syscall.SIGINT},
+		"QUIT TERM": {syscall.SIGQUIT, syscall.SIGTERM},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startServer(t, "-drain", "10m")
+			h := s.hold()
+			s.Signal(s.Pid(), sigs[0])
+			s.WaitLine(`msg="grace: stopping".* now=false`)
+			s.Signal(s.Pid(), sigs[1])
+			h.cutOff()
+			s.mustStopAll(s.Pid())
+			if s.Count(`level=WARN .*drained; connections were cut off.* cut=1$`) != 1 {
+				t.Errorf("no line says that a connection was cut off")
+			}
+		})
+	}
+}
+
+// TestTermOnce: what has begun is finished.
+func TestTermOnce(t *testing.T) {
+	s := startServer(t, "-drain", "10m")
+	h := s.hold()
+	s.Signal(s.Pid(), syscall.SIGTERM)
+	s.WaitLine(`msg="grace: stopping".* now=false`)
+	h.release()
+	s.mustStopAll(s.Pid())
+}
+
+// TestTermAfterHandOver: TERM to the pid that the PID file named a moment ago
+// ends the service, not only the old process.
+func TestTermAfterHandOver(t *testing.T) {
+	for name, args := range map[string][]string{
+		"in probation": {"-probation", "10m", "-drain", "10m"},
+		"in drain":     {"-probation", "0", "-drain", "10m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startServer(t, args...)
+			old := s.Pid()
+			h := s.hold()
+			s.Signal(old, syscall.SIGUSR2)
+			s.WaitLine(map[string]string{"in probation": `standing by"`, "in drain": `upgrade done; draining"`}[name])
+			new := s.servingPid()
+			if new == old {
+				t.Fatalf("the old process answers after the hand-over")
+			}
+			h2 := s.hold()
+			s.Signal(old, syscall.SIGTERM)
+			s.WaitLine(fmt.Sprintf(`passed on" from=%d new=%d`, old, new))
+			s.waitRefused()
+			h2.release()
+			s.WaitGone(new)
+			h.release()
+			s.mustStopAll(old)
+			if n := s.Count(`level=(ERROR|WARN)`); n > 0 {
+				t.Errorf("%d errors or warnings were logged, want none", n)
+			}
+		})
+		t.Run(name+", twice", func(t *testing.T) {
+			s := startServer(t, args...)
+			old := s.Pid()
+			h := s.hold()
+			s.Signal(old, syscall.SIGUSR2)
+			s.WaitLine(map[string]string{"in probation": `standing by"`, "in drain": `upgrade done; draining"`}[name])
+			h2 := s.hold()
+			s.Signal(old, syscall.SIGTERM)
+			s.WaitLine(`msg="grace: stopping".* now=false`)
+			s.Signal(old, syscall.SIGTERM)
+			h.cutOff()
+			h2.cutOff()
+			s.mustStopAll(old)
+		})
+	}
+}
+
+// TestTermToNew: new is the service; old, which still stands by, goes as well.
+func TestTermToNew(t *testing.T) {
+	s := startServer(t, "-probation", "10m", "-drain", "10m")
+	old := s.Pid()
+	h := s.hold()
+	s.Signal(old, syscall.SIGUSR2)
+	s.WaitLine(`standing by"`)
+	s.signalFile(syscall.SIGTERM)
+	s.waitRefused()
+	h.release()
+	s.mustStopAll(old)
+}
+
+// waitRefused waits until nobody listens any more.
+func (s *server) waitRefused() {
+	s.t.Helper()
+	proctest.WaitFor(s.t, proctest.Limit, "a refused connection", func() bool {
+		_, err := s.get("/pid")
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
+}
+
+// TestUpgradeAfterHandOver: USR2 to the pid that the PID file named a moment ago
+// upgrades the process that it names now, once old is gone.
+func TestUpgradeAfterHandOver(t *testing.T) {
+	for name, args := range map[string][]string{
+		"in probation": {"-probation", "1s", "-drain", "10m"},
+		"in drain":     {"-probation", "0", "-drain", "10m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startServer(t, args...)
+			old := s.Pid()
+			c := s.startCensus()
+			h := s.hold()
+			s.Signal(old, syscall.SIGUSR2)
+			s.WaitLine(map[string]string{"in probation": `standing by"`, "in drain": `upgrade done; draining"`}[name])
+			new := s.servingPid()
+			for range 3 {
+				s.Signal(old, syscall.SIGUSR2)
+				s.WaitLine(fmt.Sprintf(`passed on" from=%d new=%d`, old, new))
+			}
+			h.release()
+			s.WaitGone(old)
+			s.WaitGone(new)
+			pid := s.WaitAlone()
+			if gen := s.mustGet("/gen"); gen != "3" || s.filePid() != pid {
+				t.Errorf("generation %s is left with pid %d, and the PID file names %d; want 3", gen, pid, s.filePid())
+			}
+			c.mustBeAtMostTwo(t)
+		})
+	}
+}

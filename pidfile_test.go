@@ -1,0 +1,307 @@
+//go:build unix
+
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// alone checks that the directory has just these names.
+func alone(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("the directory has %q, want %q", got, want)
+	}
+}
+
+func TestPIDFileReplacesWhatNobodyHolds(t *testing.T) {
+	ours := fmt.Sprintln(os.Getpid())
+	for name, content := range map[string]string{
+		"stale":            "999999999\n",
+		"empty":            "",
+		"garbage":          "\x00\xff not a pid",
+		"our own number":   ours, // the pid of a dead process was reused for us
+		"number of init":   "1\n",
+		"larger than ours": strings.Repeat("1234567890\n", 1000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "pid")
+			if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			p := newPIDFile(path, "")
+			if err := p.acquire(); err != nil {
+				t.Fatal(err)
+			}
+			if got := readFile(t, path); got != ours {
+				t.Errorf("the file has %q, want %q", got, ours)
+			}
+			alone(t, dir, "pid")
+			p.release(true)
+			alone(t, dir)
+			p.release(true) // does nothing
+		})
+	}
+}
+
+func TestPIDFileOfARunningProcess(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "pid")
+	p := newPIDFile("pid", dir)
+	if err := p.acquire(); err != nil {
+		t.Fatal(err)
+	}
+	want := readFile(t, path)
+	other := newPIDFile(path, "")
+	err := other.acquire()
+	var running *RunningError
+	if !errors.Is(err, ErrAlreadyRunning) || !errors.As(err, &running) || running.Pid != os.Getpid() || running.Path != path {
+		t.Errorf("got %v, want a RunningError with pid %d and path %s", err, os.Getpid(), path)
+	}
+	if want := fmt.Sprintf("already running as pid %d", os.Getpid()); !strings.Contains(fmt.Sprint(err), want) {
+		t.Errorf("got %v, want one that says %q", err, want)
+	}
+	if got := readFile(t, path); got != want {
+		t.Errorf("the file has %q, want %q", got, want)
+	}
+	alone(t, dir, "pid")
+	p.release(true)
+	if err := other.acquire(); err != nil {
+		t.Errorf("after release: %v", err)
+	}
+	other.release(true)
+}
+
+func TestPIDFileErrors(t *testing.T) {
+	dir := t.TempDir()
+	for name, tc := range map[string]struct {
+		path string
+		want error
+	}{
+		"no directory":        {filepath.Join(dir, "no", "pid"), os.ErrNotExist},
+		"path is a directory": {dir, syscall.EISDIR},
+		"directory is a file": {filepath.Join(os.Args[0], "pid"), syscall.ENOTDIR},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := newPIDFile(tc.path, "").acquire()
+			if !errors.Is(err, tc.want) || !strings.HasPrefix(err.Error(), "grace: PID file ") || !strings.Contains(err.Error(), tc.path) {
+				t.Errorf("got %v, want one that is %v and names %s", err, tc.want, tc.path)
+			}
+			alone(t, dir)
+			if u, err := New(PIDFile(tc.path)); !errors.Is(err, tc.want) || u != nil {
+				t.Errorf("New: got %v, %v", u, err)
+			}
+		})
+	}
+}
+
+// Of many that start at once one gets the file, in every state that it can be in.
+func TestPIDFileHasOneHolder(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "pid")
+	for round := range 500 {
+		switch round % 3 {
+		case 1:
+			os.WriteFile(path, []byte("999999999\n"), 0o644)
+		case 2:
+			os.WriteFile(path, nil, 0o644)
+		}
+		const n = 4
+		var mu sync.Mutex
+		var holders []*pidFile
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for range n {
+			wg.Go(func() {
+				p := newPIDFile(path, "")
+				<-start
+				err := p.acquire()
+				mu.Lock()
+				defer mu.Unlock()
+				if err == nil {
+					holders = append(holders, p)
+				} else if !errors.Is(err, ErrAlreadyRunning) {
+					t.Errorf("round %d: %v, want ErrAlreadyRunning", round, err)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+		if len(holders) != 1 {
+			t.Fatalf("round %d: %d hold the file, want 1", round, len(holders))
+		}
+		if !holders[0].names(holders[0].file) {
+			t.Fatalf("round %d: the name does not point to the holder's file", round)
+		}
+		holders[0].release(true)
+		alone(t, dir)
+	}
+}
+
+// One that stops while others start: at every moment it has one holder at most,
+// and whoever has it keeps it.
+func TestPIDFileChangesHands(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "pid")
+	var held sync.Mutex
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for got := 0; got < 50; {
+				p := newPIDFile(path, "")
+				if err := p.acquire(); err != nil {
+					if !errors.Is(err, ErrAlreadyRunning) {
+						t.Errorf("%v, want ErrAlreadyRunning", err)
+						return
+					}
+					continue
+				}
+				if !held.TryLock() {
+					t.Error("two hold the file")
+					return
+				}
+				if !p.names(p.file) {
+					t.Error("the name does not point to the holder's file")
+				}
+				got++
+				held.Unlock()
+				p.release(true)
+			}
+		})
+	}
+	wg.Wait()
+	alone(t, dir)
+}
+
+func TestPIDFileHandOver(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "pid")
+	old, next, third := newPIDFile(path, ""), newPIDFile(path, ""), newPIDFile(path, "")
+	if err := old.acquire(); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(when string) {
+		t.Helper()
+		if err := third.acquire(); !errors.Is(err, ErrAlreadyRunning) {
+			t.Errorf("%s: a third process got %v, want ErrAlreadyRunning", when, err)
+		}
+	}
+	tmp, err := next.prepare()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused("prepared")
+	old.peer = os.NewFile(uintptr(dupFile(tmp)[0]), path)
+	if err := next.take(tmp); err != nil {
+		t.Fatal(err)
+	}
+	alone(t, dir, "pid")
+	refused("taken")
+	if old.names(old.file) || !next.names(next.file) {
+		t.Error("the name is not the new one's")
+	}
+	// New dies: its lock lives on with old until old has the name again.
+	next.file.Close()
+	refused("new is dead")
+	if err := old.retake(); err != nil {
+		t.Fatal(err)
+	}
+	refused("taken back")
+	if !old.names(old.file) || old.peer != nil {
+		t.Error("the name is not old's again")
+	}
+	// A second hand-over that ends well: old goes, and leaves new's file alone.
+	if tmp, err = next.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	old.peer = os.NewFile(uintptr(dupFile(tmp)[0]), path)
+	if err := next.take(tmp); err != nil {
+		t.Fatal(err)
+	}
+	old.release(true)
+	alone(t, dir, "pid")
+	refused("old is gone")
+	next.release(true)
+	alone(t, dir)
+}
+
+// A file that somebody else has put in place is not removed.
+func TestPIDFileOfSomebodyElseStays(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "pid")
+	p := newPIDFile(path, "")
+	if err := p.acquire(); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, []byte("1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(other, path); err != nil {
+		t.Fatal(err)
+	}
+	p.release(true)
+	if got := readFile(t, path); got != "1\n" {
+		t.Errorf("the file has %q, want that of somebody else", got)
+	}
+}
+
+// The new version names another file, which is taken: it says so to old.
+func TestUpgradeToATakenPIDFile(t *testing.T) {
+	dir := t.TempDir()
+	taken := newPIDFile(filepath.Join(dir, "b"), "")
+	if err := taken.acquire(); err != nil {
+		t.Fatal(err)
+	}
+	defer taken.release(true)
+	h := newHouse(t, func(g *generation) error { return g.Ready() })
+	h.opts = func(n int) []Option {
+		return []Option{Probation(0), PIDFile(filepath.Join(dir, []string{"a", "b", "c"}[n-1]))}
+	}
+	g := h.first()
+	err := receive(t, g.upgrade(), "Upgrade")
+	wantErr(t, err, ErrExited)
+	if want := "already running as pid"; !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want one that says %q", err, want)
+	}
+	if failed := h.next(); !errors.Is(failed.err, ErrAlreadyRunning) {
+		t.Errorf("New of the new one: %v, want ErrAlreadyRunning", failed.err)
+	}
+	alone(t, dir, "a", "b")
+	// The next one names a free file; old's goes with old.
+	done := g.upgrade()
+	next := h.next()
+	if err := receive(t, done, "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, g.Done(), "Done")
+	alone(t, dir, "b", "c")
+	next.Stop()
+	receive(t, next.Done(), "Done")
+	alone(t, dir, "b")
+}
