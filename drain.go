@@ -42,7 +42,13 @@ func (u *Upgrader) onStop(r stopRequest) {
 		if u.underMaster() && (r.signal != nil || r.reason != "") {
 			return // masters repeat it: to all that are not the newest, at each upgrade
 		}
+		if u.toldOnly && !r.passedOn {
+			u.toldOnly = false // the same signal, which the other process was faster to pass on
+			return
+		}
 		r.now = true
+	} else {
+		u.toldOnly = r.passedOn
 	}
 	if r.signal != nil {
 		u.log.Info("grace: stopping", "signal", r.signal, "now", r.now)

@@ -63,6 +63,7 @@ type Upgrader struct {
 	launching  bool         // a new process may exist that next does not name yet
 	parentGone bool
 	stopAsked  bool
+	toldOnly   bool // so far by the other process of a hand-over, not by a signal or a call
 	ends       bool // the service does, not only this process
 	held       bool // drained; for systemd this process outlives new
 	left       bool // this process has given up, and its parent serves on
