@@ -39,6 +39,7 @@ test: packages
 
 packages:
 	@.ci/packages
+	@.ci/systemd
 
 lint:
 	@unformatted=$$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +); \

@@ -77,6 +77,8 @@ func (u *Upgrader) runParent() {
 			}
 		case msgUpgrade:
 			u.post(func() { u.onUpgrade(nil) })
+		case msgMain:
+			u.post(func() { u.onMain(true) })
 		}
 		closeAll(m.fds)
 	}, func(err error) {

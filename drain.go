@@ -42,7 +42,13 @@ func (u *Upgrader) onStop(r stopRequest) {
 		if u.underMaster() && (r.signal != nil || r.reason != "") {
 			return // masters repeat it: to all that are not the newest, at each upgrade
 		}
+		if u.toldOnly && !r.passedOn {
+			u.toldOnly = false // the same signal, which the other process was faster to pass on
+			return
+		}
 		r.now = true
+	} else {
+		u.toldOnly = r.passedOn
 	}
 	if r.signal != nil {
 		u.log.Info("grace: stopping", "signal", r.signal, "now", r.now)
@@ -55,8 +61,13 @@ func (u *Upgrader) onStop(r stopRequest) {
 	}
 	handedOver := u.state == yielded || u.state == draining || (u.next != nil && u.next.went)
 	u.stopAsked = true
+	if !r.leave {
+		u.ends = true
+		u.notify.stop(fmt.Sprintf("generation %d, pid %d, drains; the service ends", u.generation, os.Getpid()))
+	}
 	u.cancel()
 	switch {
+	case u.held: // only new is waited for
 	case u.drain != nil: // it is under way already
 	case handedOver:
 		u.answer(nil)
@@ -77,7 +88,7 @@ func (u *Upgrader) onStop(r stopRequest) {
 		u.socks.letGo()
 	}
 	u.passStop(r)
-	if r.now {
+	if r.now && u.drain != nil {
 		u.drain.hurry()
 	}
 }
@@ -138,7 +149,13 @@ func (u *Upgrader) onDrained(d *drain) {
 		return
 	}
 	d.log(u.log)
-	if !u.launching { // else onLaunched kills what it has started, first
+	switch {
+	case u.launching: // onLaunched kills what it has started, first
+	case u.ends && u.notify != nil && u.next != nil && u.next.went:
+		// systemd ends what is left of a service whose main process exits: new
+		// is to drain in peace.
+		u.held = true
+	default:
 		u.finish()
 	}
 }
@@ -163,6 +180,8 @@ func (u *Upgrader) finish() {
 		u.parent.ch.flush(time.Second)
 	}
 	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
+	u.handOverMain()
+	u.notify.flush()
 	close(u.done)
 }
 

@@ -43,6 +43,8 @@ type manifest struct {
 	Dir        string `json:"dir"`        // working directory of the first start
 	Path       string `json:"path"`       // binary of the first start
 	PIDFile    string `json:"pidfile,omitempty"`
+	// Systemd is there if it is to be told of what happens.
+	Systemd *serviceManager `json:"systemd,omitempty"`
 	// Sockets[i] has the descriptor handover.first+i.
 	Sockets []entry `json:"sockets"`
 }
@@ -104,6 +106,7 @@ const (
 	msgStop      messageType = 'S' // either: stopMessage
 	msgUpgrade   messageType = 'U' // old -> new: upgrade once old is gone
 	msgFailed    messageType = 'F' // new -> old: why new gives up, as text
+	msgMain      messageType = 'P' // old -> new: systemd takes new for the main process now
 	msgTakes     messageType = 'T' // new -> old: claims.Takes, more of them
 	msgConns     messageType = 'C' // old -> new: connections, see move.go
 	msgTook      messageType = 'K' // new -> old: their ids

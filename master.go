@@ -93,7 +93,7 @@ func (u *Upgrader) onMasterGone() {
 // can't be told: that one then goes on as if we had never been ready.
 func (u *Upgrader) tellMaster() {
 	m := u.master
-	if !u.underMaster() {
+	if m == nil {
 		return
 	}
 	for _, in := range u.socks.leftover() {

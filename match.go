@@ -15,7 +15,7 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, in := range s.unclaimed {
-		if in.Kind == k && in.Network == network && in.Addr == addr {
+		if in.Kind == k && (in.Network == network && in.Addr == addr || network == systemdNetwork && in.Name == addr) {
 			s.take(i)
 			return in, true
 		}
@@ -35,6 +35,14 @@ func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
 		return in, true
 	}
 	return inheritedSocket{}, false
+}
+
+// askedFor notes by which name the socket was asked for. One that was asked for
+// by systemd's name keeps its own too: the next version may ask otherwise.
+func (e *entry) askedFor(network, addr string) {
+	if network != systemdNetwork {
+		e.Network, e.Addr = network, addr
+	}
 }
 
 // take removes the i-th. Most programs ask in the order of before, so that it is

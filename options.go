@@ -26,6 +26,7 @@ type options struct {
 	listenConfig  net.ListenConfig
 	readyCheck    func(context.Context) error
 	beforeUpgrade func(context.Context) error
+	watchdog      func(context.Context) error
 	env           []string
 	args          []string
 	executable    string

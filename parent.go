@@ -60,6 +60,7 @@ func (u *Upgrader) mayUpgrade(ctx context.Context) error {
 
 func (u *Upgrader) start() (s *successor, err error) {
 	cmd := u.opt.command(u.home)
+	cmd.sibling = u.notify.isParent()
 	if err := cmd.resolve(); err != nil {
 		return nil, err
 	}
@@ -102,7 +103,7 @@ func (u *Upgrader) start() (s *successor, err error) {
 func (u *Upgrader) manifest(socks []*socket) manifest {
 	m := manifest{
 		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
-		Dir: u.home.dir, Path: u.home.path, Sockets: []entry{},
+		Dir: u.home.dir, Path: u.home.path, Systemd: u.notify.manager(), Sockets: []entry{},
 	}
 	if u.pid != nil {
 		m.PIDFile = u.pid.path
@@ -284,6 +285,9 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 		if !s.orderly && !u.stopAsked {
 			u.log.Error("grace: the new process died when this one had finished; nobody serves", "new", s.proc.pid(), "status", status(state))
 		}
+	case u.held:
+		u.held = false
+		u.finish()
 	case u.stopAsked || s.orderly:
 		// The service is to end, and its drain has begun: nobody takes over again.
 	case s.left:
@@ -307,6 +311,7 @@ func (u *Upgrader) upgradeFailed(err error) {
 	}
 	u.state = serving
 	u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
+	u.tellFailed("the upgrade failed", err)
 	u.answer(err)
 	u.settle()
 }
@@ -327,6 +332,7 @@ func (u *Upgrader) rollBack(err error) {
 		}
 	}
 	u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
+	u.tellFailed("the upgrade was rolled back", err)
 	u.answer(err)
 	if u.passed { // to the one that is dead
 		u.pending = true

@@ -19,6 +19,9 @@ var (
 // and the sockets after them, and tells it so.
 func startProcess(c command, ready, control int, sockets []int) (process, error) {
 	h := handover{version: protocolVersion, ready: 3, control: 4, first: firstSocket(len(sockets)), count: len(sockets)}
+	if c.sibling = c.sibling && canSibling(); c.sibling {
+		h.parent = os.Getppid()
+	}
 	v, err := h.variable(control)
 	if err != nil {
 		return nil, err

@@ -74,6 +74,8 @@ type command struct {
 	argv []string
 	env  []string
 	dir  string
+	// sibling: the new process is to be our parent's child, if that can be.
+	sibling bool
 }
 
 // command says what to start: the arguments of now, the directory and the path

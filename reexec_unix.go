@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -22,6 +23,9 @@ func (c command) start(fds []uintptr) (process, error) {
 		files = append(files, standardStream(fd))
 	}
 	files = append(files, fds...)
+	if c.sibling {
+		return startSibling(c, files)
+	}
 	pid, _, err := syscall.StartProcess(c.path, c.argv, &syscall.ProcAttr{
 		Dir: c.dir, Env: c.env, Files: files,
 	})
@@ -55,6 +59,7 @@ type handover struct {
 	control int
 	first   int // of the sockets
 	count   int
+	parent  int // of the new process; 0: this one
 }
 
 // variable is the value of handoverVariable: for whom it is meant, and which
@@ -66,7 +71,7 @@ func (h handover) variable(control int) (string, error) {
 		return "", os.NewSyscallError("fstat", err)
 	}
 	return fmt.Sprintf("version=%d,parent=%d,socket=%d,ready=%d,control=%d,first=%d,count=%d",
-		h.version, os.Getpid(), uint64(st.Ino), h.ready, h.control, h.first, h.count), nil
+		h.version, cmp.Or(h.parent, os.Getpid()), uint64(st.Ino), h.ready, h.control, h.first, h.count), nil
 }
 
 // inherited is what this process was given, if it was. It is looked for here,

@@ -81,6 +81,8 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 			return nil, fmt.Errorf("grace: inherited listener %s %s (descriptor %d): %w", network, addr, in.fd, err)
 		}
 		inner = l
+	} else if network == systemdNetwork {
+		return nil, s.noSuchName(addr)
 	} else {
 		l, err := openListener(lc, network, addr)
 		if err != nil {
@@ -94,7 +96,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 		inner.Close()
 		return nil, fmt.Errorf("grace: listen %s %s: %w", network, addr, err)
 	}
-	in.Network, in.Addr = network, addr
+	in.askedFor(network, addr)
 	sock := &socket{entry: in.entry, index: in.index, raw: raw, gate: newGate(inner.SetDeadline)}
 	l := &listener{inner: inner, addr: inner.Addr(), gate: sock.gate, sock: sock, socks: s}
 	l.open = func(addr string) (acceptor, error) { return openListener(lc, network, addr) }
@@ -151,13 +153,15 @@ func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.P
 		if inner, err = inheritPacket(in.fd); err != nil {
 			return nil, fmt.Errorf("grace: inherited packet conn %s %s (descriptor %d): %w", network, addr, in.fd, err)
 		}
+	} else if network == systemdNetwork {
+		return nil, s.noSuchName(addr)
 	} else {
 		if inner, err = openPacket(lc, network, addr); err != nil {
 			return nil, err
 		}
 		in = inheritedSocket{entry: describe(kindPacket, network, addr, inner), index: -1}
 	}
-	in.Network, in.Addr = network, addr
+	in.askedFor(network, addr)
 	g := newGate(inner.SetReadDeadline)
 	sock := &socket{entry: in.entry, index: in.index, gate: g}
 	p, raw, err := newPacketConn(inner, g, sock, s)

@@ -33,6 +33,7 @@ func (s state) String() string {
 type Upgrader struct {
 	opt        options
 	log        *slog.Logger
+	notify     *notifier // nil without systemd
 	sys        system
 	socks      *sockets
 	pid        *pidFile // nil without one
@@ -62,6 +63,9 @@ type Upgrader struct {
 	launching  bool         // a new process may exist that next does not name yet
 	parentGone bool
 	stopAsked  bool
+	toldOnly   bool // so far by the other process of a hand-over, not by a signal or a call
+	ends       bool // the service does, not only this process
+	held       bool // drained; for systemd this process outlives new
 	left       bool // this process has given up, and its parent serves on
 	probation  *time.Timer
 	drain      *drain // running, or nil
@@ -76,13 +80,16 @@ type system struct {
 	inheritedErr error
 	master       *master // nil without one
 	masterErr    error
+	manager      *serviceManager // nil without systemd's notify socket
+	managerErr   error
 	start        func(c command, ready, control int, sockets []int) (process, error)
 }
 
 func realSystem() system {
 	return system{
 		inherited: inherited, inheritedErr: inheritedErr,
-		master: theMaster, masterErr: theMasterErr, start: startProcess,
+		master: theMaster, masterErr: theMasterErr,
+		manager: theServiceManager, managerErr: theServiceManagerErr, start: startProcess,
 	}
 }
 
@@ -157,6 +164,7 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 		}
 		return nil, err
 	}
+	u.findServiceManager()
 	go u.loop(release)
 	if u.parent != nil {
 		u.runParent()
@@ -228,6 +236,7 @@ func (u *Upgrader) post(f func()) bool {
 
 func (u *Upgrader) loop(release func()) {
 	defer close(u.over)
+	defer u.notify.close()
 	defer release()
 	defer u.cancel()
 	for {
@@ -260,6 +269,8 @@ func (u *Upgrader) onReady() error {
 	}
 	u.tellMaster()
 	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
+	u.notify.ready(u.serves())
+	u.runWatchdog()
 	u.settle()
 	return nil
 }
@@ -348,6 +359,7 @@ func (u *Upgrader) settle() {
 	u.state = upgrading
 	u.launching = true
 	u.log.Info("grace: upgrade begins", "pid", os.Getpid(), "generation", u.generation)
+	u.notify.reloading(fmt.Sprintf("%s; generation %d is starting", u.serves(), u.generation+1))
 	go func() {
 		s, err := u.launch(u.ctx)
 		u.post(func() { u.onLaunched(s, err) })
@@ -388,6 +400,7 @@ func (u *Upgrader) onAccepting(s *successor) {
 	u.socks.yield(s.handed, s.claims.Sockets)
 	u.state = yielded
 	u.log.Info("grace: the new process is ready; standing by", "new", s.proc.pid(), "took", time.Since(s.launched), "probation", u.opt.probation)
+	u.notify.status(fmt.Sprintf("%s, on probation; pid %d stands by", u.nextServes(), os.Getpid()))
 	if u.pending {
 		// Asked for while new was starting: it may run a binary older than
 		// the one that is wanted.
@@ -406,6 +419,7 @@ func (u *Upgrader) onProbationOver() {
 		return
 	}
 	u.log.Info("grace: upgrade done; draining", "new", u.next.proc.pid(), "timeout", u.opt.drainTimeout)
+	u.notify.status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
 	u.answer(nil)
 	u.beginDrain(u.next.mover)
 }
@@ -414,6 +428,7 @@ func (u *Upgrader) onProbationOver() {
 func (u *Upgrader) onParentGone() {
 	u.parentGone = true
 	u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)
+	u.onMain(false)
 	u.settle()
 }
 
@@ -429,7 +444,9 @@ func (u *Upgrader) Generation() int { return u.generation }
 // Listen gives the listener of that name that the old process handed over, or
 // opens one. network is tcp, tcp4, tcp6, unix or unixpacket. Names match by
 // what the old process asked for, several equal ones in order, then by what
-// the kernel has bound. Port 0 keeps the port that it got first.
+// the kernel has bound. Port 0 keeps the port that it got first. A socket that
+// systemd has passed is found by what it is bound to, and with the network
+// "systemd" by its FileDescriptorName=.
 //
 // Accept waits until [Upgrader.Ready], stops when a new process accepts, and
 // returns net.ErrClosed after Done. The file of a unix socket stays until the

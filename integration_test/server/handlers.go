@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3"
+	"github.com/julofinance/grace/v3/internal/load"
 )
 
 func handlers(u *grace.Upgrader) http.Handler {
@@ -61,6 +62,7 @@ func handlers(u *grace.Upgrader) http.Handler {
 		return nil
 	})
 	mux.HandleFunc("/hold", hold)
+	mux.Handle("load/", load.Handler()) // for the clients of package load, by their Host
 	mux.HandleFunc("/upgrade", func(w http.ResponseWriter, r *http.Request) {
 		limit, err := parseLimit(r)
 		if err != nil {

@@ -1,0 +1,7 @@
+//go:build unix && !linux
+
+package grace
+
+func canSibling() bool { return false }
+
+func startSibling(command, []uintptr) (process, error) { return nil, ErrNotSupported }
