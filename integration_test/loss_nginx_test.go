@@ -158,7 +158,9 @@ pid %[1]s/nginx.pid;
 error_log %[1]s/error.log warn;
 events { worker_connections 512; }
 http {
-	access_log off;
+	map $status $bad { ~^[23] 0; default 1; }
+	log_format bad '$request: $status, by the server: $upstream_status';
+	access_log %[1]s/error.log bad if=$bad;
 	client_body_temp_path %[1]s/body;
 	proxy_temp_path %[1]s/proxy;
 	fastcgi_temp_path %[1]s/fastcgi;
