@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -67,7 +68,40 @@ func (c *TCPConn) Close() error { return c.close() }
 
 // NetConn gives the net.TCPConn. Reading, closing or setting deadlines on it
 // passes this package by.
-func (c *TCPConn) NetConn() net.Conn { return c.TCPConn }
+func (c *TCPConn) NetConn() net.Conn { c.customize(); return c.TCPConn }
+
+// SyscallConn is [net.TCPConn.SyscallConn].
+func (c *TCPConn) SyscallConn() (syscall.RawConn, error) {
+	c.customize()
+	return c.TCPConn.SyscallConn()
+}
+
+// File is [net.TCPConn.File].
+func (c *TCPConn) File() (*os.File, error) { c.customize(); return c.TCPConn.File() }
+
+// SetNoDelay is [net.TCPConn.SetNoDelay].
+func (c *TCPConn) SetNoDelay(noDelay bool) error {
+	c.customize()
+	return c.TCPConn.SetNoDelay(noDelay)
+}
+
+// SetKeepAlive is [net.TCPConn.SetKeepAlive].
+func (c *TCPConn) SetKeepAlive(keepalive bool) error {
+	c.customize()
+	return c.TCPConn.SetKeepAlive(keepalive)
+}
+
+// SetKeepAlivePeriod is [net.TCPConn.SetKeepAlivePeriod].
+func (c *TCPConn) SetKeepAlivePeriod(d time.Duration) error {
+	c.customize()
+	return c.TCPConn.SetKeepAlivePeriod(d)
+}
+
+// SetKeepAliveConfig is [net.TCPConn.SetKeepAliveConfig].
+func (c *TCPConn) SetKeepAliveConfig(config net.KeepAliveConfig) error {
+	c.customize()
+	return c.TCPConn.SetKeepAliveConfig(config)
+}
 
 // Read is [net.UnixConn.Read].
 func (c *UnixConn) Read(p []byte) (int, error) { return c.read(p) }
@@ -124,6 +158,7 @@ type track struct {
 	offered int // to the Read that is pending; 0 if none is
 	phase   phase
 	moved   bool // from the old process
+	custom  bool // its options may not be those of a new connection
 	lent    bool // another process may have a copy of it, and not know yet that it has not
 	direct  bool // the server has it itself, not a wrapper of it
 	touched bool // bytes were read
@@ -299,6 +334,19 @@ func (t *track) movable() bool {
 	return t.mover != nil && t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
 }
 
+// customize: the program may set options of the socket.
+func (t *track) customize() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.custom = true
+}
+
+func (t *track) isCustom() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.custom
+}
+
 // bypass: bytes are read without us from now on. Those that we have come first.
 func (t *track) bypass(w io.Writer) (int64, error) {
 	t.mu.Lock()
@@ -314,94 +362,6 @@ func (t *track) bypass(w io.Writer) (int64, error) {
 	return int64(n), err
 }
 
-// setReadDeadline is the server's. One that wakes a Read stays; the server's
-// comes back with the Read.
-func (t *track) setReadDeadline(d time.Time) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.away {
-		return net.ErrClosed
-	}
-	if t.idleFor != 0 && !t.touched && t.phase == phaseNew {
-		d = t.beginIdle(d)
-	}
-	if t.phase == phaseIdle {
-		// The second deadline since it became idle is that of a request, whose
-		// first bytes were in the server's buffer already: nobody has read them
-		// since, and the buffer may be empty again by the next Read.
-		t.begun = t.begun || t.waiting
-		t.waiting = true
-	}
-	t.want = d
-	if t.woken {
-		return nil
-	}
-	t.capped = false
-	if t.mayCap() {
-		return t.cap()
-	}
-	return t.inner.SetReadDeadline(d)
-}
-
-// beginIdle: a server takes a connection that was moved for a new one, and gives
-// it its header timeout. But it is idle: it has the idle timeout until its first
-// byte comes, and the server's time from then on.
-func (t *track) beginIdle(d time.Time) time.Time {
-	t.firstFor = 0
-	if !d.IsZero() {
-		t.firstFor = time.Until(d)
-	}
-	if t.idleFor < 0 {
-		return time.Time{}
-	}
-	return time.Now().Add(t.idleFor)
-}
-
-func (t *track) endIdle() {
-	t.want = time.Time{}
-	if t.firstFor > 0 {
-		t.want = time.Now().Add(t.firstFor)
-	}
-	t.inner.SetReadDeadline(t.want)
-}
-
-// setMoved says that the connection was moved here, and the server's idle
-// timeout; 0 is none.
-func (t *track) setMoved(idle time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if idle <= 0 {
-		t.idleFor = -1
-		return
-	}
-	t.idleFor = idle
-	t.want = time.Now().Add(idle) // a server without a header timeout sets none
-	t.inner.SetReadDeadline(t.want)
-}
-
-// mayCap: it is between two requests, and the process wants to end.
-func (t *track) mayCap() bool {
-	return t.grace > 0 && !t.begun && !t.woken && (t.phase == phaseIdle || t.phase == phaseNew)
-}
-
-// cap lets a Read wait for the idle grace at most.
-func (t *track) cap() error {
-	end := time.Now().Add(t.grace)
-	if !t.want.IsZero() && t.want.Before(end) {
-		end = t.want
-	}
-	t.capped = true
-	return t.inner.SetReadDeadline(end)
-}
-
-// uncap gives the server its own deadline back: a request has begun.
-func (t *track) uncap() {
-	if t.capped {
-		t.capped = false
-		t.inner.SetReadDeadline(t.want)
-	}
-}
-
 // setPhase is what the server tells.
 func (t *track) setPhase(p phase) {
 	t.mu.Lock()
@@ -415,21 +375,6 @@ func (t *track) setPhase(p phase) {
 		return // the server sets its deadline next
 	}
 	t.uncap()
-}
-
-// finish says how long it may be idle from now on; 0 takes that back.
-func (t *track) finish(grace time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.away { // its descriptor may be that of another track by now
-		return
-	}
-	t.grace = grace
-	if t.mayCap() {
-		t.cap()
-	} else {
-		t.uncap()
-	}
 }
 
 // close is Close: of a connection that is to leave, the way to the mover.
@@ -472,85 +417,4 @@ func (t *track) cut() {
 	if !t.away {
 		t.closeInner()
 	}
-}
-
-// live are the connections of a listener that are open, hijacked ones too. The
-// key is what RemoteAddr returns: a pointer of the connection's own, which most
-// wrappers hand through, so that a wrapped connection is found by it.
-type live struct {
-	mu       sync.Mutex
-	conns    map[net.Addr]*track
-	hijacked int      // of conns
-	watchers []func() // called when one is gone, or hijacked
-}
-
-func (s *live) add(t *track) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.conns == nil {
-		s.conns = map[net.Addr]*track{}
-	}
-	s.conns[t.inner.RemoteAddr()] = t
-}
-
-func (s *live) find(c net.Conn) *track {
-	addr := c.RemoteAddr()
-	switch addr.(type) {
-	case *net.TCPAddr, *net.UnixAddr:
-	default: // a wrapper's own, which may not even be a map's key
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.conns[addr]
-}
-
-func (s *live) remove(t *track, hijacked bool) {
-	s.mu.Lock()
-	delete(s.conns, t.inner.RemoteAddr())
-	if hijacked {
-		s.hijacked--
-	}
-	watchers := s.watchers
-	s.mu.Unlock()
-	for _, f := range watchers {
-		f()
-	}
-}
-
-// hijack counts one of the connections as hijacked.
-func (s *live) hijack() {
-	s.mu.Lock()
-	s.hijacked++
-	watchers := s.watchers
-	s.mu.Unlock()
-	for _, f := range watchers {
-		f()
-	}
-}
-
-func (s *live) count(hijacked bool) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if hijacked {
-		return len(s.conns)
-	}
-	return len(s.conns) - s.hijacked
-}
-
-// watch lets f be called when a connection is gone.
-func (s *live) watch(f func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.watchers = append(s.watchers, f)
-}
-
-func (s *live) all() []*track {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := make([]*track, 0, len(s.conns))
-	for _, t := range s.conns {
-		all = append(all, t)
-	}
-	return all
 }

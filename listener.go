@@ -19,6 +19,8 @@ type listener struct {
 	open  func(addr string) (acceptor, error) // opens the same socket again
 	live  live
 
+	custom bool // connections get options of the program's from the start
+
 	mu    sync.Mutex
 	inner acceptor
 	shut  bool       // parked, and inner is closed
@@ -143,6 +145,7 @@ func (l *listener) newTrack(t *track, c net.Conn, unread []byte, stays *mover) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t.l, t.inner, t.unread, t.phase, t.stays, t.ending = l, c, unread, l.phase, stays, l.ending
+	t.custom = l.custom
 	if l.mover != stays {
 		t.mover = l.mover
 	}

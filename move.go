@@ -103,6 +103,7 @@ type moving struct {
 	id     uint32
 	t      *track
 	socket int
+	custom bool // its options must be kept
 	unread []byte
 	fd     int
 	at     time.Time // when it was written; zero before
@@ -145,6 +146,7 @@ func (m *mover) move(t *track, unread []byte) bool {
 	if err != nil {
 		return false
 	}
+	custom := t.isCustom()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	i, ok := m.sockets[t.l]
@@ -152,7 +154,7 @@ func (m *mover) move(t *track, unread []byte) bool {
 		return false
 	}
 	m.nextID++
-	m.queue = append(m.queue, &moving{id: m.nextID, t: t, socket: i, unread: unread, fd: fd})
+	m.queue = append(m.queue, &moving{id: m.nextID, t: t, socket: i, custom: custom, unread: unread, fd: fd})
 	m.flush()
 	return true
 }
@@ -326,12 +328,19 @@ func (m *mover) count() int {
 
 // A message of connections is a list of: id, index of the socket, length of
 // the unread bytes, each as 4 bytes, big-endian; the bytes. Descriptors are in
-// the same order.
+// the same order. The index has customBit if the options of the connection may
+// differ from those of a new one.
+const customBit = 1 << 31
+
 func encodeConns(batch []*moving) message {
 	m := message{typ: msgConns}
 	for _, c := range batch {
 		m.payload = binary.BigEndian.AppendUint32(m.payload, c.id)
-		m.payload = binary.BigEndian.AppendUint32(m.payload, uint32(c.socket))
+		socket := uint32(c.socket)
+		if c.custom {
+			socket |= customBit
+		}
+		m.payload = binary.BigEndian.AppendUint32(m.payload, socket)
 		m.payload = binary.BigEndian.AppendUint32(m.payload, uint32(len(c.unread)))
 		m.payload = append(m.payload, c.unread...)
 		m.fds = append(m.fds, c.fd)
@@ -344,7 +353,8 @@ func decodeConns(b []byte) (batch []moving, err error) {
 		if len(b) < 12 {
 			return nil, errBadMessage
 		}
-		c := moving{id: binary.BigEndian.Uint32(b), socket: int(binary.BigEndian.Uint32(b[4:]))}
+		socket := binary.BigEndian.Uint32(b[4:])
+		c := moving{id: binary.BigEndian.Uint32(b), socket: int(socket &^ customBit), custom: socket&customBit != 0}
 		n := int(binary.BigEndian.Uint32(b[8:]))
 		if n > len(b)-12 {
 			return nil, errBadMessage
@@ -393,6 +403,7 @@ type received struct {
 	conn   net.Conn
 	l      *listener
 	unread []byte
+	custom bool
 }
 
 // onConns makes connections of the descriptors, and keeps them until old has
@@ -407,23 +418,28 @@ func (r *receiver) onConns(m message) error {
 		closeAll(m.fds[len(batch):])
 	}
 	var took, refused []uint32
+	listeners := map[int]*listener{}
 	for i, c := range batch {
 		if i >= len(m.fds) {
 			refused = append(refused, c.id)
 			continue
 		}
-		l := r.find(c.socket)
+		l, ok := listeners[c.socket]
+		if !ok {
+			l = r.find(c.socket)
+			listeners[c.socket] = l
+		}
 		if l == nil {
 			closeAll(m.fds[i : i+1])
 			refused = append(refused, c.id)
 			continue
 		}
-		conn, err := receiveConn(m.fds[i])
+		conn, err := receiveConn(m.fds[i], c.custom)
 		if err != nil {
 			refused = append(refused, c.id)
 			continue
 		}
-		r.held[c.id] = received{conn, l, c.unread}
+		r.held[c.id] = received{conn, l, c.unread, c.custom}
 		took = append(took, c.id)
 	}
 	r.ch.send(message{typ: msgTook, payload: encodeIDs(took, refused)})
@@ -468,7 +484,8 @@ func (r *receiver) deliver(id uint32) {
 	}
 	delete(r.held, id)
 	t := tracked(c.conn, c.l, c.unread, nil)
-	trackOf(t).moved = true // nobody else has it yet
+	moved := trackOf(t) // nobody else has it yet
+	moved.moved, moved.custom = true, c.custom
 	c.l.give(t)
 }
 

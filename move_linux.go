@@ -24,10 +24,13 @@ func descriptor(c net.Conn) (int, error) {
 }
 
 // receiveConn makes a connection of fd, which it takes. net.FileConn sets
-// TCP_NODELAY and keep-alives as for a new connection; the server in old may
-// have set them otherwise, so they are put back.
-func receiveConn(fd int) (net.Conn, error) {
-	kept := keepOptions(fd)
+// TCP_NODELAY and keep-alives as for a new connection; where the server in old
+// may have set them otherwise, they are put back.
+func receiveConn(fd int, custom bool) (net.Conn, error) {
+	var kept optionValues
+	if custom {
+		kept = keepOptions(fd)
+	}
 	f := os.NewFile(uintptr(fd), "moved")
 	defer f.Close()
 	c, err := net.FileConn(f)
@@ -44,7 +47,9 @@ func receiveConn(fd int) (net.Conn, error) {
 		c.Close()
 		return nil, unix.ENOTCONN
 	}
-	kept.restore(fd)
+	if custom {
+		kept.restore(fd)
+	}
 	return c, nil
 }
 

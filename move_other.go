@@ -6,5 +6,5 @@ import "net"
 
 const canMove = false
 
-func descriptor(net.Conn) (int, error)  { return -1, ErrNotSupported }
-func receiveConn(int) (net.Conn, error) { return nil, ErrNotSupported }
+func descriptor(net.Conn) (int, error)        { return -1, ErrNotSupported }
+func receiveConn(int, bool) (net.Conn, error) { return nil, ErrNotSupported }
