@@ -66,14 +66,15 @@ bench:
 	@go test -run '^$$' -bench . -benchtime 1x -timeout $(TIMEOUT) $(TESTFLAGS) ./...
 
 # The servers that the tests start are built with -cover when GOCOVERDIR is
-# set; what they and the tests themselves have run is added up.
+# set (by env, since go test sets its own); what they and the tests themselves
+# have run is added up.
 cover: packages
 	@rm -rf cover && mkdir -p cover/data
 	@failed=; \
 	for dir in $(MODULES); do \
 		echo "== cover $$dir"; \
-		(cd $$dir && GOCOVERDIR=$(CURDIR)/cover/data go test -timeout $(TIMEOUT) $(TESTFLAGS) \
-			-cover -covermode=atomic -coverpkg=$(PKG) ./... -args -test.gocoverdir=$(CURDIR)/cover/data) || failed+=" $$dir"; \
+		(cd $$dir && go test -timeout $(TIMEOUT) $(TESTFLAGS) -exec "env GOCOVERDIR=$(CURDIR)/cover/data" \
+			-cover -covermode=set -coverpkg=$(PKG) ./... -args -test.gocoverdir=$(CURDIR)/cover/data) || failed+=" $$dir"; \
 	done; \
 	go tool covdata textfmt -i=cover/data -pkg=$(PKG) -o=cover/profile.txt; \
 	go tool cover -func=cover/profile.txt > cover/functions.txt; \

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,6 +16,7 @@ type parent struct {
 	m       manifest
 	goAhead chan struct{} // closed when old has said go
 	gone    chan struct{} // closed when old is gone
+	claims  atomic.Bool   // they are being made: what comes later is told by itself
 }
 
 // joinParent reads the manifest. Old wrote it before it started us.
@@ -79,8 +81,8 @@ func (u *Upgrader) runParent() {
 			u.post(func() { u.onMain(true) })
 		}
 		closeAll(m.fds)
-	}, func(error) {
-		r.onGone()
+	}, func(err error) {
+		r.onEnd(err)
 		close(p.gone)
 		u.post(u.onParentGone)
 	})
@@ -118,6 +120,7 @@ func (u *Upgrader) sayReady() error {
 		if err := u.pid.takeOver(); err != nil {
 			return err
 		}
+		go u.pid.guard(u.ctx.Done())
 	}
 	reply := make(chan error, 1)
 	if !u.post(func() { reply <- u.onReady() }) {
@@ -130,6 +133,7 @@ func (u *Upgrader) sayReady() error {
 // line, go, and the PID file. If old is dead it is our turn in any case.
 func (u *Upgrader) handshake() error {
 	p := u.parent
+	p.claims.Store(true) // before it is looked up: nothing falls between
 	c := claims{Sockets: u.socks.claimed(), Takes: u.socks.takes()}
 	var pidFile *os.File
 	var lock []int

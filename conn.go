@@ -26,16 +26,16 @@ type UnixConn struct {
 }
 
 // tracked puts the connection c of l under l's eyes. unread are bytes that were
-// read from it before, and come first.
-func tracked(c net.Conn, l *listener, unread []byte) net.Conn {
+// read from it before, and come first. It is never given to the mover stays.
+func tracked(c net.Conn, l *listener, unread []byte, stays *mover) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
 		t := &TCPConn{TCPConn: c}
-		l.newTrack(&t.track, c, unread)
+		l.newTrack(&t.track, c, unread, stays)
 		return t
 	case *net.UnixConn:
 		t := &UnixConn{UnixConn: c}
-		l.newTrack(&t.track, c, unread)
+		l.newTrack(&t.track, c, unread, stays)
 		return t
 	}
 	return c // not reached: a listener of ours accepts nothing else
@@ -115,6 +115,7 @@ type track struct {
 	want   time.Time // the read deadline that the server has set
 	grace  time.Duration
 	mover  *mover // takes it to the new process as soon as it may move
+	stays  *mover // has failed to, and is not to try again and again
 
 	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
 	firstFor time.Duration // and how long the server then waits for the rest
@@ -123,9 +124,11 @@ type track struct {
 	offered int // to the Read that is pending; 0 if none is
 	phase   phase
 	moved   bool // from the old process
+	lent    bool // another process may have a copy of it, and not know yet that it has not
 	direct  bool // the server has it itself, not a wrapper of it
 	touched bool // bytes were read
-	begun   bool // bytes were read since it was accepted, or became idle
+	begun   bool // a request has begun since it was accepted, or became idle
+	waiting bool // the server has set its deadline for the time in which it is idle
 	capped  bool // the read deadline is not want, but the idle grace's
 	woken   bool // the read deadline is in the past, to move it
 	told    bool // the Read of a protocol of the user's has returned ErrMove
@@ -155,6 +158,10 @@ func trackOf(c net.Conn) *track {
 func (t *track) read(p []byte) (int, error) {
 	for {
 		t.mu.Lock()
+		if t.away {
+			t.mu.Unlock()
+			return 0, net.ErrClosed
+		}
 		if len(t.unread) > 0 {
 			n := copy(p, t.unread)
 			t.unread = t.unread[n:]
@@ -187,8 +194,12 @@ func (t *track) read(p []byte) (int, error) {
 func (t *track) afterRead(n, offered int, err error) (again bool, _ error) {
 	woken := t.woken
 	if woken {
-		t.woken = false
-		t.inner.SetReadDeadline(t.want)
+		t.woken, t.capped = false, false
+		if n == 0 && t.mayCap() { // not moved after all
+			t.cap()
+		} else {
+			t.inner.SetReadDeadline(t.want)
+		}
 	}
 	if n > 0 {
 		if t.idleFor != 0 && !t.touched {
@@ -214,7 +225,8 @@ var fullSlice = bufio.NewReader(nil).Size()
 
 // mayLeave says whether nothing of the next request is in the server's hands,
 // if its Read was offered this many bytes: nothing was read at all yet, or the
-// server has said that it is idle and its buffer, all of it, is free.
+// server has said that it is idle, no request has begun since, and its buffer,
+// all of it, is free.
 func (t *track) mayLeave(offered int) bool {
 	if t.mover == nil && !t.ending || len(t.unread) > 0 || t.closed {
 		return false
@@ -247,20 +259,24 @@ func (t *track) mustLeave(offered int) error {
 }
 
 // offer gives the connection a mover: it is moved at once if it may, or as soon
-// as it may. With nil the move is called off.
-func (t *track) offer(m *mover) { t.release(m, false) }
+// as it may. With nil the move is called off. False if it stays.
+func (t *track) offer(m *mover) bool { return t.release(m, false) }
 
 // release is offer, or tells the connection that the process ends and that
 // nobody takes it.
-func (t *track) release(m *mover, ending bool) {
+func (t *track) release(m *mover, ending bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if m != nil && t.stays == m {
+		return false
+	}
 	t.mover, t.ending = m, ending
 	t.told = false
 	if t.offered > 0 && t.mayLeave(t.offered) {
 		t.woken = true
 		t.inner.SetReadDeadline(longAgo)
 	}
+	return true
 }
 
 // setDirect says that the server has the connection itself.
@@ -274,6 +290,13 @@ func (t *track) isDirect() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
+}
+
+// movable says whether it will move when it may.
+func (t *track) movable() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.mover != nil && t.direct && t.phase != phaseHTTP2 && t.phase != phaseHijacked
 }
 
 // bypass: bytes are read without us from now on. Those that we have come first.
@@ -296,8 +319,18 @@ func (t *track) bypass(w io.Writer) (int64, error) {
 func (t *track) setReadDeadline(d time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.away {
+		return net.ErrClosed
+	}
 	if t.idleFor != 0 && !t.touched && t.phase == phaseNew {
 		d = t.beginIdle(d)
+	}
+	if t.phase == phaseIdle {
+		// The second deadline since it became idle is that of a request, whose
+		// first bytes were in the server's buffer already: nobody has read them
+		// since, and the buffer may be empty again by the next Read.
+		t.begun = t.begun || t.waiting
+		t.waiting = true
 	}
 	t.want = d
 	if t.woken {
@@ -378,7 +411,7 @@ func (t *track) setPhase(p phase) {
 	}
 	t.phase = p
 	if p == phaseIdle {
-		t.begun = false
+		t.begun, t.waiting = false, false
 		return // the server sets its deadline next
 	}
 	t.uncap()
@@ -388,6 +421,9 @@ func (t *track) setPhase(p phase) {
 func (t *track) finish(grace time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.away { // its descriptor may be that of another track by now
+		return
+	}
 	t.grace = grace
 	if t.mayCap() {
 		t.cap()
@@ -407,12 +443,24 @@ func (t *track) close() error {
 	}
 	if leaving && !was {
 		if m == nil || !m.move(t, nil) {
-			t.l.takeBack(t, nil)
+			t.l.takeBack(t, nil, m, false)
 		}
 		return nil
 	}
 	if !was {
 		t.l.live.remove(t, hijacked)
+	}
+	return t.closeInner()
+}
+
+// closeInner closes the descriptor, and the connection even if new has a copy.
+func (t *track) closeInner() error {
+	if c, ok := t.inner.(interface {
+		CloseRead() error
+		CloseWrite() error
+	}); ok && t.lent {
+		c.CloseRead()
+		c.CloseWrite()
 	}
 	return t.inner.Close()
 }
@@ -422,7 +470,7 @@ func (t *track) cut() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.away {
-		t.inner.Close()
+		t.closeInner()
 	}
 }
 
@@ -446,9 +494,15 @@ func (s *live) add(t *track) {
 }
 
 func (s *live) find(c net.Conn) *track {
+	addr := c.RemoteAddr()
+	switch addr.(type) {
+	case *net.TCPAddr, *net.UnixAddr:
+	default: // a wrapper's own, which may not even be a map's key
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conns[c.RemoteAddr()]
+	return s.conns[addr]
 }
 
 func (s *live) remove(t *track, hijacked bool) {

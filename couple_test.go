@@ -115,7 +115,7 @@ func (p *couple) runOld() {
 		if m.typ == msgTook {
 			s.onTook(m)
 		}
-	}, func(error) {})
+	}, func(error) { p.mover.stop() })
 }
 
 func (p *couple) runNew() {
@@ -126,7 +126,7 @@ func (p *couple) runNew() {
 		case msgVerdict:
 			p.recv.onVerdict(m)
 		}
-	}, func(error) { p.recv.onGone() })
+	}, p.recv.onEnd)
 }
 
 // drain begins old's drain; what it gives ends with the drain.

@@ -256,7 +256,7 @@ func TestChannelCloseAnswersWhatIsQueued(t *testing.T) {
 	reading(c)
 	sent := make(chan error, 100)
 	for range 100 {
-		c.sendThen(message{typ: 'X', payload: make([]byte, 1<<20)}, func(err error) { sent <- err })
+		c.sendThen(message{typ: 'X', payload: make([]byte, 1<<18)}, func(err error) { sent <- err })
 	}
 	c.close()
 	failed := 0

@@ -126,13 +126,32 @@ func (c *channel) fill() error {
 	return nil
 }
 
+// hungUp says whether the other end is closed, though it may have written
+// something before that is not read yet.
+func (c *channel) hungUp() bool {
+	rc, err := c.conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	hungUp := false
+	err = rc.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		n, _ := unix.Poll(p, 0)
+		hungUp = n > 0 && p[0].Revents&unix.POLLHUP != 0
+	})
+	return hungUp || err != nil
+}
+
 func closeAll(fds []int) {
 	for _, fd := range fds {
 		unix.Close(fd)
 	}
 }
 
-var errBrokenPipe error = unix.EPIPE
+var (
+	errBrokenPipe error = unix.EPIPE
+	errConnReset  error = unix.ECONNRESET
+)
 
 // dupFile gives another descriptor for the same open file, to be sent.
 func dupFile(f *os.File) []int {

@@ -169,7 +169,11 @@ func (s *httpServer) serve(ln net.Listener, serve func(*http.Server, net.Listene
 // another one for its next request.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.draining.Load() {
-		if t, ok := r.Context().Value(trackKey{}).(*track); !ok || !s.mayMove(t) {
+		t, ok := r.Context().Value(trackKey{}).(*track)
+		if ok {
+			s.letGo(t) // drain may not have come to it yet
+		}
+		if !ok || !t.movable() {
 			w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
 		}
 	}
@@ -178,14 +182,6 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h = http.DefaultServeMux
 	}
 	h.ServeHTTP(w, r)
-}
-
-// mayMove says whether t will move when it may: its mover may not have come yet.
-func (s *httpServer) mayMove(t *track) bool {
-	s.mu.Lock()
-	m := s.mover
-	s.mu.Unlock()
-	return m.accepts(t.l, protocolHTTP1) && t.isDirect()
 }
 
 // trackKey is the key of a request's *track in its context.
@@ -203,6 +199,9 @@ func (s *httpServer) connContext(ctx context.Context, c net.Conn) context.Contex
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	t := s.trackOf(c)
+	if s.state != nil && state == http.StateIdle {
+		s.state(c, state) // it may set a deadline: the next one is to be the server's
+	}
 	if t == nil {
 		s.foreignState(c, state)
 	} else {
@@ -218,7 +217,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 			s.begin(c, t)
 		}
 	}
-	if s.state != nil {
+	if s.state != nil && state != http.StateIdle {
 		s.state(c, state)
 	}
 }
@@ -243,18 +242,25 @@ func (s *httpServer) begin(c net.Conn, t *track) {
 		t.setMoved(idle)
 	}
 	if s.draining.Load() {
-		s.mu.Lock()
-		m := s.mover
-		s.mu.Unlock()
-		s.release(t, m)
+		s.letGo(t)
+	}
+}
+
+// letGo releases a connection while it drains.
+func (s *httpServer) letGo(t *track) {
+	s.mu.Lock()
+	m := s.mover
+	s.mu.Unlock()
+	s.release(t, m)
+	if !s.draining.Load() { // called off meanwhile, and resume may not have seen it
+		t.offer(nil)
+		t.finish(0)
 	}
 }
 
 // release lets go of a connection: to the new process, or for good.
 func (s *httpServer) release(t *track, m *mover) {
-	if m.accepts(t.l, protocolHTTP1) && t.isDirect() {
-		t.offer(m)
-	} else {
+	if !m.accepts(t.l, protocolHTTP1) || !t.isDirect() || !t.offer(m) {
 		t.finish(s.u.opt.idleGrace)
 	}
 }
@@ -282,7 +288,7 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 
 func (s *httpServer) drain(d *drain) drainReport {
 	s.mu.Lock()
-	s.mover = d.mover // first: ServeHTTP asks for it
+	s.mover = d.mover // first: who sees draining relies on it
 	s.mu.Unlock()
 	s.draining.Store(true)
 	begun := len(s.conns.tracks())
@@ -363,13 +369,17 @@ func (s *httpServer) server() *http.Server {
 
 // shutdown ends the server; what is left is cut off.
 func (s *httpServer) shutdown() {
-	srv := s.server()
+	s.mu.Lock()
+	srv, isShut := s.srv, s.isShut
+	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if s.left(true) > 0 {
 		cancel()
 	}
-	if srv.Shutdown(ctx) != nil {
+	// A second Shutdown would call what was registered with RegisterOnShutdown
+	// a second time.
+	if isShut || srv.Shutdown(ctx) != nil {
 		srv.Close()
 	}
 	for _, t := range s.conns.tracks() {

@@ -62,7 +62,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		c, err := l.acceptor().Accept()
 		if err == nil {
-			c = tracked(c, l, nil)
+			c = tracked(c, l, nil, nil)
 		}
 		l.gate.leave()
 		if err == nil || !l.gate.mayRetry(err) {
@@ -75,9 +75,15 @@ func (l *listener) Accept() (net.Conn, error) {
 // that could not be moved from it. That works while the gate is shut, too.
 func (l *listener) give(c net.Conn) {
 	l.mu.Lock()
-	l.given = append(l.given, c)
+	closed := l.gate.isClosed() // if not yet, who closes it finds c
+	if !closed {
+		l.given = append(l.given, c)
+		l.gate.errand(1)
+	}
 	l.mu.Unlock()
-	l.gate.errand(1)
+	if closed {
+		c.Close()
+	}
 }
 
 func (l *listener) next() net.Conn {
@@ -93,14 +99,15 @@ func (l *listener) next() net.Conn {
 	return c
 }
 
-// takeBack serves on a connection that was on its way out.
-func (l *listener) takeBack(t *track, unread []byte) {
+// takeBack serves on a connection that was on its way out. m could not move it,
+// and would fail again: without end, and without a request served meanwhile. If
+// it is lent, new may have a copy of it.
+func (l *listener) takeBack(t *track, unread []byte, m *mover, lent bool) {
 	t.inner.SetDeadline(time.Time{})
-	c := tracked(t.inner, l, unread) // takes t's place in l.live
-	if l.gate.isClosed() {
-		c.Close()
-		return
-	}
+	c := tracked(t.inner, l, unread, m) // takes t's place in l.live
+	back := trackOf(c)
+	back.moved = true // it is as idle as one that has arrived
+	back.lent = lent
 	l.give(c)
 }
 
@@ -130,12 +137,15 @@ func (l *listener) release(m *mover, ending bool) {
 	}
 }
 
-// newTrack makes t that of a connection that begins. A release at this moment
-// either comes before, or finds it.
-func (l *listener) newTrack(t *track, c net.Conn, unread []byte) {
+// newTrack makes t that of a connection that begins. It is in l.live before the
+// mover can change: who changes it then goes through all that are there.
+func (l *listener) newTrack(t *track, c net.Conn, unread []byte, stays *mover) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t.l, t.inner, t.unread, t.phase, t.mover, t.ending = l, c, unread, l.phase, l.mover, l.ending
+	t.l, t.inner, t.unread, t.phase, t.stays, t.ending = l, c, unread, l.phase, stays, l.ending
+	if l.mover != stays {
+		t.mover = l.mover
+	}
 	l.live.add(t)
 }
 
@@ -198,12 +208,13 @@ func (l *listener) spare(closed func()) {
 }
 
 // end closes the socket in this process, for good.
-func (l *listener) end() {
+func (l *listener) end() error {
 	l.gate.set(gateClosed)
-	l.acceptor().Close()
+	err := l.acceptor().Close()
 	for c := l.next(); c != nil; c = l.next() {
 		c.Close()
 	}
+	return err
 }
 
 // Close ends Accept. The socket is not handed over any more, and the path of a
@@ -225,8 +236,7 @@ func (l *listener) Close() error {
 		return nil
 	}
 	l.socks.remove(l.sock)
-	l.gate.set(gateClosed)
-	return l.acceptor().Close()
+	return l.end()
 }
 
 // Addr, SetDeadline, SyscallConn and File are those of net.TCPListener.

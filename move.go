@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -105,6 +106,7 @@ type moving struct {
 	unread []byte
 	fd     int
 	at     time.Time // when it was written; zero before
+	lent   bool      // new may have a copy of it
 }
 
 func newMover(s *successor) *mover {
@@ -197,7 +199,11 @@ func (m *mover) onWritten(batch []*moving, err error) {
 	}
 	m.flush()
 	m.mu.Unlock()
-	takeBack(back)
+	if err != nil {
+		m.takeBack(back) // new has got nothing
+	} else {
+		m.giveUp(back)
+	}
 }
 
 // withdraw forgets those of batch that are still on their way, and returns them.
@@ -211,14 +217,38 @@ func (m *mover) withdraw(batch []*moving) (back []*moving) {
 	return back
 }
 
-func takeBack(back []*moving) {
+func (m *mover) takeBack(back []*moving) {
 	for _, c := range back {
-		c.t.l.takeBack(c.t, c.unread)
+		c.t.l.takeBack(c.t, c.unread, m, c.lent)
 	}
 }
 
-// onTook: new has received these, and could not make use of those.
+// giveUp takes back what new may have got. New is told before this process
+// reads on: should this one die then, new must not take for its own what half a
+// request was read from. If the channel is full new reads nothing, and old can't
+// wait for it.
+func (m *mover) giveUp(back []*moving) {
+	if len(back) == 0 {
+		return
+	}
+	var ids []uint32
+	for _, c := range back {
+		if c.lent = !c.at.IsZero(); c.lent {
+			ids = append(ids, c.id)
+		}
+	}
+	var once sync.Once
+	serve := func() { once.Do(func() { m.takeBack(back) }) }
+	m.ch.sendThen(message{typ: msgVerdict, payload: encodeIDs(nil, ids)}, func(error) { serve() })
+	time.AfterFunc(tookPatience, serve)
+}
+
+// onTook: new has received these, and could not make use of those. A new process
+// that has died since took nothing with it.
 func (m *mover) onTook(ids, refused []uint32) {
+	if m.ch.hungUp() {
+		return // stop follows
+	}
 	m.mu.Lock()
 	var gone, back []*moving
 	var yours, mine []uint32
@@ -248,7 +278,7 @@ func (m *mover) onTook(ids, refused []uint32) {
 	for _, c := range gone {
 		c.t.l.live.remove(c.t, false)
 	}
-	takeBack(back)
+	m.takeBack(back)
 }
 
 // impatient takes back what was sent long ago and new has not taken: it does
@@ -268,7 +298,7 @@ func (m *mover) impatient() {
 		m.over = true
 	}
 	m.mu.Unlock()
-	takeBack(back)
+	m.giveUp(back)
 }
 
 // stop ends moving: new is dead, or gives up. A message that is being written
@@ -285,7 +315,7 @@ func (m *mover) stop() {
 		}
 	}
 	m.mu.Unlock()
-	takeBack(back)
+	m.giveUp(back)
 }
 
 func (m *mover) count() int {
@@ -370,7 +400,11 @@ type received struct {
 func (r *receiver) onConns(m message) error {
 	batch, err := decodeConns(m.payload)
 	if err != nil {
+		closeAll(m.fds)
 		return err
+	}
+	if len(m.fds) > len(batch) {
+		closeAll(m.fds[len(batch):])
 	}
 	var took, refused []uint32
 	for i, c := range batch {
@@ -413,10 +447,17 @@ func (r *receiver) onVerdict(m message) error {
 	return nil
 }
 
-// onGone: old is dead, and what we took is ours.
-func (r *receiver) onGone() {
-	for id := range r.held {
-		r.deliver(id)
+// onEnd: the channel has ended. If old is dead, what we took is ours. If it was
+// this process that could read no more, old still has them and serves them.
+func (r *receiver) onEnd(err error) {
+	dead := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errConnReset)
+	for id, c := range r.held {
+		if dead {
+			r.deliver(id)
+		} else {
+			c.conn.Close()
+			delete(r.held, id)
+		}
 	}
 }
 
@@ -426,20 +467,16 @@ func (r *receiver) deliver(id uint32) {
 		return
 	}
 	delete(r.held, id)
-	t := tracked(c.conn, c.l, c.unread)
+	t := tracked(c.conn, c.l, c.unread, nil)
 	trackOf(t).moved = true // nobody else has it yet
-	if c.l.gate.isClosed() {
-		t.Close()
-		return
-	}
 	c.l.give(t)
 }
 
 // takes says, from now on also to old, that connections of this protocol may be
 // moved to l.
 func (u *Upgrader) takes(l *listener, proto string) {
-	if !u.opt.move || !l.take(proto) || u.parent == nil || l.sock.index < 0 {
-		return
+	if !u.opt.move || !l.take(proto) || u.parent == nil || l.sock.index < 0 || !u.parent.claims.Load() {
+		return // what is known before the claims goes with them: one message for all
 	}
 	u.parent.ch.send(newMessage(msgTakes, map[int]string{l.sock.index: proto}))
 }

@@ -40,6 +40,10 @@ func receiveConn(fd int) (net.Conn, error) {
 		c.Close()
 		return nil, fmt.Errorf("grace: a %T was moved", c)
 	}
+	if c.RemoteAddr() == nil { // reset on the way: old sees why, and closes
+		c.Close()
+		return nil, unix.ENOTCONN
+	}
 	kept.restore(fd)
 	return c, nil
 }

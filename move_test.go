@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // request sends one and gives the answer's body.
@@ -95,4 +97,189 @@ func TestCloseOfMovingConnection(t *testing.T) {
 	p.runNew()
 	receive(t, done, "the connection to move")
 	wantAnswer(t, c, r, "", "new")
+}
+
+// A connection that new refuses is served by old, and not offered again and
+// again: it would never be read.
+func TestRefusedConnectionIsServed(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.recv.find = func(int) *listener { return nil }
+	p.runOld()
+	p.runNew()
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	_, done := p.drain()
+	receive(t, p.old.seen, "the connection")
+	receive(t, p.old.seen, "the connection to come back")
+	wantAnswer(t, c, r, "", "old")
+	receive(t, done, "the drain to end")
+	if n := p.mover.count(); n != 0 {
+		t.Errorf("moved %d connections, want none", n)
+	}
+}
+
+// New is stopped with a connection in its queue: old serves it, and closing it
+// ends it for the client, though new has a copy. When new goes on and old is dead,
+// it knows that the connection is not its own.
+func TestConnectionThatNewDoesNotTake(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.runOld()
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	_, done := p.drain()
+	receive(t, p.old.seen, "the connection")
+	receive(t, p.old.seen, "the connection to come back")
+	wantAnswer(t, c, r, "", "old")
+	if _, err := r.ReadByte(); err != io.EOF {
+		t.Errorf("after an answer with Connection: close: got %v, want %v", err, io.EOF)
+	}
+	receive(t, done, "the drain to end")
+	p.old.ch.close()
+	gone := make(chan int, 1)
+	p.new.ch.run(func(m message) {
+		switch m.typ {
+		case msgConns:
+			p.recv.onConns(m)
+		case msgVerdict:
+			p.recv.onVerdict(m)
+		}
+	}, func(error) { gone <- len(p.recv.held) })
+	if n := receive(t, gone, "old's death to be seen"); n != 0 {
+		t.Errorf("new takes %d connections for its own, want none", n)
+	}
+}
+
+// New says that it took a connection, and dies before old has read that.
+func TestNewDiesAfterItTook(t *testing.T) {
+	p := newCouple(t, saysSide)
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	d, done := p.drain()
+	dead := make(chan struct{})
+	p.old.ch.run(func(m message) {
+		<-dead
+		took, refused, _ := decodeIDs(m.payload)
+		p.mover.onTook(took, refused)
+	}, func(error) { p.mover.stop() })
+	m, err := p.new.ch.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.recv.onConns(m); err != nil {
+		t.Fatal(err)
+	}
+	go p.new.ch.writeLoop()
+	p.new.ch.flush(limit)
+	for _, c := range p.recv.held {
+		c.conn.Close()
+	}
+	p.new.ch.close()
+	close(dead)
+	receive(t, p.old.seen, "the connection")
+	receive(t, p.old.seen, "the connection to come back")
+	d.cancel()
+	receive(t, done, "the drain to end")
+	wantAnswer(t, c, r, "", "old")
+	if n := p.mover.count(); n != 0 {
+		t.Errorf("moved %d connections, want none", n)
+	}
+}
+
+// New can't read the channel any more, but old lives.
+func TestNewGivesUpTheChannel(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.runOld()
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	d, done := p.drain()
+	m, err := p.new.ch.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.recv.onConns(m)
+	p.new.ch.close()
+	p.recv.onEnd(ErrProtocol)
+	receive(t, p.old.seen, "the connection")
+	receive(t, p.old.seen, "the connection to come back")
+	d.cancel()
+	receive(t, done, "the drain to end")
+	wantAnswer(t, c, r, "", "old")
+	select {
+	case <-p.new.seen:
+		t.Error("new serves a connection that is old's")
+	default:
+	}
+}
+
+// A message that can't be read leaves no descriptor open, nor does one with too many.
+func TestBadConnsMessage(t *testing.T) {
+	p := newCouple(t, saysSide)
+	for _, payload := range [][]byte{nil, {1}, encodeConns([]*moving{{id: 1, unread: []byte("xyz")}}).payload[:13]} {
+		fd, err := dupInOrder([]int{0})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = p.recv.onConns(message{typ: msgConns, payload: payload, fds: []int{fd}})
+		if (err == nil) != (len(payload) == 0) {
+			t.Errorf("%d bytes: got error %v", len(payload), err)
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != unix.EBADF {
+			t.Errorf("%d bytes: the descriptor is open still", len(payload))
+		}
+	}
+}
+
+// A connection that arrives when its listener is closed, or waits there, is
+// closed as the kernel closes those of its queue.
+func TestConnectionsOfClosedListener(t *testing.T) {
+	u := &Upgrader{socks: newSockets(nil, 0)}
+	ln, err := u.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := ln.(*listener)
+	waiting, client := net.Pipe()
+	l.give(waiting)
+	l.Close()
+	late, other := net.Pipe()
+	l.give(late)
+	for _, c := range []net.Conn{client, other} {
+		c.SetDeadline(time.Now().Add(limit))
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("got %v, want %v", err, io.EOF)
+		}
+	}
+	if !l.gate.isQuiet() {
+		t.Error("the listener waits for a connection still")
+	}
+}
+
+// A client resets its connection while it is on its way: new can't tell whose it
+// was, and a nil RemoteAddr makes programs panic.
+func TestResetConnectionIsRefused(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.runOld()
+	c := p.dial().(*net.TCPConn)
+	wantAnswer(t, c, bufio.NewReader(c), "", "old")
+	_, done := p.drain()
+	p.awaitMoves(1)
+	c.SetLinger(0)
+	c.Close()
+	m, err := p.new.ch.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.recv.onConns(m)
+	if n := len(p.recv.held); n != 0 {
+		t.Errorf("new holds %d connections, want none", n)
+	}
+	p.runNew()
+	receive(t, done, "the drain to end")
+	if n := p.mover.count(); n != 0 {
+		t.Errorf("moved %d connections, want none", n)
+	}
 }

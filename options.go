@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,7 +38,7 @@ type options struct {
 
 func newOptions(opts []Option) (options, error) {
 	o := options{
-		pidFile:      os.Getenv("GRACE_PIDFILE"),
+		pidFile:      pidFileVariable(),
 		readyTimeout: time.Minute,
 		drainTimeout: 30 * time.Second,
 		probation:    time.Second,
@@ -57,9 +58,27 @@ func newOptions(opts []Option) (options, error) {
 	return o, nil
 }
 
+// takenPIDFile is GRACE_PIDFILE, once New has taken it out of the environment.
+var takenPIDFile atomic.Value // string
+
+func pidFileVariable() string {
+	if v := os.Getenv("GRACE_PIDFILE"); v != "" {
+		return v
+	}
+	v, _ := takenPIDFile.Load().(string)
+	return v
+}
+
+// takePIDFileVariable keeps GRACE_PIDFILE from what the program starts: a
+// server among them would claim the same file. A new process gets it again.
+func takePIDFileVariable() {
+	takenPIDFile.Store(pidFileVariable())
+	os.Unsetenv("GRACE_PIDFILE")
+}
+
 // PIDFile names the file that holds the pid of the process that serves.
 // Default: the variable GRACE_PIDFILE; if that is empty too, no file is
-// written. A relative path counts from the working directory of the first
+// written; New takes the variable out of the environment. A relative path counts from the working directory of the first
 // start. The file is switched by rename at each upgrade, held by a lock, and
 // removed at the last stop.
 func PIDFile(path string) Option {

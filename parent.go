@@ -130,6 +130,7 @@ func (u *Upgrader) watch(s *successor) {
 		}
 		u.post(func() { u.onMessage(s, m) })
 	}, func(err error) {
+		s.mover.stop()
 		close(channelRead)
 		u.post(func() {
 			if s == u.next && u.state == upgrading {
@@ -201,9 +202,11 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		takes := map[int]string{}
 		if m.decode(&takes) == nil {
 			s.mover.learn(takes)
-			if u.drain != nil && !u.drain.cancelled() {
+			// A drain without a mover moves nothing: MoveConns says so, or new is
+			// to stop as well.
+			if u.drain != nil && u.drain.mover != nil && !u.drain.cancelled() {
 				for _, server := range u.allServers() {
-					server.offer(s.mover)
+					server.offer(u.drain.mover)
 				}
 			}
 		}

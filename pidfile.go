@@ -153,6 +153,44 @@ func (p *pidFile) takeOver() error {
 	return p.take(tmp)
 }
 
+// guard takes the file back if the sibling that has taken it over dies before it
+// was our turn to end, until over is closed. Nobody tells us of either.
+func (p *pidFile) guard(over <-chan struct{}) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-over:
+			return
+		case <-tick.C:
+			p.takeFromDead()
+		}
+	}
+}
+
+func (p *pidFile) takeFromDead() {
+	p.mu.Lock()
+	ours := p.file == nil || p.names(p.file)
+	p.mu.Unlock()
+	if ours {
+		return
+	}
+	unlock, err := p.lockDir()
+	if err != nil {
+		return
+	}
+	defer unlock()
+	if f, err := os.OpenFile(p.path, os.O_RDWR, 0); err == nil {
+		defer f.Close()
+		if tryLock(f) != nil {
+			return // it lives
+		}
+	}
+	if tmp, err := p.prepare(); err == nil {
+		p.take(tmp)
+	}
+}
+
 // lockDir lets only one sibling at a time replace or remove the file.
 func (p *pidFile) lockDir() (unlock func(), err error) {
 	dir, err := os.Open(filepath.Dir(p.path))

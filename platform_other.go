@@ -20,6 +20,7 @@ var (
 	pipeSignals    = []os.Signal(nil)
 
 	errTooManyInFlight = errors.New("too many descriptors in flight")
+	errConnReset       = errors.New("connection reset")
 	errBrokenPipe      = errors.New("broken pipe")
 	errLocked          = errors.New("locked")
 )
@@ -65,3 +66,5 @@ func describe(k kind, network, addr string, _ any) entry {
 func openPath[T any](_, _ string, open func() (T, error)) (T, error) { return open() }
 
 func sayWho(*socket) {}
+
+func (c *channel) hungUp() bool { return false }

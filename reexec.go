@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -110,13 +111,19 @@ func (c *command) resolve() error {
 	return nil
 }
 
-// withHandover is env with the variable v, and without an older one.
+// withHandover is env with the variable v, and without an older one, and with
+// what New has taken out of it.
 func withHandover(env []string, v string) []string {
 	out := make([]string, 0, len(env)+1)
 	for _, kv := range env {
 		if !strings.HasPrefix(kv, handoverVariable+"=") {
 			out = append(out, kv)
 		}
+	}
+	if path, _ := takenPIDFile.Load().(string); path != "" && !slices.ContainsFunc(out, func(kv string) bool {
+		return strings.HasPrefix(kv, "GRACE_PIDFILE=")
+	}) {
+		out = append(out, "GRACE_PIDFILE="+path)
 	}
 	return append(out, handoverVariable+"="+v)
 }

@@ -22,12 +22,14 @@ func TestTakeHandover(t *testing.T) {
 		parent int    // default ours
 		inode  uint64 // added to the real one
 		hungUp bool   // old is dead
+		read   bool   // somebody has read the manifest
 		change func(control *int)
 		taken  bool
 		text   string
 	}{
 		"good":                       {taken: true},
 		"old is dead, adopted":       {parent: other, hungUp: true, taken: true},
+		"leaked, old is dead":        {parent: other, hungUp: true, read: true, text: fmt.Sprintf("child of process %d", other)},
 		"meant for another parent":   {parent: other, text: fmt.Sprintf("child of process %d", other)},
 		"another socket":             {inode: 1, text: "names a control channel that this process does not have"},
 		"not a socket":               {change: func(c *int) { *c = 0 }, text: "does not have"},
@@ -70,6 +72,9 @@ func TestTakeHandover(t *testing.T) {
 			named := control
 			if tc.change != nil {
 				tc.change(&named)
+			}
+			if !tc.read {
+				ours.Write([]byte("a manifest"))
 			}
 			if tc.hungUp {
 				ours.Close()

@@ -103,7 +103,8 @@ func takeHandover() (*handover, error) {
 		return nil, fmt.Errorf("%s=%q names a control channel that this process does not have", handoverVariable, v)
 	}
 	// If old died meanwhile, somebody else has adopted us.
-	if os.Getppid() != parent && !hungUp(h.control) {
+	if os.Getppid() != parent && !orphaned(h.control) {
+		h.drop()
 		return nil, fmt.Errorf("%s=%q was meant for a child of process %d, and this is one of %d", handoverVariable, v, parent, os.Getppid())
 	}
 	unix.CloseOnExec(h.ready)
@@ -119,14 +120,37 @@ func (h *handover) open() (*net.UnixConn, *os.File, error) {
 	return conn, os.NewFile(uintptr(h.ready), "readiness pipe"), err
 }
 
-// hungUp says whether the other end of the socket fd is gone. (A pid says
-// less: that of a dead process lives on until somebody reaps it.)
-func hungUp(fd int) bool {
+// drop closes what was meant for another process, and leaked to this one: the
+// sockets would outlive their server here. Only what is surely that is closed.
+func (h *handover) drop() {
+	fds := map[int]uint32{h.ready: unix.S_IFIFO, h.control: unix.S_IFSOCK}
+	for i := range h.count {
+		fds[h.first+i] = unix.S_IFSOCK
+	}
+	for fd, kind := range fds {
+		var st unix.Stat_t
+		if fd > 2 && unix.Fstat(fd, &st) == nil && uint32(st.Mode)&unix.S_IFMT == kind {
+			unix.Close(fd)
+		}
+	}
+}
+
+// orphaned says whether the other end of the socket fd is gone, and its manifest
+// still there: if it is not, the process that it was for has read it. (A pid
+// says less: that of a dead process lives on until somebody reaps it.)
+func orphaned(fd int) bool {
 	p := []unix.PollFd{{Fd: int32(fd)}}
 	for {
 		_, err := unix.Poll(p, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || p[0].Revents&unix.POLLHUP == 0 {
+			return false
+		}
+		n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		if err != unix.EINTR {
-			return err == nil && p[0].Revents&unix.POLLHUP != 0
+			return err == nil && n > 0
 		}
 	}
 }

@@ -115,6 +115,7 @@ func New(opts ...Option) (*Upgrader, error) {
 		return nil, err
 	}
 	inherited, inheritedErr = nil, nil // taken
+	takePIDFileVariable()
 	theMaster.taken()
 	go func() {
 		<-u.over

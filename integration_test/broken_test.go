@@ -59,6 +59,9 @@ func (r *release) file(mode os.FileMode, text string) string {
 	return f.Name()
 }
 
+// noGC keeps the garbage collector from closing what was forgotten.
+var noGC = []string{"GOGC=off"}
+
 // A footprint is what a failed upgrade must leave as it was.
 type footprint struct {
 	pid        int
@@ -122,7 +125,7 @@ type broken struct {
 func (b broken) mustFail(t *testing.T, s *server, r *release) {
 	s.t = t
 	before := s.footprint()
-	errorLines := fmt.Sprintf(`level=ERROR .*from=%d `, before.pid)
+	errorLines := fmt.Sprintf(`level=ERROR .*from=%d\b`, before.pid)
 	logged := s.Count(errorLines)
 	if b.how != "" {
 		s.misbehave(b.how)
@@ -175,7 +178,7 @@ func is(target string) func(*release) string { return func(*release) string { re
 // a good one at the end.
 func TestBrokenVersion(t *testing.T) {
 	r := newRelease(t)
-	s := startServerAs(t, proctest.Command{Path: r.path, Args: []string{"-probation", "0"}})
+	s := startServerAs(t, proctest.Command{Path: r.path, Args: []string{"-probation", "0"}, Env: noGC})
 	for _, b := range []broken{
 		{name: "exits at once", how: "exit=3@start", is: "ErrExited", status: "exit status 3"},
 		{name: "exits at once with 0", how: "exit=0@start", is: "ErrExited", status: "exit status 0"},
@@ -239,7 +242,7 @@ func TestHangingVersion(t *testing.T) {
 // TestNoDescriptor upgrades with 0, 1, 2… descriptors to be had, until it works.
 func TestNoDescriptor(t *testing.T) {
 	r := newRelease(t)
-	s := startServerAs(t, proctest.Command{Path: r.path, Args: []string{"-probation", "0"}})
+	s := startServerAs(t, proctest.Command{Path: r.path, Args: []string{"-probation", "0"}, Env: noGC})
 	for n := 0; ; n++ {
 		before := s.footprint()
 		got := s.upgrade(fmt.Sprintf("nofile=%d", n))
@@ -263,7 +266,7 @@ func TestNoDescriptor(t *testing.T) {
 // TestNoProcess upgrades when no process can be started.
 func TestNoProcess(t *testing.T) {
 	r := newRelease(t)
-	c := proctest.Command{Path: r.path, Args: []string{"-probation", "0"}}
+	c := proctest.Command{Path: r.path, Args: []string{"-probation", "0"}, Env: noGC}
 	if os.Getuid() == 0 { // for whom there is no such limit
 		c.Credential = &syscall.Credential{Uid: 54321, Gid: 54321, NoSetGroups: true}
 		for d := filepath.Dir(r.path); strings.HasPrefix(d, os.TempDir()+"/"); d = filepath.Dir(d) {

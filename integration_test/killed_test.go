@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -84,6 +85,33 @@ func TestOldIsKilled(t *testing.T) {
 			s.mustCarryOn(new, refused)
 		})
 	}
+	t.Run("new has not begun", func(t *testing.T) {
+		r := newRelease(t)
+		s := startServerAs(t, proctest.Command{Path: r.path})
+		old := s.Pid()
+		fifo := filepath.Join(t.TempDir(), "fifo")
+		if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.flip(r.file(0o755, fmt.Sprintf("#!/bin/sh\necho paused at exec pid=$$\nread x <%s\nexec %s \"$@\"\n", fifo, r.good)))
+		s.Signal(old, syscall.SIGUSR2)
+		new := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
+		r.flip(r.good)
+		refused := s.startConnecting()
+		s.Signal(old, syscall.SIGKILL)
+		s.WaitExit(old)
+		waiting := s.ask()
+		f, err := os.OpenFile(fifo, os.O_RDWR, 0) // does not wait for a reader
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		fmt.Fprintln(f, "go on")
+		if pid := waiting(); pid != new {
+			t.Errorf("process %d has answered, want %d", pid, new)
+		}
+		s.mustCarryOn(new, refused)
+	})
 	t.Run("after the ready line", func(t *testing.T) {
 		s := startServer(t)
 		old := s.Pid()
@@ -109,7 +137,7 @@ func TestOldIsKilled(t *testing.T) {
 		s.Signal(old, syscall.SIGUSR2)
 		s.WaitLine(`standing by"`)
 		refused := s.startConnecting()
-		new := s.servingPid()
+		new := s.successor(old)
 		s.Signal(old, syscall.SIGKILL)
 		s.mustCarryOn(new, refused)
 		h.cutOff()
@@ -121,7 +149,7 @@ func TestOldIsKilled(t *testing.T) {
 		s.Signal(old, syscall.SIGUSR2)
 		s.WaitLine(`upgrade done; draining"`)
 		refused := s.startConnecting()
-		new := s.servingPid()
+		new := s.successor(old)
 		s.Signal(old, syscall.SIGKILL)
 		s.mustCarryOn(new, refused)
 		h.cutOff()
@@ -144,9 +172,7 @@ func (s *server) mustCarryOn(new int, refused *connector) {
 	s.WaitLine(fmt.Sprintf(`the old process is gone" from=%d `, new))
 	s.Signal(new, syscall.SIGUSR2)
 	s.WaitLine(fmt.Sprintf(`standing by" from=%d `, new))
-	if pid := s.servingPid(); pid == new {
-		s.t.Errorf("process %d answers after its upgrade", pid)
-	}
+	s.successor(new)
 	if gen := s.mustGet("/gen"); gen != "3" {
 		s.t.Errorf("generation %s answers, want 3", gen)
 	}

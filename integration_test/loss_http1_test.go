@@ -94,7 +94,7 @@ func TestLossless300(t *testing.T) {
 	mix[httpload.KeepAlive] = 16
 	run := startHTTPLoad(t, httpload.Config{Addr: s.addr["plain"], Delay: netDelay, Kinds: mix})
 	waitAnswers(t, run, 1)
-	total, part := rounds(300), rounds(20)
+	total, part := rounds(300), rounds(12)
 	if os.Getenv("LOSS_LONG") != "" {
 		part = total
 	}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
@@ -108,4 +109,24 @@ func TestDishonestMaster(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The variables of two masters: the first of the order counts. Here its are
+// somebody else's, who is not signalled, since he does not hold the socket.
+func TestMasterOrder(t *testing.T) {
+	addr := freeAddr(t)
+	_, port, _ := net.SplitHostPort(addr)
+	m := startUnder(t, "tcp", func(args []string) proctest.Command {
+		args[1] = "tcp=" + addr
+		c := socketmaster(t, "tcp://"+addr, "exec %s", "-start", "50")(args)
+		c.Env = []string{"SERVER_STARTER_PORT=" + port + "=3"}
+		return c
+	})
+	m.WaitLine(`upgrades are its to do.* master=start_server`)
+	if got, err := m.get("/env"); err != nil || strings.Contains(got, "EINHORN") || strings.Contains(got, "STARTER") {
+		t.Errorf("the environment has variables of a master, error %v:\n%s", err, got)
+	}
+	m.Signal(m.pid(), syscall.SIGUSR2)
+	m.WaitLine(fmt.Sprintf(`upgrade failed.* pid %d can't be proven to be the start_server`, os.Getpid()))
+	m.stop(syscall.SIGTERM)
 }

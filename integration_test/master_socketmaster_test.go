@@ -140,6 +140,23 @@ func TestSocketmasterBrokenVersion(t *testing.T) {
 	m.stop(syscall.SIGTERM)
 }
 
+// A new version that dies after it was ready, before the old one was told to
+// drain: the PID file names the old one again.
+func TestSocketmasterNewestDies(t *testing.T) {
+	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "TEST_SUCCESSOR=1 exec %s", "-start", "2000"))
+	old := m.pid()
+	m.misbehave("exit-after-ready=300ms")
+	m.Signal(old, syscall.SIGUSR2)
+	m.waitNewest()
+	m.WaitLine(`exit status 7`)
+	proctest.WaitFor(t, proctest.Limit, "the old pid in the PID file", func() bool { return m.filePid() == old })
+	m.WaitLine(`Failed to kill old process`)
+	m.pids = append(m.pids, old)
+	m.upgrade()
+	m.WaitLine(fmt.Sprintf(`from=%d signal=terminated`, old))
+	m.stop(syscall.SIGTERM)
+}
+
 // The master is killed: its child serves on, can write to a log that nobody
 // reads, and signals nobody who now has the master's place.
 func TestSocketmasterKilled(t *testing.T) {
@@ -171,5 +188,29 @@ func TestSocketmasterRestartsItself(t *testing.T) {
 		t.Errorf("process %d ended, though nobody told it to", forgotten)
 	}
 	m.Signal(forgotten, syscall.SIGTERM)
+	m.stop(syscall.SIGTERM)
+}
+
+// What socketmaster has told the server is not passed on to what that starts:
+// neither the variables nor the socket.
+func TestMasterVariables(t *testing.T) {
+	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "exec %s", "-tokopedia", "-start", "1", "-wait-child-notif"))
+	m.waitNotified([]string{"-wait-child-notif"})
+	for _, path := range []string{"/env", "/run?arg=env"} {
+		got, err := m.get(path)
+		if err != nil || !strings.Contains(got, "PATH=") {
+			t.Fatalf("%s gave %q, error %v", path, got, err)
+		}
+		if strings.Contains(got, "EINHORN") || strings.Contains(got, "SOCKETMASTER_PID") {
+			t.Errorf("%s has variables of the master:\n%s", path, got)
+		}
+	}
+	fds, err := m.get("/run?arg=ls&arg=-l&arg=/proc/self/fd")
+	if err != nil || !strings.Contains(fds, "0 -> ") {
+		t.Fatalf("ls gave %q, error %v", fds, err)
+	}
+	if strings.Contains(fds, "socket:") {
+		t.Errorf("a program that the server has started has a socket:\n%s", fds)
+	}
 	m.stop(syscall.SIGTERM)
 }

@@ -55,6 +55,7 @@ func startUnder(t *testing.T, network string, build func(serverArgs []string) pr
 	}}
 	s.client = &http.Client{Transport: s.transport, Timeout: 2 * proctest.Limit}
 	m.pids = []int{s.filePid()}
+	m.adopt()
 	if got := m.servingPid(); got != m.pids[0] {
 		t.Fatalf("process %d serves, and the PID file names %d", got, m.pids[0])
 	}
@@ -108,6 +109,14 @@ func (m *mastered) waitNewest() {
 		m.t.Fatalf("the PID file names %d again; had %v", now, m.pids)
 	}
 	m.pids = append(m.pids, now)
+	m.adopt()
+}
+
+// adopt takes the group of the newest process, which a supervisor may have made.
+func (m *mastered) adopt() {
+	if s, ok := proctest.ReadStat(m.pid()); ok {
+		m.Adopt(s.Group)
+	}
 }
 
 // upgrade does what an operator does.
@@ -174,7 +183,7 @@ func startLoadOn(network, addr string, opening, keeping int) *load {
 	var wg sync.WaitGroup
 	for i := range opening + keeping {
 		wg.Go(func() {
-			c := &client{network: network, addr: addr, keep: i >= opening}
+			c := &keptConn{network: network, addr: addr, keep: i >= opening}
 			defer c.close()
 			for ctx.Err() == nil {
 				pid, err := c.ask()
@@ -192,22 +201,22 @@ func startLoadOn(network, addr string, opening, keeping int) *load {
 	return l
 }
 
-// A client sends requests that may not be sent twice: none is tried again.
-type client struct {
+// A keptConn sends requests that may not be sent twice: none is tried again.
+type keptConn struct {
 	network, addr string
 	keep          bool
 	conn          net.Conn
 	r             *bufio.Reader
 }
 
-func (c *client) close() {
+func (c *keptConn) close() {
 	if c.conn != nil {
 		c.conn.Close()
 		c.conn = nil
 	}
 }
 
-func (c *client) ask() (pid int, err error) {
+func (c *keptConn) ask() (pid int, err error) {
 	if c.conn == nil {
 		if c.conn, err = net.DialTimeout(c.network, c.addr, proctest.Limit); err != nil {
 			return 0, err

@@ -96,9 +96,9 @@ func TestDeathInProbation(t *testing.T) {
 			h := s.hold()
 			result := s.beginUpgrade()
 			s.WaitLine(`standing by"`)
-			new := s.servingPid()
-			if new == before.pid || s.filePid() != new {
-				t.Fatalf("in probation process %d answers and the PID file names %d; want a new one", new, s.filePid())
+			new := s.successor(before.pid)
+			if pid := s.filePid(); pid != new {
+				t.Fatalf("in probation process %d answers and the PID file names %d", new, pid)
 			}
 			end.die(s, new)
 			got := s.waitResult(result)
@@ -131,10 +131,7 @@ func TestDeathInDrain(t *testing.T) {
 					t.Fatalf("Upgrade: %v", got.Err)
 				}
 				s.WaitLine(`upgrade done; draining"`)
-				new := s.servingPid()
-				if new == before.pid {
-					t.Fatalf("the old process answers while it drains")
-				}
+				new := s.successor(before.pid)
 				refused := s.startConnecting()
 				end.die(s, new)
 				s.WaitLine(fmt.Sprintf(`rolled back; this process accepts again" from=%d .*%s.* do="`, before.pid, end.status))
@@ -148,9 +145,9 @@ func TestDeathInDrain(t *testing.T) {
 			}
 			s.Signal(before.pid, syscall.SIGUSR2)
 			s.WaitLine(`upgrade done; draining"`)
-			new := s.servingPid()
-			if new == before.pid || s.filePid() != new {
-				t.Errorf("after a good upgrade process %d answers and the PID file names %d; want a new one", new, s.filePid())
+			new := s.successor(before.pid)
+			if pid := s.filePid(); pid != new {
+				t.Errorf("after a good upgrade process %d answers and the PID file names %d", new, pid)
 			}
 			h.release()
 			s.WaitGone(before.pid)

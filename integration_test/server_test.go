@@ -97,6 +97,21 @@ func (s *server) servingPid() int {
 	return atoi(s.t, s.mustGet("/pid"))
 }
 
+// successor gives the pid that answers once old has handed over. An Accept of
+// old that was under way in that moment may take one connection more.
+func (s *server) successor(old int) int {
+	s.t.Helper()
+	pid, late := 0, 0
+	for range 10 {
+		if got := s.servingPid(); got != old {
+			pid = got
+		} else if late++; late > 1 {
+			s.t.Fatalf("process %d goes on accepting after its hand-over", old)
+		}
+	}
+	return pid
+}
+
 // filePid is the pid in the PID file.
 func (s *server) filePid() int {
 	s.t.Helper()

@@ -5,7 +5,6 @@ package integration_test
 import (
 	"bufio"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -62,18 +61,11 @@ func (s *server) addrOf(how, network string) string {
 	return s.WaitLine(`^listening ` + how + ` ` + network + ` (\S+) pid=`)[1]
 }
 
-func (s *server) mustBeUpgraded(t *testing.T) {
-	t.Helper()
-	if r := s.upgrade(); r.Err != "" {
-		t.Fatalf("Upgrade: %s", r.Err)
-	}
-}
-
 func TestNewConnectionsDuringUpgrades(t *testing.T) {
 	s := startServer(t, "-raw", "tcp=127.0.0.1:0", "-probation", "20ms")
 	addr := s.addrOf("raw", "tcp")
 	type answer struct {
-		begun           time.Time
+		begun, ended    time.Time
 		pid, generation int
 		err             error
 	}
@@ -91,11 +83,12 @@ func TestNewConnectionsDuringUpgrades(t *testing.T) {
 				}
 				a := answer{begun: time.Now()}
 				a.pid, a.generation, a.err = askRaw("tcp", addr)
+				a.ended = time.Now()
 				answers[i] = append(answers[i], a)
 			}
 		})
 	}
-	// From over[n] on, generation n+2 alone accepts.
+	// From over[n] on generation n alone accepts; until then both may.
 	pids := map[int]int{1: s.Pid()}
 	begun := map[int]time.Time{}
 	over := map[int]time.Time{}
@@ -121,7 +114,7 @@ func TestNewConnectionsDuringUpgrades(t *testing.T) {
 			if a.pid != pids[a.generation] {
 				t.Fatalf("generation %d answers as process %d, want %d", a.generation, a.pid, pids[a.generation])
 			}
-			if at, ok := begun[a.generation]; ok && a.begun.Before(at) && at.Sub(a.begun) > proctest.Limit {
+			if at, ok := begun[a.generation]; ok && a.ended.Before(at) {
 				t.Errorf("generation %d answers before its upgrade", a.generation)
 			}
 			// Not more than the one Accept that had begun before.
@@ -135,18 +128,9 @@ func TestNewConnectionsDuringUpgrades(t *testing.T) {
 			t.Errorf("generation %d took %d connections after it had handed over", generation, n)
 		}
 	}
-	// What one client sees changes once at each upgrade, but for the moment in
-	// which both accept.
 	for i, as := range answers {
-		last := 1
-		for _, a := range as {
-			if a.generation < last && a.begun.After(over[last]) && late[a.generation] == 0 {
-				t.Errorf("client %d: generation %d answers after %d", i, a.generation, last)
-			}
-			last = max(last, a.generation)
-		}
-		if last != 1+upgrades {
-			t.Errorf("client %d has seen generation %d last, want %d", i, last, 1+upgrades)
+		if last := as[len(as)-1].generation; last != 1+upgrades {
+			t.Errorf("client %d was answered by generation %d last, want %d", i, last, 1+upgrades)
 		}
 	}
 	if total < clients*upgrades {
@@ -401,205 +385,4 @@ func checkMany(t *testing.T, s *server, n int) {
 		wantRaw(t, "tcp", first[i], 3)
 	}
 	wantRaw(t, "tcp", first[n-1], 3)
-}
-
-func TestListenerAddedAndDropped(t *testing.T) {
-	s := startServer(t, "-http1", "tcp=127.0.0.1:0", "-raw1", "tcp4=127.0.0.1:0", "-raw2", "tcp=localhost:0", "-probation", "0s")
-	s.addrOf("http", "tcp") // the one of all generations was taken by startServer
-	dropped := s.addrOf("raw", "tcp4")
-	old := s.Pid()
-
-	// Stop the process, so that connections wait in its queue when new is ready.
-	hold := s.hold()
-	before := make([]net.Conn, 20)
-	s.misbehave("pause@listen")
-	result := s.beginUpgrade()
-	paused := atoi(t, s.WaitLine(`^paused at listen pid=(\d+)`)[1])
-	added := s.addrOf("raw", "tcp")
-	for i := range before {
-		c, err := net.Dial("tcp", dropped)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		before[i] = c
-	}
-	s.Signal(paused, syscall.SIGUSR1)
-	if r := s.waitResult(result); r.Err != "" {
-		t.Fatalf("Upgrade: %s", r.Err)
-	}
-	for i, c := range before {
-		pid, generation, err := readRaw(c)
-		if err != nil || pid != old || generation != 1 {
-			t.Errorf("connection %d of the dropped listener: process %d, generation %d, error %v; want the old one", i, pid, generation, err)
-		}
-	}
-	wantRaw(t, "tcp", added, 2)
-	if c, err := net.Dial("tcp", dropped); err == nil {
-		// Old may still be about to close it; then nobody answers.
-		c.Close()
-	}
-	hold.release()
-	s.WaitGone(old)
-	if c, err := net.Dial("tcp", dropped); err == nil {
-		c.Close()
-		t.Error("the dropped listener is still there")
-	} else if !strings.Contains(err.Error(), "refused") {
-		t.Errorf("dial the dropped listener: %v, want connection refused", err)
-	}
-}
-
-func TestReusePort(t *testing.T) {
-	port := freePort(t)
-	s := startServer(t, "-reuseport", "-raw", "tcp="+port, "-raw", "tcp="+port, "-probation", "0s")
-	inodes := func() map[string]bool {
-		found := map[string]bool{}
-		fds, err := proctest.FDs(s.filePid())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, target := range fds {
-			if strings.HasPrefix(target, "socket:") && listens(t, target, port) {
-				found[target] = true
-			}
-		}
-		return found
-	}
-	first := inodes()
-	if len(first) != 2 {
-		t.Fatalf("the server has %d sockets on %s, want 2", len(first), port)
-	}
-	l := s.startLoad(1)
-	for generation := 2; generation <= 4; generation++ {
-		s.mustUpgrade()
-		now := inodes()
-		for target := range first {
-			if !now[target] {
-				t.Errorf("generation %d does not have %s", generation, target)
-			}
-		}
-		if len(now) != 2 {
-			t.Errorf("generation %d has %d sockets on %s, want 2", generation, len(now), port)
-		}
-		for range 20 { // to either
-			wantRaw(t, "tcp", port, generation)
-		}
-	}
-	l.mustLoseNothing(t)
-}
-
-// freePort gives an address that was free a moment ago.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// listens says whether the socket, as /proc/PID/fd has it, listens on addr.
-func listens(t *testing.T, target, addr string) bool {
-	t.Helper()
-	table, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var port int
-	fmt.Sscanf(addr, "127.0.0.1:%d", &port)
-	local := fmt.Sprintf("0100007F:%04X", port)
-	inode := strings.TrimSuffix(strings.TrimPrefix(target, "socket:["), "]")
-	for _, l := range strings.Split(string(table), "\n") {
-		f := strings.Fields(l)
-		if len(f) > 9 && f[1] == local && f[3] == "0A" && f[9] == inode {
-			return true
-		}
-	}
-	return false
-}
-
-func TestMultipathTCPSurvives(t *testing.T) {
-	if b, err := os.ReadFile("/proc/sys/net/mptcp/enabled"); err != nil || strings.TrimSpace(string(b)) != "1" {
-		t.Logf("this kernel has no MPTCP: plain TCP is tested")
-	} else {
-		defer func() {
-			if t.Failed() {
-				t.Log("the kernel has MPTCP")
-			}
-		}()
-	}
-	dial := func(addr string) (bool, net.Conn) {
-		d := &net.Dialer{Timeout: proctest.Limit}
-		d.SetMultipathTCP(true)
-		c, err := d.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		multipath, err := c.(*net.TCPConn).MultipathTCP()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return multipath, c
-	}
-	// What the kernel can do without us.
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	want, c := dial(l.Addr().String())
-	c.Close()
-
-	s := startServer(t, "-raw", "tcp=127.0.0.1:0", "-probation", "0s")
-	addr := s.addrOf("raw", "tcp")
-	for generation := 1; generation <= 3; generation++ {
-		if generation > 1 {
-			s.mustUpgrade()
-		}
-		got, c := dial(addr)
-		_, n, err := readRaw(c)
-		c.Close()
-		if err != nil || n != generation || got != want {
-			t.Errorf("generation %d answers, multipath %v, error %v; want generation %d, multipath %v", n, got, err, generation, want)
-		}
-	}
-}
-
-func TestFilesAndConnectionsOverThreeGenerations(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "f")
-	if err := os.WriteFile(file, []byte("0123456789"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	s := startServer(t, "-file", file, "-conn", "tcp="+l.Addr().String(), "-probation", "0s")
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(2 * proctest.Limit))
-	peer := bufio.NewReader(c)
-	for generation := 1; generation <= 3; generation++ {
-		if generation > 1 {
-			s.mustUpgrade()
-		}
-		// The file's offset is shared by all generations.
-		if got, want := s.mustGet("/file"), fmt.Sprintf("%d%d in generation %d", 2*generation-2, 2*generation-1, generation); got != want {
-			t.Errorf("the file gives %q, want %q", got, want)
-		}
-		s.mustGet("/conn")
-		if got, err := peer.ReadString('\n'); err != nil || got != fmt.Sprintf("generation %d\n", generation) {
-			t.Errorf("the connection gives %q, error %v, in generation %d", got, err, generation)
-		}
-	}
-	// The peer sees the end when the last process has ended, not before.
-	s.Signal(s.filePid(), syscall.SIGTERM)
-	if rest, err := io.ReadAll(peer); err != nil || len(rest) > 0 {
-		t.Errorf("at the end the connection gives %q, error %v", rest, err)
-	}
 }

@@ -144,6 +144,7 @@ func load(t *testing.T, p *process, clients int) (end func()) {
 	var wg sync.WaitGroup
 	for i := range clients {
 		c := dial(t, p)
+		mustCall(t, c, p.pid) // connected from now on
 		wg.Go(func() {
 			for ctx.Err() == nil && errs[i] == nil {
 				_, errs[i] = callNow(context.Background(), c)
@@ -208,10 +209,12 @@ func TestRollBack(t *testing.T) {
 // old process accepts again, while the streams of the stopped one still run.
 func TestRollBackWhileDraining(t *testing.T) {
 	p := start(t, "-probation", "1ms")
-	c := dial(t, p)
 	old := p.pid
-	s := openStream(t, c, 500)
+	first := dial(t, p)
+	s := openStream(t, first, 100_000) // longer than the test
 	for range 2 {
+		c := dial(t, p)
+		mustCall(t, c, old)
 		p.upgrade()
 		p.WaitLine(`grace: upgrade done; draining`)
 		mustCall(t, c, p.pid) // GOAWAY was obeyed
@@ -220,7 +223,12 @@ func TestRollBackWhileDraining(t *testing.T) {
 		mustCall(t, dial(t, p), old)
 		p.pid = old
 	}
-	s.mustEnd(t)
+	for v := new(wrapperspb.StringValue); s.left > 99_900; s.left-- {
+		if err := s.RecvMsg(v); err != nil || pidOf(v) != old {
+			t.Fatalf("a tick of process %d, %v; want one of %d", pidOf(v), err, old)
+		}
+	}
+	first.Close()
 	p.WaitGone(p.upgrade())
 	mustCall(t, dial(t, p), p.pid)
 }

@@ -77,7 +77,7 @@ func run() error {
 	m := loadMisbehaviour(*misbehave)
 	m.at("start")
 	opts := []grace.Option{
-		grace.PIDFile(*pidFile), grace.Probation(*probation), grace.ReadyTimeout(*ready), grace.DrainTimeout(*drain),
+		grace.Probation(*probation), grace.ReadyTimeout(*ready), grace.DrainTimeout(*drain),
 		grace.ReadyCheck(func(ctx context.Context) error { return m.check(ctx) }),
 	}
 	opts = append(opts, socketOptions()...)

@@ -48,6 +48,9 @@ func socketOptions() (opts []grace.Option) {
 	if *reusePort {
 		opts = append(opts, grace.ListenConfig(net.ListenConfig{Control: setReusePort}))
 	}
+	if *pidFile != "" { // else GRACE_PIDFILE counts
+		opts = append(opts, grace.PIDFile(*pidFile))
+	}
 	switch {
 	case *laterPID == "" || os.Getenv(generationVariable) == "":
 	case *laterPID == "-":

@@ -62,7 +62,9 @@ func main() {
 	if _, err := m.start(); err != nil {
 		log.Fatal(err)
 	}
-	signals := make(chan os.Signal, 0) // what comes during the sleep is lost
+	//lint:ignore S1019 go vet wants it to be said
+	signals := make(chan os.Signal, 0)
+	//lint:ignore SA1017 as in the original, what comes during the sleep is lost
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1)
 	go m.handle(signals)
 	<-m.none

@@ -61,7 +61,8 @@ func (c *client) chunked() error {
 	return c.ask(get("/chunked?say="+t, ""), "GET", 200, strings.Repeat(t+"\n", 5))
 }
 
-// pipeline sends four requests at once. If an answer says that the connection
+// pipeline sends four requests at once, in two pieces, so that a server may have
+// half a request when it has answered those before. If an answer says that the connection
 // ends, the server has not begun those behind it, and the next round sends them
 // again.
 func (c *client) pipeline() error {
@@ -75,8 +76,14 @@ func (c *client) pipeline() error {
 	for _, b := range bodies {
 		all.WriteString(echo(b, ""))
 	}
+	text := all.String()
+	half := rand.IntN(len(text))
 	sent := time.Now()
-	err := c.send(all.String())
+	err := c.send(text[:half])
+	if err == nil {
+		time.Sleep(rand.N(20 * time.Millisecond))
+		c.send(text[half:]) // if it fails there may be answers all the same
+	}
 	for err == nil && len(bodies) > 0 && c.conn != nil {
 		var resp *response
 		if resp, err = c.receive("POST", 200, bodies[0]); err == nil {

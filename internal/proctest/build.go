@@ -54,6 +54,17 @@ func runTests(m *testing.M) int {
 			os.Unsetenv(name)
 		}
 	}
+	// Nor may the descriptors that this process was started with.
+	fds, err := FDs(os.Getpid())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "proctest:", err)
+		return 1
+	}
+	for fd := range fds {
+		if fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
 	// The race detector lets each process linger for a second at its end.
 	os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
 	startReaper()
@@ -79,7 +90,8 @@ func Build(t testing.TB, pkg string, flags ...string) string {
 		args = append(args, "-race")
 	}
 	if os.Getenv("GOCOVERDIR") != "" {
-		args = append(args, "-cover", "-coverpkg=github.com/julofinance/grace/v3")
+		// Without the main package nothing would be written when the program ends.
+		args = append(args, "-cover", "-coverpkg=github.com/julofinance/grace/v3,"+pkg)
 	}
 	args = append(args, flags...)
 	key := strings.Join(append(args, pkg), "\x00")

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -191,10 +192,39 @@ func (p *Process) WaitLine(pattern string) []string {
 	}
 }
 
+// Adopt adds a process group that a program of this one has made, as
+// supervisors do. Its processes count as this one's from then on.
+func (p *Process) Adopt(group int) {
+	groupsMu.Lock()
+	groups[group] = p
+	groupsMu.Unlock()
+	reap()
+}
+
+// owns says whether the process group is one of this Process.
+func (p *Process) owns(group int) bool {
+	groupsMu.Lock()
+	defer groupsMu.Unlock()
+	return groups[group] == p
+}
+
+// allGroups are those of this Process.
+func (p *Process) allGroups() (all []int) {
+	groupsMu.Lock()
+	defer groupsMu.Unlock()
+	for g, owner := range groups {
+		if owner == p {
+			all = append(all, g)
+		}
+	}
+	return all
+}
+
 // All gives every process of the group: all generations, and what they have
 // started, dead ones that nobody has reaped too.
 func (p *Process) All() []Stat {
-	return stats(func(s Stat) bool { return s.Group == p.pid })
+	own := p.allGroups()
+	return stats(func(s Stat) bool { return slices.Contains(own, s.Group) })
 }
 
 // Living gives the pids of those that have not ended.
@@ -211,13 +241,13 @@ func (p *Process) Living() []int {
 // Has says whether pid is a living process of the group.
 func (p *Process) Has(pid int) bool {
 	s, ok := ReadStat(pid)
-	return ok && s.Group == p.pid && !s.Dead()
+	return ok && p.owns(s.Group) && !s.Dead()
 }
 
 // Signal sends a signal to a process of the group.
 func (p *Process) Signal(pid int, sig syscall.Signal) {
 	p.t.Helper()
-	if s, ok := ReadStat(pid); !ok || s.Group != p.pid {
+	if s, ok := ReadStat(pid); !ok || !p.owns(s.Group) {
 		p.t.Fatalf("signal %v: process %d is not one of ours", sig, pid)
 	}
 	if err := syscall.Kill(pid, sig); err != nil {
@@ -239,7 +269,7 @@ func (p *Process) WaitGone(pid int) {
 	p.t.Helper()
 	WaitFor(p.t, Limit, "the end of a process", func() bool {
 		s, ok := ReadStat(pid)
-		return !ok || s.Group != p.pid
+		return !ok || !p.owns(s.Group)
 	})
 }
 
@@ -284,7 +314,9 @@ func (p *Process) Kill() {
 	p.killed = true
 	p.mu.Unlock()
 	for len(p.All()) > 0 {
-		syscall.Kill(-p.pid, syscall.SIGKILL)
+		for _, g := range p.allGroups() {
+			syscall.Kill(-g, syscall.SIGKILL)
+		}
 		if !Poll(Limit, func() bool { reap(); return len(p.All()) == 0 }) {
 			p.t.Errorf("processes are left after SIGKILL: %v", p.All())
 			return
@@ -314,9 +346,11 @@ func (p *Process) cleanup() {
 	case <-time.After(Limit):
 		p.t.Errorf("somebody outside of the group holds the output open")
 	}
-	groupsMu.Lock()
-	delete(groups, p.pid)
-	groupsMu.Unlock()
+	for _, g := range p.allGroups() {
+		groupsMu.Lock()
+		delete(groups, g)
+		groupsMu.Unlock()
+	}
 	if p.t.Failed() {
 		p.t.Logf("output of all generations:\n%s", strings.Join(p.Lines(), "\n"))
 	}

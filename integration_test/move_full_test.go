@@ -1,0 +1,235 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+	"golang.org/x/sys/unix"
+)
+
+// many opens n connections, each with one answer behind it, in no goroutine.
+func (m *mover) many(n int) []*client {
+	m.t.Helper()
+	clients := make([]*client, n)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= n || m.t.Failed() {
+					return
+				}
+				// One source address has not the ports for all.
+				d := m.dialFrom(fmt.Sprintf("127.0.1.%d", 1+i%8))
+				if a, err := d.ask("/"); err != nil || a.pid != m.Pid() {
+					m.t.Errorf("a new connection: answered by %d, %v", a.pid, err)
+				}
+				clients[i] = d
+			}
+		})
+	}
+	wg.Wait()
+	if m.t.Failed() {
+		m.t.FailNow()
+	}
+	return clients
+}
+
+// answers asks all, and counts who answers; those who get none are under 0.
+func answers(clients []*client) map[int]int {
+	got := map[int]int{}
+	for _, c := range clients {
+		a, err := c.ask("/")
+		if err != nil {
+			a.pid = 0
+		}
+		got[a.pid]++
+	}
+	return got
+}
+
+func openFilesLimit(t *testing.T) int {
+	t.Helper()
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		t.Fatal(err)
+	}
+	want := l
+	want.Cur, want.Max = 25000, max(25000, l.Max)
+	if unix.Prlimit(0, unix.RLIMIT_NOFILE, &want, nil) == nil {
+		return 25000
+	}
+	want.Cur, want.Max = l.Max, l.Max
+	unix.Prlimit(0, unix.RLIMIT_NOFILE, &want, nil)
+	return int(min(l.Max, 25000))
+}
+
+// 20,000 connections move with 50 descriptors to spare, in old and in new, while
+// old serves others.
+func TestMove20000(t *testing.T) {
+	n := min(20000, openFilesLimit(t)-300)
+	if n < 20000 {
+		t.Logf("RLIMIT_NOFILE can't be raised here: %d connections", n)
+	}
+	m := startMover(t, "-probation", "200ms")
+	idle := m.many(n)
+	m.dial().ask("/limit?spare=50")
+	// Busy ones: a request that begins before the drain and ends behind it, and
+	// some that never pause.
+	held := make([]*client, 20)
+	for i := range held {
+		held[i] = m.dial()
+		fmt.Fprint(held[i], "POST /hold HTTP/1.1\r\nHost: grace\r\nContent-Length: 2\r\n\r\na")
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var asked atomic.Int64
+	for range 4 {
+		c := m.dial()
+		wg.Go(func() {
+			for {
+				if _, err := c.ask("/"); err != nil {
+					t.Errorf("a busy connection: %v", err)
+					return
+				}
+				asked.Add(1)
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	pid := m.upgrade()
+	m.WaitLine(`msg="grace: upgrade done`)
+	// All that is idle moves while the others are held.
+	proctest.WaitFor(t, proctest.Limit, "all idle connections to be in new", func() bool {
+		fds, err := proctest.FDs(pid)
+		return err == nil && len(fds) > n
+	})
+	for _, c := range held {
+		fmt.Fprint(c, "b")
+		if a, err := c.read(); err != nil || a.pid != m.Pid() || a.closes {
+			t.Errorf("a held request: got an answer of %d, closes %v, %v; want one of %d", a.pid, a.closes, err, m.Pid())
+		}
+	}
+	moved, finished, cut := m.drained()
+	close(stop)
+	wg.Wait()
+	if want := n + len(held) + 4 + 1; moved != want || finished != 0 || cut != 0 {
+		t.Errorf("moved %d, finished %d, cut off %d; want all %d moved", moved, finished, cut, want)
+	}
+	for _, clients := range [][]*client{idle, held} {
+		if got := answers(clients); got[pid] != len(clients) {
+			t.Errorf("answers by pid, 0 for none: %v; want %d by %d", got, len(clients), pid)
+		}
+	}
+	t.Logf("%s; %d requests meanwhile", tookLine(m), asked.Load())
+}
+
+func tookLine(m *mover) string {
+	for _, l := range m.Lines() {
+		if strings.Contains(l, `"grace: drained"`) {
+			return l[strings.Index(l, "took="):]
+		}
+	}
+	return ""
+}
+
+// New has room for some only: the rest stay with old.
+func TestMoveIntoFullTable(t *testing.T) {
+	m := startMover(t, "-nofile2", "100")
+	clients := m.many(500)
+	pid := m.upgrade()
+	m.WaitLine(`msg="grace: upgrade done`)
+	got := answers(clients)
+	if got[0] > 0 || got[pid]+got[m.Pid()] != len(clients) {
+		t.Errorf("answers by pid, 0 for none: %v; want all by %d and %d", got, pid, m.Pid())
+	}
+	// One that was asked before it moved was answered by old.
+	moved, finished, cut := m.drained()
+	if moved < 50 || moved > 110 || moved < got[pid] || moved+finished != len(clients) || cut != 0 {
+		t.Errorf("moved %d, finished %d and cut off %d; want some 100 moved, and the others finished", moved, finished, cut)
+	}
+}
+
+// New stops reading. What is on its way comes back, and old serves all.
+func TestMoveToStoppedProcess(t *testing.T) {
+	m := startMover(t, "-probation", "300ms")
+	clients := m.many(1000)
+	pid := m.upgrade()
+	m.WaitLine(`standing by`)
+	m.Signal(pid, syscall.SIGSTOP)
+	m.WaitLine(`msg="grace: upgrade done`)
+	if got := answers(clients); got[m.Pid()] != len(clients) {
+		t.Errorf("answers by pid, 0 for none: %v; want all by %d", got, m.Pid())
+	}
+	if moved, _, cut := m.drained(); moved != 0 || cut != 0 {
+		t.Errorf("moved %d and cut off %d, want none", moved, cut)
+	}
+	m.Signal(pid, syscall.SIGCONT)
+	for _, c := range clients {
+		if _, err := c.r.ReadByte(); err == nil {
+			t.Fatal("a connection that old has closed says more")
+		}
+	}
+	m.dial().mustAsk(t, pid)
+}
+
+// New is killed when it has some of the connections: those are lost with it, and
+// old, which serves again, has all the others.
+func TestNewIsKilledWhileConnectionsMove(t *testing.T) {
+	m := startMover(t, "-in2", "log")
+	clients := m.many(5000)
+	pid := m.upgrade()
+	proctest.WaitFor(t, proctest.Limit, "the first connections to be in new", func() bool {
+		return m.Count(fmt.Sprintf(`^state new .* pid=%d$`, pid)) > 0
+	})
+	m.Signal(pid, syscall.SIGKILL)
+	m.WaitLine(`rolled back`)
+	news := m.Count(fmt.Sprintf(`^state new .* pid=%d$`, pid))
+	got := answers(clients)
+	// At most the window, 4 messages of 128, was new's and had not begun there.
+	if got[m.Pid()]+got[0] != len(clients) || got[0] > news+4*128 || got[m.Pid()] == 0 {
+		t.Errorf("answers by pid, 0 for none: %v; %d had begun in new, want all but these by %d", got, news, m.Pid())
+	}
+	if got := answers(m.many(10)); got[m.Pid()] != 10 {
+		t.Errorf("new connections: answers by pid %v, want all by %d", got, m.Pid())
+	}
+	t.Logf("%d connections were new's, %d requests lost with it", news, got[0])
+}
+
+// New is killed before it has read any: nothing is lost.
+func TestNewIsKilledBeforeItTakesConnections(t *testing.T) {
+	m := startMover(t, "-probation", "300ms")
+	clients := m.many(1000)
+	pid := m.upgrade()
+	m.WaitLine(`standing by`)
+	m.Signal(pid, syscall.SIGSTOP)
+	m.WaitLine(`msg="grace: upgrade done`)
+	m.Signal(pid, syscall.SIGKILL)
+	m.WaitLine(`rolled back`)
+	for range 2 {
+		if got := answers(clients); got[m.Pid()] != len(clients) {
+			t.Errorf("answers by pid, 0 for none: %v; want all by %d", got, m.Pid())
+		}
+	}
+	next := m.upgrade()
+	m.drained()
+	if got := answers(clients); got[next] != len(clients) {
+		t.Errorf("after the next upgrade: answers by pid, 0 for none: %v; want all by %d", got, next)
+	}
+}
+
+// ENFILE: the system's table of open files is full for everybody, so that can't
+// be had for one process alone; what new sees of it is what it sees of EMFILE,
+// descriptors that do not arrive, which TestMoveIntoFullTable has.

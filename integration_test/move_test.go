@@ -1,0 +1,297 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+)
+
+// A mover is a running moveserver.
+type mover struct {
+	*proctest.Process
+	t             testing.TB
+	network, addr string
+}
+
+func startMover(t testing.TB, args ...string) *mover {
+	t.Helper()
+	m := &mover{t: t, network: "tcp"}
+	m.Process = proctest.Start(t, proctest.Command{
+		Path: proctest.Build(t, "github.com/julofinance/grace/v3/integration_test/moveserver"), Args: args,
+	})
+	m.addr = m.WaitLine(`^listening 1 (\S+)`)[1]
+	if strings.HasPrefix(m.addr, "/") {
+		m.network = "unix"
+	}
+	m.WaitLine(`msg="grace: serving"`)
+	return m
+}
+
+// upgrade begins one, and gives the new pid once it serves.
+func (m *mover) upgrade() int {
+	m.t.Helper()
+	m.Signal(m.Pid(), syscall.SIGUSR2)
+	pid, _ := strconv.Atoi(m.WaitLine(`msg="grace: serving" from=\d+ pid=(\d+)`)[1])
+	return pid
+}
+
+// drained waits for the report of old's drain.
+func (m *mover) drained() (moved, finished, cut int) {
+	m.t.Helper()
+	r := m.WaitLine(`msg="grace: drained.* moved=(\d+) finished=(\d+) waited=\d+ cut=(\d+)`)
+	moved, _ = strconv.Atoi(r[1])
+	finished, _ = strconv.Atoi(r[2])
+	cut, _ = strconv.Atoi(r[3])
+	return moved, finished, cut
+}
+
+// A client is one connection, whose bytes nobody sends twice.
+type client struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (m *mover) dial() *client { return m.dialFrom("") }
+
+func (m *mover) dialFrom(ip string) *client {
+	m.t.Helper()
+	d := net.Dialer{Timeout: proctest.Limit}
+	if ip != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(ip)}
+	}
+	c, err := d.Dial(m.network, m.addr)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(2 * proctest.Limit))
+	return &client{c, bufio.NewReaderSize(c, 512)}
+}
+
+// An answer is that of a moveserver.
+type answer struct {
+	pid           int
+	remote, local string
+	counted       int
+	closes        bool // Connection: close
+}
+
+func (c *client) ask(path string) (a answer, err error) {
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: grace\r\n\r\n", path); err != nil {
+		return a, err
+	}
+	return c.read()
+}
+
+func (c *client) read() (a answer, err error) {
+	resp, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil {
+		fmt.Sscan(string(b), &a.pid, &a.remote, &a.local, &a.counted)
+	}
+	a.closes = resp.Close
+	return a, err
+}
+
+func (c *client) mustAsk(t testing.TB, pid int) answer {
+	t.Helper()
+	a, err := c.ask("/")
+	if err != nil {
+		t.Fatalf("a request on %v: %v", c.LocalAddr(), err)
+	}
+	if a.pid != pid {
+		t.Fatalf("a request on %v was answered by %d, want %d", c.LocalAddr(), a.pid, pid)
+	}
+	return a
+}
+
+// What may move and what must stay.
+func TestWhichConnectionsMove(t *testing.T) {
+	for _, c := range []struct {
+		name, in1, in2 string
+		moves          bool
+	}{
+		{"plain", "", "", true},
+		{"wrapped in new", "", "wrap", true},
+		{"wrapped in old", "wrap", "", false},
+		{"not listened on in new", "", "without", false},
+		{"TLS in new", "", "tls", false},
+		{"MoveConns(false) in old", "nomove", "", false},
+		{"MoveConns(false) in old, and new says late what it takes", "nomove", "wrap", false},
+		{"MoveConns(false) in new", "", "nomove", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := startMover(t, "-in1", c.in1, "-in2", c.in2, "-cert", certificate(t), "-probation", "300ms")
+			idle, asks := m.dial(), m.dial()
+			first := idle.mustAsk(t, m.Pid())
+			asks.mustAsk(t, m.Pid())
+			pid := m.upgrade()
+			if strings.Contains(c.in2, "wrap") {
+				// What comes through a wrapper that it does not know is known to
+				// new when something has come.
+				m.WaitLine(map[bool]string{true: `standing by`, false: `msg="grace: upgrade done`}[c.moves])
+				m.dial().mustAsk(t, pid)
+			}
+			if c.moves {
+				moved, _, cut := m.drained()
+				if moved != 2 || cut != 0 {
+					t.Errorf("moved %d and cut off %d connections, want 2 and 0", moved, cut)
+				}
+				asks.mustAsk(t, pid) // both have come through the listener then
+				a := idle.mustAsk(t, pid)
+				if a.remote != idle.LocalAddr().String() || a.local != idle.RemoteAddr().String() {
+					t.Errorf("new says that the client is %s and itself %s, want %v and %v", a.remote, a.local, idle.LocalAddr(), idle.RemoteAddr())
+				}
+				if a.remote != first.remote || a.local != first.local {
+					t.Errorf("new says %s and %s, old said %s and %s", a.remote, a.local, first.remote, first.local)
+				}
+				if want := map[bool]int{true: 3}[c.in2 == "wrap"]; a.counted != want {
+					t.Errorf("the listener's wrapper has counted %d connections, want %d", a.counted, want)
+				}
+				return
+			}
+			if c.in2 != "wrap" {
+				m.WaitLine(`msg="grace: upgrade done`)
+			}
+			for tries := 0; ; tries++ { // it may be asked before the drain has begun
+				if a := asks.mustAsk(t, m.Pid()); a.closes {
+					break
+				}
+			}
+			if _, err := asks.r.ReadByte(); err != io.EOF {
+				t.Errorf("after Connection: close: got %v, want %v", err, io.EOF)
+			}
+			if _, err := idle.r.ReadByte(); err != io.EOF {
+				t.Errorf("after the idle grace: got %v, want %v", err, io.EOF)
+			}
+			if moved, _, cut := m.drained(); moved != 0 || cut != 0 {
+				t.Errorf("moved %d and cut off %d connections, want none", moved, cut)
+			}
+		})
+	}
+}
+
+func certificate(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "cert.pem")
+	if err := os.WriteFile(path, newCertificate(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestMoveOverUnixSocket(t *testing.T) {
+	dir, err := os.MkdirTemp("", "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	m := startMover(t, "-listen", "unix="+dir+"/s")
+	clients := make([]*client, 50)
+	for i := range clients {
+		clients[i] = m.dial()
+		clients[i].mustAsk(t, m.Pid())
+	}
+	pid := m.upgrade()
+	if moved, _, cut := m.drained(); moved != len(clients) || cut != 0 {
+		t.Errorf("moved %d and cut off %d connections, want %d and 0", moved, cut, len(clients))
+	}
+	for _, c := range clients {
+		c.mustAsk(t, pid)
+	}
+}
+
+func TestHooksOfMovedConnection(t *testing.T) {
+	m := startMover(t, "-in1", "log", "-in2", "log")
+	c := m.dial()
+	c.mustAsk(t, m.Pid())
+	pid := m.upgrade()
+	m.drained()
+	c.mustAsk(t, pid)
+	c.Close()
+	m.WaitLine(fmt.Sprintf(`^state closed %s pid=%d`, c.LocalAddr(), pid))
+	var got []string
+	for _, l := range m.Lines() {
+		if state, ok := strings.CutPrefix(l, "state "); ok && strings.Contains(l, c.LocalAddr().String()) {
+			which := "new"
+			if strings.HasSuffix(l, fmt.Sprintf("pid=%d", m.Pid())) {
+				which = "old"
+			}
+			got = append(got, which+" "+strings.Fields(state)[0])
+		}
+	}
+	want := "old new, old active, old idle, old closed, new new, new active, new idle, new closed"
+	if s := strings.Join(got, ", "); s != want {
+		t.Errorf("ConnState was told\n%s\nwant\n%s", s, want)
+	}
+}
+
+func TestMovedConnectionKeepsSocketOptions(t *testing.T) {
+	for _, off := range []bool{true, false} {
+		m := startMover(t, "-in1", map[bool]string{true: "sockopts"}[off])
+		c := m.dial()
+		c.mustAsk(t, m.Pid())
+		before := socketOptions(t, m.Pid(), c.LocalAddr())
+		pid := m.upgrade()
+		m.drained()
+		c.mustAsk(t, pid)
+		m.WaitGone(m.Pid())
+		if after := socketOptions(t, pid, c.LocalAddr()); after != before {
+			t.Errorf("options are %s in new, and were %s in old", after, before)
+		}
+		if strings.HasPrefix(before, "nodelay=0 keepalive=0") != off {
+			t.Errorf("options in old are %s; off: %v", before, off)
+		}
+	}
+}
+
+func TestHalfClosedClients(t *testing.T) {
+	m := startMover(t)
+	// One has sent all that it will send, and waits for an answer.
+	busy := m.dial()
+	fmt.Fprintf(busy, "POST /hold HTTP/1.1\r\nHost: grace\r\nContent-Length: 3\r\n\r\nab")
+	idle := m.dial()
+	idle.mustAsk(t, m.Pid())
+	pid := m.upgrade()
+	idle.CloseWrite(t)
+	m.WaitLine(`msg="grace: upgrade done`)
+	fmt.Fprint(busy, "c")
+	busy.CloseWrite(t)
+	if a, err := busy.read(); err != nil || a.pid != m.Pid() {
+		t.Errorf("the client that half-closed: got an answer of %d and %v, want %d", a.pid, err, m.Pid())
+	}
+	for _, c := range []*client{busy, idle} {
+		if _, err := c.r.ReadByte(); err != io.EOF {
+			t.Errorf("after half a close and the answer: got %v, want %v", err, io.EOF)
+		}
+	}
+	if _, _, cut := m.drained(); cut != 0 {
+		t.Errorf("cut off %d connections", cut)
+	}
+	m.dial().mustAsk(t, pid)
+}
+
+func (c *client) CloseWrite(t testing.TB) {
+	t.Helper()
+	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,316 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+)
+
+// run runs a command to its end and gives what it has printed.
+func run(t testing.TB, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), proctest.Limit)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+// example gives a file of example/supervisors with other paths.
+func example(t testing.TB, name string, replace ...string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("../example/supervisors", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	for i := 0; i < len(replace); i += 2 {
+		if !strings.Contains(text, replace[i]) {
+			t.Fatalf("%s has no %q", name, replace[i])
+		}
+		text = strings.ReplaceAll(text, replace[i], replace[i+1])
+	}
+	return text
+}
+
+func writeFile(t testing.TB, path, text string, mode os.FileMode) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// follow is the script grace-follow.
+func follow(t testing.TB) string {
+	t.Helper()
+	path, err := filepath.Abs("../example/supervisors/grace-follow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A supervised server is one that supervisord, runit or monit watches.
+type supervised struct {
+	*mastered
+	status func() string // a line that must not change as long as it serves
+}
+
+// upgrade20 upgrades under load; the supervisor must see nothing of it.
+func (s *supervised) upgrade20() {
+	s.t.Helper()
+	before := s.status()
+	s.underLoad(func() {
+		for range upgrades {
+			s.upgrade()
+		}
+	})
+	if after := s.status(); after != before {
+		s.t.Errorf("the supervisor says %q after the upgrades, and said %q before", after, before)
+	}
+}
+
+// crash kills the server; the supervisor starts another.
+func (s *supervised) crash() {
+	s.t.Helper()
+	s.Signal(s.pid(), syscall.SIGKILL)
+	s.waitNewest()
+	proctest.WaitFor(s.t, proctest.Limit, "an answer of the new process", func() bool {
+		got, err := s.get("/pid")
+		return err == nil && atoi(s.t, got) == s.pid()
+	})
+	s.pids = s.pids[len(s.pids)-1:] // the one before has no last words
+}
+
+// supervisord starts supervisord with a program section.
+func supervisord(t *testing.T, conf func(server []string) string) (*supervised, func(...string) string) {
+	t.Helper()
+	path := needProgram(t, "supervisord", "supervisor")
+	dir := shortDir(t)
+	main := filepath.Join(dir, "supervisord.conf")
+	ctl := func(args ...string) string {
+		out, _ := run(t, "supervisorctl", append([]string{"-c", main}, args...)...)
+		return out
+	}
+	m := startUnder(t, "tcp", func(serverArgs []string) proctest.Command {
+		program := conf(append([]string{proctest.Build(t, serverPackage)}, serverArgs...))
+		writeFile(t, main, strings.NewReplacer("$dir", dir).Replace(`[supervisord]
+nodaemon=true
+user=root
+logfile=/dev/null
+logfile_maxbytes=0
+pidfile=$dir/supervisord.pid
+[unix_http_server]
+file=$dir/sock
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl=unix://$dir/sock
+`)+program, 0o644)
+		return proctest.Command{Path: path, Args: []string{"-n", "-c", main}}
+	})
+	pid := regexp.MustCompile(`^hello\s+RUNNING\s+pid \d+`)
+	s := &supervised{m, func() string { return pid.FindString(ctl("status", "hello")) }}
+	proctest.WaitFor(t, proctest.Limit, "supervisord to call it running", func() bool { return s.status() != "" })
+	return s, ctl
+}
+
+// finish stops the program, then the supervisor.
+func (s *supervised) finish(ctl func(...string) string) {
+	s.t.Helper()
+	if out := ctl("stop", "hello"); !strings.Contains(out, "stopped") {
+		s.t.Errorf("supervisorctl stop said %q", out)
+	}
+	s.WaitGone(s.pid())
+	s.mustLogAll(s.Lines())
+	s.stop(syscall.SIGTERM)
+}
+
+func TestSupervisordFollow(t *testing.T) {
+	for _, name := range []string{"supervisord.conf", "supervisord-pidproxy.conf"} {
+		t.Run(name, func(t *testing.T) {
+			addr := freeAddr(t)
+			s, ctl := supervisord(t, func(server []string) string {
+				pidFile := server[4]
+				server[2] = "tcp=" + addr
+				server = append(server, "-probation", "10ms")
+				return example(t, name,
+					"/usr/local/bin/grace-follow", follow(t), "/run/hello.pid", pidFile,
+					"/usr/local/bin/hello", strings.Join(server, " "),
+					"/var/log/hello.log", "/dev/stdout")
+			})
+			s.upgrade20()
+			s.crash()
+			s.finish(ctl)
+		})
+	}
+}
+
+func TestSupervisordStartServer(t *testing.T) {
+	needProgram(t, "start_server", "libserver-starter-perl")
+	addr := freeAddr(t)
+	s, ctl := supervisord(t, func(server []string) string {
+		server[2] = "tcp=" + addr
+		return example(t, "supervisord-start_server.conf", "--port=9000", "--port="+addr, "--interval=3", "--interval=0",
+			"/run/hello.pid", server[4], "/usr/local/bin/hello", strings.Join(server, " "), "/var/log/hello.log", "/dev/stdout")
+	})
+	s.upgrade20()
+	s.crash()
+	s.finish(ctl)
+}
+
+func TestRunit(t *testing.T) {
+	path := needProgram(t, "runsv", "runit")
+	needProgram(t, "start_server", "libserver-starter-perl")
+	addr, dir := freeAddr(t), shortDir(t)
+	m := startUnder(t, "tcp", func(args []string) proctest.Command {
+		args[1] = "tcp=" + addr
+		writeFile(t, filepath.Join(dir, "run"), example(t, "runit/run", "--port=9000", "--port="+addr, "--interval=3", "--interval=0",
+			"/run/hello.pid", args[3], "/usr/local/bin/hello", proctest.Build(t, serverPackage)+" "+strings.Join(args, " ")), 0o755)
+		return proctest.Command{Path: path, Args: []string{dir}}
+	})
+	sv := func(args ...string) string {
+		out, _ := run(t, "sv", append(args, dir)...)
+		return out
+	}
+	pid := regexp.MustCompile(`^run: .*: \(pid \d+\)`)
+	s := &supervised{m, func() string { return pid.FindString(sv("status")) }}
+	if s.status() == "" {
+		t.Fatalf("sv status says %q", sv("status"))
+	}
+	s.upgrade20()
+	s.crash()
+	if out := sv("-w", "30", "stop"); !strings.HasPrefix(out, "ok: down:") {
+		t.Errorf("sv stop said %q", out)
+	}
+	s.WaitGone(s.pid())
+	s.mustLogAll(s.Lines())
+	s.stop(syscall.SIGTERM)
+}
+
+// Monit starts the server and reads its PID file.
+func TestMonit(t *testing.T) {
+	path := needProgram(t, "monit", "monit")
+	addr, dir := freeAddr(t), shortDir(t)
+	conf := filepath.Join(dir, "monitrc")
+	m := startUnder(t, "tcp", func(args []string) proctest.Command {
+		args[1] = "tcp=" + addr
+		args = append(args, "-probation", "10ms")
+		port := addr[strings.LastIndexByte(addr, ':')+1:]
+		program := example(t, "monit.conf", "/run/hello.pid", args[3], "port 9000", "port "+port, "/foo/bar", "/pid",
+			"/usr/local/bin/hello", proctest.Build(t, serverPackage)+" "+strings.Join(args, " "),
+			"/var/log/hello.log", "/proc/$(cat "+dir+"/pid)/fd/1")
+		writeFile(t, conf, strings.ReplaceAll(`set daemon 1
+set pidfile $dir/pid
+set statefile $dir/state
+set idfile $dir/id
+set httpd unixsocket $dir/sock allow localhost
+`, "$dir", dir)+program, 0o600)
+		return proctest.Command{Path: path, Args: []string{"-I", "-c", conf}}
+	})
+	monit := func(args ...string) string {
+		out, _ := run(t, path, append([]string{"-c", conf}, args...)...)
+		return out
+	}
+	s := &supervised{m, func() string { return regexp.MustCompile(`(?m)^\s*status\s+OK$`).FindString(monit("status", "hello")) }}
+	proctest.WaitFor(t, proctest.Limit, "monit to call it running", func() bool { return s.status() != "" })
+	s.upgrade20()
+	pid := regexp.MustCompile(`(?m)^\s*pid\s+(\d+)$`)
+	proctest.WaitFor(t, proctest.Limit, "monit to see the pid", func() bool {
+		got := pid.FindStringSubmatch(monit("status", "hello"))
+		return got != nil && atoi(t, got[1]) == m.pid()
+	})
+	s.crash()
+	monit("stop", "hello")
+	s.WaitGone(s.pid())
+	s.mustLogAll(s.Lines())
+	s.stop(syscall.SIGTERM)
+}
+
+// grace-upgrade says by its status how the upgrade went.
+func TestUpgradeScript(t *testing.T) {
+	s := startServer(t, "-probation", "10ms", "-refuse", filepath.Join(t.TempDir(), "refuse"))
+	upgrade := func(want int, seconds string) {
+		t.Helper()
+		out, err := run(t, "../example/supervisors/grace-upgrade", s.pidFile, seconds)
+		got := 0
+		if e, ok := err.(*exec.ExitError); ok {
+			got = e.ExitCode()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if got != want {
+			t.Errorf("grace-upgrade ended with status %d; want %d; it said %q", got, want, out)
+		}
+	}
+	old := s.filePid()
+	upgrade(0, "30")
+	if s.filePid() == old {
+		t.Errorf("grace-upgrade ended with status 0, and the PID file still names %d", old)
+	}
+	s.misbehave("exit=3@listen")
+	upgrade(1, "2")
+	h := s.hold() // the old process has to wait for it
+	upgrade(3, "2")
+	h.release()
+	s.Signal(s.WaitAlone(), syscall.SIGTERM)
+	s.WaitAllGone()
+	upgrade(2, "1")
+}
+
+// grace-follow is PID 1, as in a container: it stays, and leaves no zombies.
+func TestFollowAsPid1(t *testing.T) {
+	unshare := needProgram(t, "unshare", "util-linux")
+	args := []string{"--pid", "--fork", "--mount-proc"}
+	if os.Geteuid() != 0 {
+		args = append([]string{"--user", "--map-root-user"}, args...)
+	}
+	dir, addr := t.TempDir(), freeAddr(t)
+	pidFile := filepath.Join(dir, "app.pid")
+	p := proctest.Start(t, proctest.Command{Path: unshare, Args: append(args, follow(t), pidFile,
+		proctest.Build(t, serverPackage), "-http", "tcp="+addr, "-pidfile", pidFile, "-probation", "10ms")})
+	t.Cleanup(func() {
+		if t.Failed() {
+			p.Kill()
+		}
+	})
+	p.WaitLine(`grace: serving`)
+	s := &server{Process: p, t: t, addr: addr, pidFile: pidFile}
+	s.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * proctest.Limit}
+	l := startLoadOn("tcp", addr, 2, 4)
+	for i := range upgrades {
+		if r := s.upgrade(); r.Err != "" {
+			t.Fatalf("upgrade %d: %+v", i+1, r)
+		}
+		p.WaitLine(`grace: the old process is gone`)
+	}
+	l.mustLoseNothing(t)
+	if got := s.mustGet("/gen"); got != "21" {
+		t.Errorf("generation %s serves; want 21", got)
+	}
+	// unshare, the shell, flock, and the server with what it runs.
+	proctest.WaitFor(t, proctest.Limit, "zombies to be reaped", func() bool {
+		for _, s := range p.All() {
+			if s.Dead() {
+				return false
+			}
+		}
+		return true
+	})
+	for _, c := range proctest.Children(p.Pid()) { // PID 1 of the namespace
+		p.Signal(c.Pid, syscall.SIGTERM)
+	}
+	p.WaitAllGone()
+	if _, err := os.Stat(pidFile); !os.IsNotExist(err) {
+		t.Errorf("the PID file is left: %v", err)
+	}
+}
