@@ -51,12 +51,12 @@ lint:
 	@for dir in $(MODULES); do \
 		for os in darwin freebsd windows; do \
 			echo "== build, vet $$dir for $$os"; \
-			(cd $$dir && export CGO_ENABLED=0 GOOS=$$os GOARCH=amd64 && go build ./... && go vet ./...); \
+			(cd $$dir && export CGO_ENABLED=0 GOOS=$$os GOARCH=amd64 && go build -o /dev/null ./... && go vet ./...); \
 		done; \
 	done
 	@for target in js/wasm wasip1/wasm plan9/amd64 linux/386 linux/arm64; do \
 		echo "== build, vet . for $$target"; \
-		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go build . ; \
+		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go build -o /dev/null . ; \
 		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go vet . ; \
 	done
 
