@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"sync"
@@ -29,9 +30,13 @@ import (
 // HTTP/1 responses say "Connection: close", HTTP/2 connections get GOAWAY, an
 // idle connection is left open for [IdleGrace] before it is closed, and a
 // hijacked one is waited for. When all but hijacked ones are gone, or nothing
-// is left, srv.Shutdown runs what was registered with RegisterOnShutdown.
+// is left, srv.Shutdown runs what was registered with RegisterOnShutdown: once;
+// if that upgrade is rolled back after all, a later drain has no way to know it.
 // [DrainTimeout] cuts off the rest.
 func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error, interrupt func(error)) {
+	if srv == nil || ln == nil {
+		return nilServer("HTTP"), func(error) {}
+	}
 	s := u.httpServer(srv)
 	for _, l := range s.conns.listens(u, ln) {
 		// Who wraps our listener may speak TLS. That is seen when the first
@@ -46,10 +51,18 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 // HTTPS is [Upgrader.HTTP] over TLS; the files and srv.TLSConfig are used as by
 // [net/http.Server.ServeTLS].
 func (u *Upgrader) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile string) (execute func() error, interrupt func(error)) {
+	if srv == nil || ln == nil {
+		return nilServer("HTTPS"), func(error) {}
+	}
 	s := u.httpServer(srv)
 	s.conns.listens(u, ln)
 	serve := func(srv *http.Server, ln net.Listener) error { return srv.ServeTLS(ln, certFile, keyFile) }
 	return func() error { return s.serve(ln, serve) }, func(error) { u.Close() }
+}
+
+// nilServer is the actor of a server that was not given.
+func nilServer(method string) func() error {
+	return func() error { return fmt.Errorf("grace: %s: the server or the listener is nil", method) }
 }
 
 // An httpServer drains an *http.Server without losing a request, which
@@ -70,6 +83,7 @@ type httpServer struct {
 	mu      sync.Mutex
 	srv     *http.Server
 	mover   *mover            // while it drains after an upgrade
+	since   time.Time         // when the drain began
 	foreign map[net.Conn]bool // connections that none of our listeners has accepted
 	resumed chan struct{}     // closed when a drain was called off
 	isShut  bool              // srv.Shutdown was called
@@ -173,7 +187,9 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if ok {
 			s.letGo(t) // drain may not have come to it yet
 		}
-		if !ok || !t.movable() {
+		if !ok || !t.movable() || time.Since(s.begun()) > s.u.opt.idleGrace {
+			// Also where one pipelined request after the other leaves no
+			// moment in which it could move.
 			w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
 		}
 	}
@@ -182,6 +198,13 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h = http.DefaultServeMux
 	}
 	h.ServeHTTP(w, r)
+}
+
+// begun is when the drain began.
+func (s *httpServer) begun() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.since
 }
 
 // trackKey is the key of a request's *track in its context.
@@ -289,6 +312,7 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 func (s *httpServer) drain(d *drain) drainReport {
 	s.mu.Lock()
 	s.mover = d.mover // first: who sees draining relies on it
+	s.since = d.begun
 	s.mu.Unlock()
 	s.draining.Store(true)
 	begun := len(s.conns.tracks())

@@ -183,7 +183,11 @@ func (l *listener) reopen() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.shut {
-		inner, err := l.open(l.sock.Bound)
+		addr := l.sock.Bound
+		if l.sock.Path != "" {
+			addr = l.sock.Path // whatever the working directory is now
+		}
+		inner, err := l.open(addr)
 		if err != nil {
 			return err
 		}

@@ -56,9 +56,14 @@ var ErrNotMoved = errors.New("the connection can't be moved and stays in this pr
 // it, or serve on until [DrainTimeout] cuts it off. Nobody may be reading from
 // c meanwhile.
 func Move(c net.Conn, unread []byte) error {
-	t := trackOf(c)
-	if t == nil {
-		return fmt.Errorf("grace: %w: a %T is none of ours", ErrNotMoved, c)
+	var t *track
+	switch c := c.(type) {
+	case *TCPConn:
+		t = &c.track
+	case *UnixConn:
+		t = &c.track
+	default: // a wrapper, such as TLS, knows what its descriptor does not
+		return fmt.Errorf("grace: %w: a %T is none that Listen's listener has accepted", ErrNotMoved, c)
 	}
 	t.mu.Lock()
 	m, ending := t.mover, t.ending

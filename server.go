@@ -37,6 +37,9 @@ type Server struct {
 // came from the listener are closed or moved; those that are left when
 // [DrainTimeout] is up are cut off. Other errors are Serve's.
 func (u *Upgrader) Server(s Server) (execute func() error, interrupt func(error)) {
+	if s.Listener == nil || s.Serve == nil {
+		return nilServer("Server"), func(error) {}
+	}
 	o := &otherServer{u: u, Server: s, finished: make(chan struct{}), resumed: make(chan struct{}), closed: make(chan struct{})}
 	for _, l := range o.conns.listens(u, s.Listener) {
 		if s.Protocol != "" {

@@ -464,7 +464,8 @@ func (u *Upgrader) Listen(network, addr string) (net.Listener, error) {
 }
 
 // ListenPacket is Listen for packets: udp, udp4 and udp6 give a [*UDPConn],
-// unixgram a [*UnixgramConn].
+// unixgram a [*UnixgramConn]. When this process ends, reads return
+// net.ErrClosed: no error for an actor that serves packets.
 func (u *Upgrader) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return u.socks.listenPacket(u.opt.listenConfig, network, addr)
 }
