@@ -1,0 +1,105 @@
+package grace
+
+import (
+	"errors"
+	"io"
+	"net"
+)
+
+// A receiver takes moved connections in the new process. All of it runs in the
+// goroutine that reads the channel.
+type receiver struct {
+	ch   *channel
+	find func(index int) *listener // nil if this process has none that takes them
+	held map[uint32]received
+}
+
+type received struct {
+	conn   net.Conn
+	l      *listener
+	unread []byte
+	custom bool
+}
+
+// onConns makes connections of the descriptors, and keeps them until old has
+// given them up. A descriptor that did not arrive, or can't be used, stays old's.
+func (r *receiver) onConns(m message) error {
+	batch, err := decodeConns(m.payload)
+	if err != nil {
+		closeAll(m.fds)
+		return err
+	}
+	if len(m.fds) > len(batch) {
+		closeAll(m.fds[len(batch):])
+	}
+	var took, refused []uint32
+	listeners := map[int]*listener{}
+	for i, c := range batch {
+		if i >= len(m.fds) {
+			refused = append(refused, c.id)
+			continue
+		}
+		l, ok := listeners[c.socket]
+		if !ok {
+			l = r.find(c.socket)
+			listeners[c.socket] = l
+		}
+		if l == nil {
+			closeAll(m.fds[i : i+1])
+			refused = append(refused, c.id)
+			continue
+		}
+		conn, err := receiveConn(m.fds[i], c.custom)
+		if err != nil {
+			refused = append(refused, c.id)
+			continue
+		}
+		r.held[c.id] = received{conn, l, c.unread, c.custom}
+		took = append(took, c.id)
+	}
+	r.ch.send(message{typ: msgTook, payload: encodeIDs(took, refused)})
+	return nil
+}
+
+func (r *receiver) onVerdict(m message) error {
+	yours, mine, err := decodeIDs(m.payload)
+	if err != nil {
+		return err
+	}
+	for _, id := range yours {
+		r.deliver(id)
+	}
+	for _, id := range mine {
+		if c, ok := r.held[id]; ok {
+			c.conn.Close() // this copy of the descriptor only
+			delete(r.held, id)
+		}
+	}
+	return nil
+}
+
+// onEnd: the channel has ended. If old is dead, what we took is ours. If it was
+// this process that could read no more, old still has them and serves them.
+func (r *receiver) onEnd(err error) {
+	dead := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errConnReset)
+	for id, c := range r.held {
+		if dead {
+			r.deliver(id)
+		} else {
+			c.conn.Close()
+			delete(r.held, id)
+		}
+	}
+}
+
+func (r *receiver) deliver(id uint32) {
+	c, ok := r.held[id]
+	if !ok {
+		return
+	}
+	delete(r.held, id)
+	t := tracked(c.conn, c.l, c.unread, nil)
+	moved := trackOf(t) // nobody else has it yet
+	moved.moved, moved.custom = true, c.custom
+	c.l.give(t)
+}
