@@ -1,5 +1,7 @@
 # make test    every test, with the race detector
 # make lint    gofmt, go vet, staticcheck, and the other platforms
+# make oldest  the tests that depend on what Go's own packages do, with the oldest
+#              Go that is supported
 # make demo    upgrades before your eyes; ARGS="-h" shows what can be set
 # make bench   the cost, each against a baseline of the same run
 # make cover   the library's coverage, integration tests counted
@@ -13,6 +15,7 @@ SHELL := /bin/bash
 
 PKG         := github.com/julofinance/grace/v3
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+OLDEST      := go1.25.0
 
 # Every module of the repository, the root first.
 MODULES := . $(filter-out .,$(patsubst %/go.mod,%,$(sort $(shell find . -name go.mod -not -path '*/testdata/*'))))
@@ -24,7 +27,8 @@ TESTFLAGS ?=
 TIMEOUT   ?= 30m
 ARGS      ?=
 
-.PHONY: all test lint bench cover demo packages clean
+
+.PHONY: all test oldest lint bench cover demo packages clean
 
 all: lint test
 
@@ -36,6 +40,13 @@ test: packages
 		(cd $$dir && CGO_ENABLED=1 go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) ./...) || failed+=" $$dir"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "FAIL in$$failed"; exit 1; fi
+
+# How net/http reads and what blocks is what moving connections rests on.
+oldest:
+	@GOTOOLCHAIN=$(OLDEST) go version
+	@GOTOOLCHAIN=$(OLDEST) CGO_ENABLED=1 go test -race -shuffle=on -timeout $(TIMEOUT) .
+	@GOTOOLCHAIN=$(OLDEST) CGO_ENABLED=1 go test -race -shuffle=on -timeout $(TIMEOUT) \
+		-run 'StaysNonBlocking|UpgradeUnderLoad|WhichConnectionsMove|LosslessTLS|LosslessHTTP2' -short ./integration_test
 
 packages:
 	@.ci/packages
