@@ -59,12 +59,12 @@ func main() {
 		log.Fatal(err)
 	}
 	m := &master{path: path, sock: sock, children: map[*os.Process]bool{}, none: make(chan struct{})}
-	if _, err := m.start(); err != nil {
-		log.Fatal(err)
-	}
 	signals := make(chan os.Signal, 0) // what comes during the sleep is lost
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1)
 	go m.handle(signals)
+	if _, err := m.start(); err != nil {
+		log.Fatal(err)
+	}
 	<-m.none
 }
 
