@@ -127,7 +127,7 @@ func TestSocketmasterCrash(t *testing.T) {
 
 // A new version that dies leaves the old one serving, and the PID file with it.
 func TestSocketmasterBrokenVersion(t *testing.T) {
-	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "TEST_SUCCESSOR=1 exec %s", "-start", "50"))
+	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "TEST_SUCCESSOR=1 exec %s", "-start", "2000"))
 	m.misbehave("exit=3@listen")
 	m.underLoad(func() {
 		m.Signal(m.pid(), syscall.SIGUSR2)

@@ -59,14 +59,14 @@ func main() {
 		log.Fatal(err)
 	}
 	m := &master{path: path, sock: sock, children: map[*os.Process]bool{}, none: make(chan struct{})}
-	if _, err := m.start(); err != nil {
-		log.Fatal(err)
-	}
 	//lint:ignore S1019 go vet wants it to be said
 	signals := make(chan os.Signal, 0)
 	//lint:ignore SA1017 as in the original, what comes during the sleep is lost
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1)
 	go m.handle(signals)
+	if _, err := m.start(); err != nil {
+		log.Fatal(err)
+	}
 	<-m.none
 }
 
