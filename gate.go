@@ -77,6 +77,13 @@ func (g *gate) errand(n int) {
 	}
 }
 
+// isStuck says whether somebody is still inside of a gate that is shut.
+func (g *gate) isStuck() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.inside > 0 && g.mode != gateOpen && g.mode != gateFinishing
+}
+
 func (g *gate) isOpen() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // A socket is one descriptor that every generation has: inherited from the one
@@ -344,10 +345,20 @@ func (s *sockets) yield(handed []*socket, claimed []int) {
 	for _, i := range claimed {
 		if i >= 0 && i < len(handed) {
 			handed[i].yielded = true
-			if handed[i].gate != nil {
-				handed[i].gate.set(gateShut)
-			}
+			handed[i].shutGate()
 		}
+	}
+}
+
+// shutGate stops accepting, or reading packets; the socket stays, for others
+// that have it.
+func (sock *socket) shutGate() {
+	if sock.gate == nil {
+		return
+	}
+	sock.gate.set(gateShut)
+	if l := sock.listener; l != nil {
+		time.AfterFunc(10*time.Millisecond, l.freeAccept)
 	}
 }
 
@@ -361,7 +372,7 @@ func (s *sockets) endAccept() {
 		switch {
 		case sock.gate == nil:
 		case sock.Master || sock.yielded || s.inherited && sock.index >= 0: // another process's
-			sock.gate.set(gateShut)
+			sock.shutGate()
 		default:
 			sock.unlink()
 			sock.gate.set(gateFinishing)

@@ -107,6 +107,24 @@ func TestSocketmasterKeepsLongRequests(t *testing.T) {
 	m.stop(syscall.SIGINT)
 }
 
+// Each start of a child makes the socket blocking for all that have it. An
+// Accept that began before the new server has listened still ends at the drain,
+// though nobody connects any more.
+func TestSocketmasterMakesSocketBlocking(t *testing.T) {
+	args := []string{"-tokopedia", "-start", "1", "-wait-child-notif"}
+	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "TEST_SUCCESSOR=1 exec %s", args...))
+	m.waitNotified(args)
+	m.misbehave("pause@start")
+	m.Signal(m.pid(), syscall.SIGUSR2)
+	pid := atoi(t, m.WaitLine(`paused at start pid=(\d+)`)[1])
+	for range 3 {
+		m.servingPid()
+	}
+	m.Signal(pid, syscall.SIGUSR1)
+	m.waitNext()
+	m.stop(syscall.SIGTERM)
+}
+
 // A program that calls Upgrade is told how it went.
 func TestSocketmasterUpgradeCall(t *testing.T) {
 	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "exec %s", "-start", "50"))

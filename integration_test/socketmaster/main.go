@@ -155,6 +155,11 @@ func (m *master) start() (*os.Process, error) {
 	if *wait {
 		env = append(env, fmt.Sprintf("SOCKETMASTER_PID=%d", os.Getpid()))
 	}
+	// With the Go of their time, os.StartProcess does this to a socket, for all
+	// that have it.
+	if err := syscall.SetNonblock(int(m.sock.Fd()), false); err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p, err := os.StartProcess(m.path, argv, &os.ProcAttr{Env: env, Files: []*os.File{os.Stdin, w, w, m.sock}})

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package grace
+
+// freeAccept is for Linux: see there.
+func (l *listener) freeAccept() {}
