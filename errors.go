@@ -10,9 +10,10 @@ import (
 // [errors.Is]. Every error of [Upgrader.Upgrade] that concerns the new process
 // is an [*UpgradeError] as well, which has its pid and exit status.
 var (
-	// ErrNotSupported is returned by Upgrade where the platform can't hand
+	// ErrNotSupported is returned by Upgrade where the process is PID 1, whose
+	// end is that of its container, and where the platform can't hand
 	// sockets to another process (Windows, js, wasip1, plan9).
-	ErrNotSupported = errors.New("upgrade is not supported on this platform")
+	ErrNotSupported = errors.New("upgrade is not supported here")
 
 	// ErrStopped is returned by calls on an Upgrader that is stopping or has stopped.
 	ErrStopped = errors.New("this process is stopping")

@@ -34,6 +34,9 @@ type successor struct {
 // launch starts the new process. It runs outside of the Upgrader's goroutine,
 // since BeforeUpgrade may take its time.
 func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
+	if os.Getpid() == 1 {
+		return nil, &UpgradeError{Reason: ErrNotSupported, Err: errors.New("this process is PID 1, and when it ends the kernel ends everything in its container, the new process too")}
+	}
 	if err := u.mayUpgrade(ctx); err != nil {
 		return nil, err
 	}
@@ -362,6 +365,8 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 // advice is what the operator may do about a failed upgrade.
 func advice(err error) string {
 	switch {
+	case errors.Is(err, ErrNotSupported):
+		return "let a process that stays be PID 1, and start this one from there: see docs/docker.md"
 	case errors.Is(err, ErrRefused):
 		return "see why BeforeUpgrade refused, then send the signal again"
 	case errors.Is(err, ErrStart):

@@ -267,6 +267,34 @@ func TestUpgradeScript(t *testing.T) {
 	upgrade(2, "1")
 }
 
+// A server that is PID 1 would take its successor with it: it says so, and serves on.
+func TestPid1Refuses(t *testing.T) {
+	unshare := needProgram(t, "unshare", "util-linux")
+	args := []string{"--pid", "--fork", "--mount-proc", "--kill-child"}
+	if os.Geteuid() != 0 {
+		args = append([]string{"--user", "--map-root-user"}, args...)
+	}
+	dir, addr := t.TempDir(), freeAddr(t)
+	p := proctest.Start(t, proctest.Command{Path: unshare, Args: append(args,
+		proctest.Build(t, serverPackage), "-http", "tcp="+addr, "-pidfile", filepath.Join(dir, "app.pid"))})
+	t.Cleanup(func() {
+		if t.Failed() {
+			p.Kill()
+		}
+	})
+	p.WaitLine(`grace: serving" .*pid=1 `)
+	s := &server{Process: p, t: t, addr: addr}
+	s.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * proctest.Limit}
+	server := proctest.Children(p.Pid())[0].Pid
+	p.Signal(server, syscall.SIGUSR2)
+	p.WaitLine(`upgrade failed; this process goes on serving.*PID 1.*docs/docker.md`)
+	if got := s.mustGet("/gen"); got != "1" {
+		t.Errorf("generation %s serves; want 1", got)
+	}
+	p.Signal(server, syscall.SIGTERM)
+	p.WaitAllGone()
+}
+
 // grace-follow is PID 1, as in a container: it stays, and leaves no zombies.
 func TestFollowAsPid1(t *testing.T) {
 	unshare := needProgram(t, "unshare", "util-linux")
