@@ -24,7 +24,7 @@ export GOWORK := off
 
 # TESTFLAGS adds to what go test is given: make test TESTFLAGS="-run TestX -v".
 TESTFLAGS ?=
-TIMEOUT   ?= 30m
+TIMEOUT   ?= 60m
 ARGS      ?=
 
 

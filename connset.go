@@ -31,6 +31,15 @@ func (s *connSet) listens(u *Upgrader, ln net.Listener) (found []*listener) {
 	return found
 }
 
+// listensWith adds ln to the listeners of a server.
+func (u *Upgrader) listensWith(s *connSet, ln net.Listener) []*listener {
+	found := s.listens(u, ln)
+	if len(found) == 0 {
+		u.log.Warn("grace: a server listens on a socket that is not one of Listen's: no new process will get it", "address", ln.Addr())
+	}
+	return found
+}
+
 func (s *connSet) all() []*listener {
 	s.mu.Lock()
 	defer s.mu.Unlock()

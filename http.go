@@ -38,7 +38,7 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 		return nilServer("HTTP"), func(error) {}
 	}
 	s := u.httpServer(srv)
-	for _, l := range s.conns.listens(u, ln) {
+	for _, l := range u.listensWith(&s.conns, ln) {
 		// Who wraps our listener may speak TLS. That is seen when the first
 		// connection comes: connState.
 		if _, ours := ln.(*listener); ours {
@@ -55,7 +55,7 @@ func (u *Upgrader) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile st
 		return nilServer("HTTPS"), func(error) {}
 	}
 	s := u.httpServer(srv)
-	s.conns.listens(u, ln)
+	u.listensWith(&s.conns, ln)
 	serve := func(srv *http.Server, ln net.Listener) error { return srv.ServeTLS(ln, certFile, keyFile) }
 	return func() error { return s.serve(ln, serve) }, func(error) { u.Close() }
 }

@@ -140,8 +140,8 @@ func Signals(upgrade ...os.Signal) Option {
 	}
 }
 
-// Logger is where the log lines go; they are listed in the README. Default
-// [slog.Default]; a nil logger drops them.
+// Logger is where the log lines go; the README lists those that an operator
+// should know. Default [slog.Default]; a nil logger drops them.
 func Logger(l *slog.Logger) Option {
 	return func(o *options) error {
 		if l == nil {

@@ -23,6 +23,7 @@ type successor struct {
 	line     bool    // the ready line has come
 	claims   *claims // have come
 	went     bool    // go was sent: it may accept, and name itself in the PID file
+	accepted bool    // it has said that it accepts
 	orderly  bool    // it was asked to stop: its end is no reason to roll back
 	left     bool    // it has given up by itself and drains
 	killed   error   // why we killed it, one of the Err values
@@ -295,11 +296,8 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 		// The service is to end, and its drain has begun: nobody takes over again.
 	case s.left:
 		u.settle()
-	case s.went:
+	case s.accepted:
 		failure.Reason = ErrRolledBack
-		if u.state == upgrading && s.killed != nil {
-			failure.Reason = s.reason(state) // it never accepted
-		}
 		u.rollBack(failure)
 	default:
 		failure.Reason = s.reason(state)
@@ -309,10 +307,8 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 
 // upgradeFailed: new was never ready, and old goes on as if nothing had been.
 func (u *Upgrader) upgradeFailed(err error) {
-	if u.pid != nil {
-		u.pid.forgetPeer()
-	}
 	u.state = serving
+	u.retakePIDFile()
 	u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
 	u.tellFailed("the upgrade failed", err)
 	u.answer(err)
@@ -329,11 +325,7 @@ func (u *Upgrader) rollBack(err error) {
 	if u.drain != nil {
 		u.drain.cancel()
 	}
-	if u.pid != nil {
-		if err := u.pid.retake(); err != nil {
-			u.log.Error("grace: the PID file can't be taken back", "err", err)
-		}
-	}
+	u.retakePIDFile()
 	u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
 	u.tellFailed("the upgrade was rolled back", err)
 	u.answer(err)
@@ -341,6 +333,16 @@ func (u *Upgrader) rollBack(err error) {
 		u.pending = true
 	}
 	u.settle()
+}
+
+// retakePIDFile puts this process's pid back, if new has put its own there.
+func (u *Upgrader) retakePIDFile() {
+	if u.pid == nil {
+		return
+	}
+	if err := u.pid.retake(); err != nil {
+		u.log.Error("grace: the PID file can't be taken back", "err", err)
+	}
 }
 
 // onSuccessorStops: new begins to end, and says why.
@@ -352,6 +354,12 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 		s.orderly = true
 		u.onStop(stopRequest{now: stop.Now, passedOn: true})
 		return
+	}
+	if !s.accepted {
+		if s.told == nil {
+			s.told = errors.New("it has given up by itself")
+		}
+		return // it will exit
 	}
 	if s.left || u.state == stopped || u.stopAsked {
 		return

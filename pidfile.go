@@ -204,8 +204,16 @@ func (p *pidFile) lockDir() (unlock func(), err error) {
 	return func() { dir.Close() }, nil
 }
 
-// retake names this process again after the successor has died.
+// retake names this process again after the successor has died, if it had put
+// its own file in place.
 func (p *pidFile) retake() error {
+	p.mu.Lock()
+	ours := p.file == nil || p.names(p.file)
+	p.mu.Unlock()
+	if ours {
+		p.forgetPeer()
+		return nil
+	}
 	tmp, err := p.prepare()
 	if err == nil {
 		err = p.take(tmp)

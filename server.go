@@ -41,7 +41,7 @@ func (u *Upgrader) Server(s Server) (execute func() error, interrupt func(error)
 		return nilServer("Server"), func(error) {}
 	}
 	o := &otherServer{u: u, Server: s, finished: make(chan struct{}), resumed: make(chan struct{}), closed: make(chan struct{})}
-	for _, l := range o.conns.listens(u, s.Listener) {
+	for _, l := range u.listensWith(&o.conns, s.Listener) {
 		if s.Protocol != "" {
 			l.adopt(phaseOther)
 			u.takes(l, s.Protocol)

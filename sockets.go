@@ -122,7 +122,7 @@ func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
 	switch network {
 	case "tcp", "tcp4", "tcp6", "unix", "unixpacket":
 	default:
-		return nil, fmt.Errorf("grace: listen %s %s: %w; have tcp, tcp4, tcp6, unix, unixpacket", network, addr, net.UnknownNetworkError(network))
+		return nil, fmt.Errorf("grace: listen %s %s: %w; have tcp, tcp4, tcp6, unix, unixpacket; packets are ListenPacket's", network, addr, net.UnknownNetworkError(network))
 	}
 	open := func() (net.Listener, error) { return lc.Listen(context.Background(), network, addr) }
 	var l net.Listener
@@ -182,7 +182,7 @@ func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, erro
 	switch network {
 	case "udp", "udp4", "udp6", "unixgram":
 	default:
-		return nil, fmt.Errorf("grace: listen packet %s %s: %w; have udp, udp4, udp6, unixgram", network, addr, net.UnknownNetworkError(network))
+		return nil, fmt.Errorf("grace: listen packet %s %s: %w; have udp, udp4, udp6, unixgram; streams are Listen's", network, addr, net.UnknownNetworkError(network))
 	}
 	open := func() (net.PacketConn, error) { return lc.ListenPacket(context.Background(), network, addr) }
 	var p net.PacketConn

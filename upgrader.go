@@ -215,10 +215,11 @@ func (u *Upgrader) takePIDFile() error {
 
 // warnIfNeverReady: a program that forgets Ready would wait in silence.
 func (u *Upgrader) warnIfNeverReady() {
-	time.AfterFunc(u.opt.readyTimeout, func() {
+	after := min(10*time.Second, u.opt.readyTimeout)
+	time.AfterFunc(after, func() {
 		u.post(func() {
 			if u.state == starting {
-				u.log.Warn("grace: Ready was not called yet, so no listener accepts", "after", u.opt.readyTimeout)
+				u.log.Warn("grace: Ready was not called yet, so no listener accepts", "after", after)
 			}
 		})
 	})
@@ -275,9 +276,10 @@ func (u *Upgrader) onReady() error {
 	return nil
 }
 
-// Upgrade starts a new process and returns nil when it has taken over for good,
-// which is when [Probation] is over; this process then drains, and Done is
-// closed. Otherwise it says why not, and this process goes on serving:
+// Upgrade starts a new process and returns nil when it has taken over, which is
+// when [Probation] is over; this process then drains, and Done is closed. (A new
+// process that dies while this one drains is still rolled back; the log says so,
+// and Done stays open.) Otherwise it says why not, and this process goes on serving:
 // an [*UpgradeError] with the reason ErrRefused, ErrStart, ErrExited,
 // ErrReadyTimeout, ErrProtocol or ErrRolledBack.
 //
@@ -397,6 +399,7 @@ func (u *Upgrader) onLate(s *successor) {
 // onAccepting: new accepts. Stop accepting, and stand by.
 func (u *Upgrader) onAccepting(s *successor) {
 	s.late.Stop()
+	s.accepted = true
 	u.socks.yield(s.handed, s.claims.Sockets)
 	u.state = yielded
 	u.log.Info("grace: the new process is ready; standing by", "new", s.proc.pid(), "took", time.Since(s.launched), "probation", u.opt.probation)

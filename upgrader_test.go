@@ -403,3 +403,29 @@ func TestNewTwice(t *testing.T) {
 		t.Errorf("ListenPacket after Done: %v, %v, want nil, ErrStopped", p, err)
 	}
 }
+
+// A new process that dies between go and its first Accept was never ready, and
+// old has never stopped accepting.
+func TestNewDiesBeforeItAccepts(t *testing.T) {
+	addrs := make(chan net.Addr, 9)
+	serve := oneListener(addrs)
+	h := newHouse(t, func(g *generation) error {
+		if g.n == 1 {
+			return serve(g)
+		}
+		if err := g.handshake(); err != nil {
+			return err
+		}
+		return errors.New("broken")
+	})
+	g := h.first()
+	addr := <-addrs
+	err := receive(t, g.upgrade(), "Upgrade")
+	wantErr(t, err, ErrExited)
+	if errors.Is(err, ErrRolledBack) {
+		t.Errorf("%v is reported as rolled back", err)
+	}
+	if got := ask(t, addr); got != "1" {
+		t.Errorf("generation %s answers, want 1", got)
+	}
+}
