@@ -224,3 +224,20 @@ func ExampleBeforeUpgrade() {
 		log.Fatal(err)
 	}
 }
+
+// A daemon with two servers of its own.
+func ExamplePair() {
+	server, admin := &http.Server{}, &http.Server{}
+
+	u, err := grace.New(grace.PIDFile("app.pid"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	public, err1 := u.Listen("tcp", ":9000")
+	private, err2 := u.Listen("unix", "admin.sock")
+	if err := errors.Join(err1, err2); err != nil {
+		log.Fatal(err)
+	}
+	err = u.Run(grace.Pair(u.HTTP(server, public)), grace.Pair(u.HTTP(admin, private)))
+	log.Print(err)
+}

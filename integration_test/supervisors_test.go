@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -264,6 +265,11 @@ func TestUpgradeScript(t *testing.T) {
 	h.release()
 	s.Signal(s.WaitAlone(), syscall.SIGTERM)
 	s.WaitAllGone()
+	upgrade(2, "1")
+	// A stale file: its pid is a stranger's by now.
+	if err := os.WriteFile(s.pidFile, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	upgrade(2, "1")
 }
 
