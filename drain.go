@@ -68,10 +68,16 @@ func (u *Upgrader) onStop(r stopRequest) {
 	u.cancel()
 	switch {
 	case u.held: // only new is waited for
+	case u.drain != nil && u.drain.cancelled(): // rolled back right now: onDrained begins another
+		u.refuseAll()
+		u.cutSoon = r.now
 	case u.drain != nil: // it is under way already
 	case handedOver:
 		u.answer(nil)
 		u.probation.Stop()
+		if u.state == upgrading && r.leave { // it accepts at any moment
+			u.socks.yield(u.next.handed, u.next.claims.Sockets)
+		}
 		m := u.next.mover
 		if !r.leave { // the new process is to stop as well
 			m = nil
@@ -144,8 +150,15 @@ func (u *Upgrader) beginDrain(m *mover) {
 // onDrained: nothing is left, or it was cut off, or new has died meanwhile.
 func (u *Upgrader) onDrained(d *drain) {
 	u.drain = nil
-	if d.cancelled() && !u.stopAsked {
-		u.settle() // rolled back; an upgrade may be wanted already
+	if d.cancelled() { // rolled back
+		if !u.stopAsked {
+			u.settle() // an upgrade may be wanted already
+			return
+		}
+		u.beginDrain(nil)
+		if u.cutSoon {
+			u.drain.hurry()
+		}
 		return
 	}
 	d.log(u.log)

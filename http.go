@@ -38,14 +38,15 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 		return nilServer("HTTP"), func(error) {}
 	}
 	s := u.httpServer(srv)
-	for _, l := range u.listensWith(&s.conns, ln) {
+	own := u.listensWith(&s.conns, ln)
+	for _, l := range own {
 		// Who wraps our listener may speak TLS. That is seen when the first
 		// connection comes: connState.
 		if _, ours := ln.(*listener); ours {
 			u.takes(l, protocolHTTP1)
 		}
 	}
-	return func() error { return s.serve(ln, (*http.Server).Serve) }, func(error) { u.Close() }
+	return func() error { return s.serve(ln, own, (*http.Server).Serve) }, func(error) { u.Close() }
 }
 
 // HTTPS is [Upgrader.HTTP] over TLS; the files and srv.TLSConfig are used as by
@@ -55,9 +56,9 @@ func (u *Upgrader) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile st
 		return nilServer("HTTPS"), func(error) {}
 	}
 	s := u.httpServer(srv)
-	u.listensWith(&s.conns, ln)
+	own := u.listensWith(&s.conns, ln)
 	serve := func(srv *http.Server, ln net.Listener) error { return srv.ServeTLS(ln, certFile, keyFile) }
-	return func() error { return s.serve(ln, serve) }, func(error) { u.Close() }
+	return func() error { return s.serve(ln, own, serve) }, func(error) { u.Close() }
 }
 
 // nilServer is the actor of a server that was not given.
@@ -152,8 +153,14 @@ func (closedListener) Close() error              { return nil }
 func (closedListener) Addr() net.Addr            { return &net.TCPAddr{} }
 
 // serve serves ln until the drain is over, again if a drain was called off.
-func (s *httpServer) serve(ln net.Listener, serve func(*http.Server, net.Listener) error) error {
+// own are the listeners of ours that ln is, or wraps.
+func (s *httpServer) serve(ln net.Listener, own []*listener, serve func(*http.Server, net.Listener) error) error {
 	for {
+		for _, l := range own { // Shutdown has closed it after the sockets were opened again
+			if err := s.u.socks.unpark(l); err != nil {
+				s.u.log.Error("grace: a listener can't be opened again", "err", err)
+			}
+		}
 		s.mu.Lock()
 		srv, resumed := s.srv, s.resumed
 		s.mu.Unlock()
@@ -161,6 +168,11 @@ func (s *httpServer) serve(ln net.Listener, serve func(*http.Server, net.Listene
 		if !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			return err
 		}
+		s.mu.Lock()
+		isShut := s.isShut
+		s.mu.Unlock()
+		// First this, then whether the drain was called off right now.
+		byProgram := !isShut && !s.draining.Load() && s.u.ctx.Err() == nil && !s.u.socks.keep(nil)
 		select {
 		case <-s.finished:
 			return nil
@@ -168,8 +180,8 @@ func (s *httpServer) serve(ln net.Listener, serve func(*http.Server, net.Listene
 			continue
 		default:
 		}
-		if !s.draining.Load() && s.u.ctx.Err() == nil && !s.u.socks.keep(nil) {
-			return err // closed by the program itself
+		if byProgram {
+			return err
 		}
 		select {
 		case <-s.finished:
@@ -327,7 +339,7 @@ func (s *httpServer) drain(d *drain) drainReport {
 			s.mu.Lock()
 			s.isShut = true
 			s.mu.Unlock()
-			go s.srv.Shutdown(d.ctx)
+			go s.shut(d.ctx, s.srv)
 			s.conns.wait(d, func() bool { return s.left(true) == 0 })
 		}
 	}
@@ -338,6 +350,16 @@ func (s *httpServer) drain(d *drain) drainReport {
 	cut := s.left(true)
 	waited := max(0, hijacked-cut)
 	return drainReport{finished: max(0, begun-waited-cut), waited: waited, cut: cut}
+}
+
+// shut calls Shutdown. It closes no listener for good: the upgrade may be
+// rolled back meanwhile.
+func (s *httpServer) shut(ctx context.Context, srv *http.Server) {
+	for _, l := range s.conns.all() {
+		l.spare(func() {})
+		defer l.spare(nil)
+	}
+	srv.Shutdown(ctx)
 }
 
 // offer lets go of all connections.

@@ -124,10 +124,10 @@ func IdleGrace(d time.Duration) Option {
 	return positive("IdleGrace", d, func(o *options) { o.idleGrace = d })
 }
 
-// Signals are those that ask for an upgrade. Default SIGUSR2. Whichever they
-// are, SIGTERM, SIGINT and SIGQUIT drain and stop, and a second one of these
-// stops at once. Signals() with no argument leaves every signal to the program,
-// which calls Upgrade and Stop itself.
+// Signals are those that ask for an upgrade. Default SIGUSR2. Those of SIGTERM,
+// SIGINT and SIGQUIT that are not among them drain and stop, and a second one of
+// these stops at once. Signals() with no argument leaves every signal to the
+// program, which calls Upgrade and Stop itself.
 func Signals(upgrade ...os.Signal) Option {
 	return func(o *options) error {
 		for _, s := range upgrade {

@@ -20,14 +20,16 @@ func (u *Upgrader) handleSignals() (release func()) {
 	asks, stops := u.opt.signals, slices.Clone(stopSignals)
 	if u.underMaster() {
 		stops = append(stops, u.master.drainSignals...)
-		asks = slices.DeleteFunc(slices.Clone(asks), func(s os.Signal) bool { return slices.Contains(u.master.drainSignals, s) })
+		asks = without(asks, u.master.drainSignals)
 	}
 	upgrade := make(chan os.Signal, 1) // a full one says it all: upgrades coalesce
 	if len(asks) > 0 {
 		signal.Notify(upgrade, asks...)
 	}
-	stop := make(chan os.Signal, 2) // the first and the second
-	signal.Notify(stop, slices.DeleteFunc(stops, func(s os.Signal) bool { return slices.Contains(asks, s) })...)
+	stop := make(chan os.Signal, 2)                   // the first and the second
+	if stops = without(stops, asks); len(stops) > 0 { // Notify without one means every signal
+		signal.Notify(stop, stops...)
+	}
 	end := make(chan struct{})
 	go func() {
 		for {
@@ -45,6 +47,11 @@ func (u *Upgrader) handleSignals() (release func()) {
 		signal.Stop(stop)
 		close(end)
 	}
+}
+
+// without gives those of signals that others does not name.
+func without(signals, others []os.Signal) []os.Signal {
+	return slices.DeleteFunc(slices.Clone(signals), func(s os.Signal) bool { return slices.Contains(others, s) })
 }
 
 // surviveBrokenPipes: who reads our output, a master or a supervisor, may die,

@@ -64,6 +64,7 @@ type Upgrader struct {
 	parentGone bool
 	stopAsked  bool
 	toldOnly   bool // so far by the other process of a hand-over, not by a signal or a call
+	cutSoon    bool // the drain that is to begin cuts off at once
 	ends       bool // the service does, not only this process
 	held       bool // drained; for systemd this process outlives new
 	left       bool // this process has given up, and its parent serves on

@@ -94,7 +94,7 @@ func TestServeFileUsesSendfile(t *testing.T) {
 func TestCopyBetweenConnectionsUsesSplice(t *testing.T) {
 	const size = 1 << 20
 	addr, end := traced(t, "splice")
-	source, sink := rawClient(t, addr, "/pair"), rawClient(t, addr, "/pair")
+	source, sink := rawClient(t, addr, "/pair?source"), rawClient(t, addr, "/pair?sink")
 	go func() {
 		source.Write([]byte(strings.Repeat("x", size)))
 		source.(*net.TCPConn).CloseWrite()

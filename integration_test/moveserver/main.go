@@ -151,13 +151,14 @@ func handlers(u *grace.Upgrader) http.Handler {
 			panic(err)
 		}
 		io.WriteString(c, "ok\n")
-		select {
-		case sources <- c:
-		case src := <-sources:
-			io.Copy(c, src)
-			src.Close()
-			c.Close()
+		if r.URL.RawQuery == "source" {
+			sources <- c
+			return
 		}
+		src := <-sources
+		io.Copy(c, src)
+		src.Close()
+		c.Close()
 	})
 	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, *file) })
 	return mux

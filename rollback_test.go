@@ -1,0 +1,163 @@
+//go:build unix
+
+package grace
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestShutdownAfterRollBack: new dies at the moment in which nothing but
+// hijacked connections is left in old, so that Shutdown closes the listener when
+// old accepts again.
+func TestShutdownAfterRollBack(t *testing.T) {
+	u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := u.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.NotFoundHandler()}
+	shut := make(chan struct{}, 9)
+	srv.RegisterOnShutdown(func() { shut <- struct{}{} })
+	execute, _ := u.HTTP(srv, ln)
+	served := make(chan error, 1)
+	go func() { served <- execute() }()
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	get := func() {
+		t.Helper()
+		client := http.Client{Timeout: limit, Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := client.Get("http://" + ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	get()
+
+	// The end of a drain, between whose two lines the upgrade is rolled back.
+	s := u.httpServer(srv)
+	u.socks.yield(u.socks.snapshot(), []int{0})
+	s.draining.Store(true)
+	s.mu.Lock()
+	s.isShut = true
+	s.mu.Unlock()
+	if err := u.socks.openGates(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go s.shut(ctx, srv)
+	receive(t, shut, "Shutdown")
+	cancel()
+	s.resume()
+
+	get()
+	u.Stop()
+	receive(t, u.Done(), "Done")
+	if err := receive(t, served, "execute"); err != nil {
+		t.Errorf("execute returned %v", err)
+	}
+}
+
+// A slowDrainer notices late that a drain was called off.
+type slowDrainer struct {
+	begun  chan *drain
+	notice chan struct{}
+}
+
+func (s *slowDrainer) drain(d *drain) drainReport {
+	s.begun <- d
+	select {
+	case <-d.ctx.Done():
+		<-s.notice
+	case <-s.notice:
+	}
+	return drainReport{}
+}
+
+func (s *slowDrainer) offer(*mover) {}
+func (s *slowDrainer) shutdown()    {}
+
+// TestStopRightAfterRollBack: the drain of the upgrade is still being called off
+// when the process is told to stop. It drains all the same.
+func TestStopRightAfterRollBack(t *testing.T) {
+	h := newHouse(t, func(g *generation) error { return g.Ready() })
+	h.opts = func(int) []Option { return []Option{Probation(0)} }
+	g := h.first()
+	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{})}
+	g.serversMu.Lock()
+	g.servers = append(g.servers, slow)
+	g.serversMu.Unlock()
+	done := g.upgrade()
+	next := h.next()
+	if err := receive(t, done, "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, slow.begun, "the drain of the upgrade")
+	next.die()
+	g.await(serving)
+	g.Stop()
+	g.await(serving) // the loop has seen it
+	slow.notice <- struct{}{}
+	select {
+	case <-slow.begun:
+	case <-g.Done():
+		t.Fatal("the process has stopped without a drain")
+	case <-time.After(limit):
+		t.Fatal("no drain, and no end")
+	}
+	slow.notice <- struct{}{}
+	receive(t, g.Done(), "Done")
+}
+
+// TestCloseBeforeNewAccepts: old gives up when it has let new go, and new does
+// not accept yet. The path of a unix socket is new's by then.
+func TestCloseBeforeNewAccepts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	agreed, accept := make(chan struct{}), make(chan struct{})
+	h := newHouse(t, func(g *generation) error {
+		l, err := g.Listen("unix", path)
+		if err != nil {
+			return err
+		}
+		g.serve(l)
+		if g.n == 1 {
+			return g.Ready()
+		}
+		if err := g.handshake(); err != nil {
+			return err
+		}
+		close(agreed)
+		<-accept
+		reply := make(chan error, 1)
+		g.post(func() { reply <- g.onReady() })
+		return <-reply
+	})
+	old := h.first()
+	done := old.upgrade()
+	receive(t, agreed, "go")
+	old.Close()
+	receive(t, old.Done(), "Done of the old one")
+	receive(t, done, "Upgrade")
+	if _, err := os.Lstat(path); err != nil {
+		t.Error(err)
+	}
+	close(accept)
+	next := h.next()
+	if next.err != nil {
+		t.Fatal(next.err)
+	}
+	next.Stop()
+	receive(t, next.Done(), "Done of the new one")
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("after the last stop the path is there: error %v", err)
+	}
+}
