@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -233,6 +234,10 @@ func (s *httpServer) connContext(ctx context.Context, c net.Conn) context.Contex
 }
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
+	if state == http.StateNew && trackOf(c) == nil {
+		s.wrapped(c)
+		return
+	}
 	t := s.trackOf(c)
 	if s.state != nil && state == http.StateIdle {
 		s.state(c, state) // it may set a deadline: the next one is to be the server's
@@ -257,7 +262,25 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	}
 }
 
-// begin is told of each new connection before its first Read.
+// wrapped is told of a new connection that is not ours itself. Whose it is is
+// seen by RemoteAddr, and that of a wrapper may wait for what the client says
+// first (the PROXY protocol); but this is the goroutine that accepts.
+func (s *httpServer) wrapped(c net.Conn) {
+	if len(s.conns.all()) == 0 {
+		s.foreignState(c, http.StateNew)
+	} else {
+		go func() {
+			if t := s.conns.find(c); t != nil {
+				s.begin(c, t)
+			}
+		}()
+	}
+	if s.state != nil {
+		s.state(c, http.StateNew)
+	}
+}
+
+// begin is told of each new connection, of our own before its first Read.
 func (s *httpServer) begin(c net.Conn, t *track) {
 	switch c.(type) {
 	case *TCPConn, *UnixConn:
@@ -308,9 +331,13 @@ func (s *httpServer) trackOf(c net.Conn) *track {
 	return s.conns.find(c)
 }
 
-// foreignState counts a connection that we know nothing of; it ends as
-// srv.Shutdown ends it.
+// foreignState keeps a connection that we know nothing of: none of our listeners
+// has accepted it, or its wrapper hides that. While the process ends it may be
+// idle for the idle grace.
 func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
+	if !reflect.TypeOf(c).Comparable() {
+		return // can't be told from others
+	}
 	s.mu.Lock()
 	if state == http.StateClosed || state == http.StateHijacked {
 		delete(s.foreign, c)
@@ -319,6 +346,30 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 	}
 	s.mu.Unlock()
 	s.conns.check()
+	if state == http.StateIdle && s.draining.Load() {
+		s.endIdleForeign(c)
+	}
+}
+
+// endIdleForeign ends the connection if it is idle still when the grace is over.
+func (s *httpServer) endIdleForeign(c net.Conn) {
+	time.AfterFunc(s.u.opt.idleGrace, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.foreign[c] && s.draining.Load() {
+			c.SetReadDeadline(longAgo)
+		}
+	})
+}
+
+func (s *httpServer) endAllIdleForeign() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, idle := range s.foreign {
+		if idle {
+			s.endIdleForeign(c)
+		}
+	}
 }
 
 func (s *httpServer) drain(d *drain) drainReport {
@@ -329,6 +380,7 @@ func (s *httpServer) drain(d *drain) drainReport {
 	s.draining.Store(true)
 	begun := len(s.conns.tracks())
 	s.offer(d.mover)
+	s.endAllIdleForeign()
 	if s.twin != nil {
 		s.twin.Shutdown(d.ctx)
 	}

@@ -108,8 +108,10 @@ func (l *listener) takeBack(t *track, unread []byte, m *mover, lent bool) {
 	t.inner.SetDeadline(time.Time{})
 	c := tracked(t.inner, l, unread, m) // takes t's place in l.live
 	back := trackOf(c)
+	back.mu.Lock()
 	back.moved = true // it is as idle as one that has arrived
 	back.lent = lent
+	back.mu.Unlock()
 	l.give(c)
 }
 

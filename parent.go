@@ -254,6 +254,8 @@ func (s *successor) onTook(m message) {
 func (u *Upgrader) maybeGo(s *successor) {
 	if s.line && s.claims != nil && !s.went && s.killed == nil {
 		s.went = true
+		s.late.Stop()
+		u.watchClock(s) // again: what comes late now hangs
 		s.ch.send(newMessage(msgGo, nil))
 	}
 }

@@ -99,7 +99,9 @@ func (r *receiver) deliver(id uint32) {
 	}
 	delete(r.held, id)
 	t := tracked(c.conn, c.l, c.unread, nil)
-	moved := trackOf(t) // nobody else has it yet
+	moved := trackOf(t)
+	moved.mu.Lock()
 	moved.moved, moved.custom = true, c.custom
+	moved.mu.Unlock()
 	c.l.give(t)
 }

@@ -374,7 +374,7 @@ func (u *Upgrader) onLaunched(s *successor, err error) {
 	if s != nil {
 		u.next = s
 		u.watch(s)
-		s.late = time.AfterFunc(u.opt.readyTimeout, func() { u.post(func() { u.onLate(s) }) })
+		u.watchClock(s)
 	}
 	switch {
 	case u.state != upgrading: // told to stop meanwhile
@@ -389,9 +389,16 @@ func (u *Upgrader) onLaunched(s *successor, err error) {
 	}
 }
 
-// onLate: the ready timeout is up.
-func (u *Upgrader) onLate(s *successor) {
-	if s == u.next && u.state == upgrading {
+// watchClock gives new the ready timeout, from now on.
+func (u *Upgrader) watchClock(s *successor) {
+	went := s.went
+	s.late = time.AfterFunc(u.opt.readyTimeout, func() { u.post(func() { u.onLate(s, went) }) })
+}
+
+// onLate: the ready timeout is up. One that began before go counts no more: new
+// may have begun to accept.
+func (u *Upgrader) onLate(s *successor, went bool) {
+	if s == u.next && u.state == upgrading && s.went == went {
 		s.told = fmt.Errorf("killed after %v", u.opt.readyTimeout)
 		u.kill(s, ErrReadyTimeout)
 	}

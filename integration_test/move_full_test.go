@@ -50,6 +50,9 @@ func answers(clients []*client) map[int]int {
 		a, err := c.ask("/")
 		if err != nil {
 			a.pid = 0
+			if got[0] == 0 {
+				c.t.Logf("the first without an answer: %v", err)
+			}
 		}
 		got[a.pid]++
 	}

@@ -62,6 +62,7 @@ func (m *mover) drained() (moved, finished, cut int) {
 type client struct {
 	net.Conn
 	r *bufio.Reader
+	t testing.TB
 }
 
 func (m *mover) dial() *client { return m.dialFrom("") }
@@ -77,8 +78,7 @@ func (m *mover) dialFrom(ip string) *client {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(2 * proctest.Limit))
-	return &client{c, bufio.NewReaderSize(c, 512)}
+	return &client{c, bufio.NewReaderSize(c, 512), m.t}
 }
 
 // An answer is that of a moveserver.
@@ -90,6 +90,7 @@ type answer struct {
 }
 
 func (c *client) ask(path string) (a answer, err error) {
+	c.SetDeadline(time.Now().Add(2 * proctest.Limit))
 	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: grace\r\n\r\n", path); err != nil {
 		return a, err
 	}
@@ -97,6 +98,7 @@ func (c *client) ask(path string) (a answer, err error) {
 }
 
 func (c *client) read() (a answer, err error) {
+	c.SetDeadline(time.Now().Add(2 * proctest.Limit))
 	resp, err := http.ReadResponse(c.r, nil)
 	if err != nil {
 		return a, err

@@ -59,9 +59,8 @@ func main() {
 		log.Fatal(err)
 	}
 	m := &master{path: path, sock: sock, children: map[*os.Process]bool{}, none: make(chan struct{})}
-	//lint:ignore S1019 go vet wants it to be said
-	signals := make(chan os.Signal, 0)
-	//lint:ignore SA1017 as in the original, what comes during the sleep is lost
+	signals := make(chan os.Signal, 1)
+	m.signals = signals
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1)
 	go m.handle(signals)
 	if _, err := m.start(); err != nil {
@@ -100,6 +99,7 @@ type master struct {
 	mu       sync.Mutex
 	children map[*os.Process]bool
 	none     chan struct{} // closed when no child is left
+	signals  <-chan os.Signal
 }
 
 func (m *master) handle(signals <-chan os.Signal) {
@@ -201,6 +201,11 @@ func (m *master) start() (*os.Process, error) {
 
 func (m *master) stopOthers(newest *os.Process) {
 	time.Sleep(time.Duration(*start) * time.Millisecond)
+	// As in the original, what came during the sleep is lost.
+	select {
+	case <-m.signals:
+	default:
+	}
 	m.mu.Lock()
 	n := len(m.children)
 	m.mu.Unlock()

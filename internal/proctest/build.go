@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +35,12 @@ type build struct {
 func RaceEnabled() bool { return raceEnabled }
 
 // Main runs the tests of a package and exits. It fails if a process is left.
-func Main(m *testing.M) { os.Exit(runTests(m)) }
+func Main(m *testing.M) {
+	// Who is started with SIGHUP ignored (nohup) passes that on to what it
+	// starts; with a handler it does not.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	os.Exit(runTests(m))
+}
 
 func runTests(m *testing.M) int {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
