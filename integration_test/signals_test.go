@@ -164,10 +164,12 @@ func TestSignalWhileStartingThatFails(t *testing.T) {
 		t.Errorf("Upgrade returned %+v, want nil", got)
 	}
 	s.WaitGone(old)
-	pid := s.WaitAlone()
-	if pid == new || s.servingPid() != pid || s.mustGet("/gen") != "2" {
-		t.Errorf("process %d is left, %d answers, generation %s; want the second that old has started", pid, s.servingPid(), s.mustGet("/gen"))
-	}
+	// The signal may be seen before old has seen the death, or after: then it is
+	// one more that is wanted, and is passed on.
+	proctest.WaitFor(t, proctest.Limit, "one that old or its successor has started to be left", func() bool {
+		pid := s.WaitAlone()
+		return pid != new && s.servingPid() == pid
+	})
 }
 
 // mustStopAll: nothing of the server is left, and the process that it began
