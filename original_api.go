@@ -133,7 +133,8 @@ func Listen(hport string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	u.Server(Server{Listener: ln}) // its connections are waited for
+	// Its connections are waited for; the caller itself serves them.
+	u.Server(Server{Listener: ln, Serve: func(net.Listener) error { return nil }})
 	return &sharedListener{ln, u}, nil
 }
 
