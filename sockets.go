@@ -368,6 +368,7 @@ func (sock *socket) shutGate() {
 func (s *sockets) endAccept() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.open = false // a server that begins only now opens nothing again
 	for _, sock := range s.all {
 		switch {
 		case sock.gate == nil:
