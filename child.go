@@ -126,7 +126,12 @@ func (u *Upgrader) sayReady() error {
 	if !u.post(func() { reply <- u.onReady() }) {
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)
 	}
-	return <-reply
+	err := <-reply
+	if u.parent != nil {
+		// Should the program exit next, old is to know that it had begun.
+		u.parent.ch.flush(time.Second)
+	}
+	return err
 }
 
 // handshake agrees with old that it is now this process's turn: claims, the

@@ -77,8 +77,8 @@ type httpServer struct {
 	connCtx func(context.Context, net.Conn) context.Context
 	twin    *http.Server // owns the HTTP/2 connections, to send them GOAWAY
 
-	draining atomic.Bool
-	finished chan struct{} // closed by shutdown: execute returns
+	draining atomic.Pointer[drain] // nil if it does not drain
+	finished chan struct{}         // closed by shutdown: execute returns
 
 	conns connSet
 
@@ -173,7 +173,7 @@ func (s *httpServer) serve(ln net.Listener, own []*listener, serve func(*http.Se
 		isShut := s.isShut
 		s.mu.Unlock()
 		// First this, then whether the drain was called off right now.
-		byProgram := !isShut && !s.draining.Load() && s.u.ctx.Err() == nil && !s.u.socks.keep(nil)
+		byProgram := !isShut && s.draining.Load() == nil && s.u.ctx.Err() == nil && !s.u.socks.keep(nil)
 		select {
 		case <-s.finished:
 			return nil
@@ -195,7 +195,7 @@ func (s *httpServer) serve(ln net.Listener, own []*listener, serve func(*http.Se
 // ServeHTTP tells the client of a connection that can't be moved to open
 // another one for its next request.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if s.draining.Load() {
+	if s.ends() {
 		t, ok := r.Context().Value(trackKey{}).(*track)
 		if ok {
 			s.letGo(t) // drain may not have come to it yet
@@ -211,6 +211,13 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h = http.DefaultServeMux
 	}
 	h.ServeHTTP(w, r)
+}
+
+// ends says whether connections are to end, or move. A drain that is called off
+// ends none from that moment, though resume comes a little later.
+func (s *httpServer) ends() bool {
+	d := s.draining.Load()
+	return d != nil && !d.cancelled()
 }
 
 // begun is when the drain began.
@@ -299,7 +306,7 @@ func (s *httpServer) begin(c net.Conn, t *track) {
 		}
 		t.setMoved(idle)
 	}
-	if s.draining.Load() {
+	if s.ends() {
 		s.letGo(t)
 	}
 }
@@ -310,7 +317,7 @@ func (s *httpServer) letGo(t *track) {
 	m := s.mover
 	s.mu.Unlock()
 	s.release(t, m)
-	if !s.draining.Load() { // called off meanwhile, and resume may not have seen it
+	if !s.ends() { // called off meanwhile, and resume may not have seen it
 		t.offer(nil)
 		t.finish(0)
 	}
@@ -346,7 +353,7 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 	}
 	s.mu.Unlock()
 	s.conns.check()
-	if state == http.StateIdle && s.draining.Load() {
+	if state == http.StateIdle && s.ends() {
 		s.endIdleForeign(c)
 	}
 }
@@ -356,7 +363,7 @@ func (s *httpServer) endIdleForeign(c net.Conn) {
 	time.AfterFunc(s.u.opt.idleGrace, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.foreign[c] && s.draining.Load() {
+		if s.foreign[c] && s.ends() {
 			c.SetReadDeadline(longAgo)
 		}
 	})
@@ -377,7 +384,7 @@ func (s *httpServer) drain(d *drain) drainReport {
 	s.mover = d.mover // first: who sees draining relies on it
 	s.since = d.begun
 	s.mu.Unlock()
-	s.draining.Store(true)
+	s.draining.Store(d)
 	begun := len(s.conns.tracks())
 	s.offer(d.mover)
 	s.endAllIdleForeign()
@@ -434,7 +441,7 @@ func (s *httpServer) left(hijacked bool) int {
 
 // resume serves on: the drain was called off.
 func (s *httpServer) resume() {
-	s.draining.Store(false)
+	s.draining.Store(nil)
 	for _, t := range s.conns.tracks() {
 		t.offer(nil)
 		t.finish(0)

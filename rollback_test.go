@@ -46,7 +46,7 @@ func TestShutdownAfterRollBack(t *testing.T) {
 	// The end of a drain, between whose two lines the upgrade is rolled back.
 	s := u.httpServer(srv)
 	u.socks.yield(u.socks.snapshot(), []int{0})
-	s.draining.Store(true)
+	s.draining.Store(newDrain(nil))
 	s.mu.Lock()
 	s.isShut = true
 	s.mu.Unlock()
@@ -159,5 +159,51 @@ func TestCloseBeforeNewAccepts(t *testing.T) {
 	receive(t, next.Done(), "Done of the new one")
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		t.Errorf("after the last stop the path is there: error %v", err)
+	}
+}
+
+// From the moment that a drain is called off no answer says that it is the last
+// one, even if the server itself hears of it later.
+func TestAnswersAfterACalledOffDrain(t *testing.T) {
+	u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := u.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	execute, _ := u.HTTP(srv, ln)
+	served := make(chan error, 1)
+	go func() { served <- execute() }()
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	d := newDrain(nil)
+	u.httpServer(srv).draining.Store(d)
+	client := http.Client{Timeout: limit, Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	saysClose := func() bool {
+		t.Helper()
+		resp, err := client.Get("http://" + ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.Close
+	}
+	if !saysClose() {
+		t.Error("an answer while the process drains does not say that the connection is closed")
+	}
+	d.cancel()
+	if saysClose() {
+		t.Error("an answer after the roll back says that the connection is closed")
+	}
+	u.httpServer(srv).resume()
+	u.Stop()
+	receive(t, u.Done(), "Done")
+	if err := receive(t, served, "execute"); err != nil {
+		t.Errorf("execute returned %v", err)
 	}
 }

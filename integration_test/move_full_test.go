@@ -59,6 +59,18 @@ func answers(clients []*client) map[int]int {
 	return got
 }
 
+// askAgain asks those that were answered before the drain had come to them: who
+// stays with the draining process is told only by an answer that it is the last.
+func askAgain(clients []*client) {
+	for _, c := range clients {
+		if !c.last.closes {
+			if _, err := c.ask("/"); err != nil {
+				c.t.Errorf("asked again: %v", err)
+			}
+		}
+	}
+}
+
 func openFilesLimit(t *testing.T) int {
 	t.Helper()
 	var l unix.Rlimit
@@ -150,7 +162,7 @@ func tookLine(m *mover) string {
 
 // New has room for some only: the rest stay with old.
 func TestMoveIntoFullTable(t *testing.T) {
-	m := startMover(t, "-nofile2", "100")
+	m := startMover(t, "-nofile2", "100", "-idlegrace", "1m")
 	clients := m.many(500)
 	pid := m.upgrade()
 	m.WaitLine(`msg="grace: upgrade done`)
@@ -158,6 +170,7 @@ func TestMoveIntoFullTable(t *testing.T) {
 	if got[0] > 0 || got[pid]+got[m.Pid()] != len(clients) {
 		t.Errorf("answers by pid, 0 for none: %v; want all by %d and %d", got, pid, m.Pid())
 	}
+	askAgain(clients)
 	// One that was asked before it moved was answered by old.
 	moved, finished, cut := m.drained()
 	if moved < 50 || moved > 110 || moved < got[pid] || moved+finished != len(clients) || cut != 0 {
@@ -167,7 +180,7 @@ func TestMoveIntoFullTable(t *testing.T) {
 
 // New stops reading. What is on its way comes back, and old serves all.
 func TestMoveToStoppedProcess(t *testing.T) {
-	m := startMover(t, "-probation", "300ms")
+	m := startMover(t, "-probation", "300ms", "-idlegrace", "1m")
 	clients := m.many(1000)
 	pid := m.upgrade()
 	m.WaitLine(`standing by`)
@@ -176,6 +189,7 @@ func TestMoveToStoppedProcess(t *testing.T) {
 	if got := answers(clients); got[m.Pid()] != len(clients) {
 		t.Errorf("answers by pid, 0 for none: %v; want all by %d", got, m.Pid())
 	}
+	askAgain(clients)
 	if moved, _, cut := m.drained(); moved != 0 || cut != 0 {
 		t.Errorf("moved %d and cut off %d, want none", moved, cut)
 	}

@@ -61,8 +61,9 @@ func (m *mover) drained() (moved, finished, cut int) {
 // A client is one connection, whose bytes nobody sends twice.
 type client struct {
 	net.Conn
-	r *bufio.Reader
-	t testing.TB
+	r    *bufio.Reader
+	t    testing.TB
+	last answer
 }
 
 func (m *mover) dial() *client { return m.dialFrom("") }
@@ -78,7 +79,7 @@ func (m *mover) dialFrom(ip string) *client {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { c.Close() })
-	return &client{c, bufio.NewReaderSize(c, 512), m.t}
+	return &client{Conn: c, r: bufio.NewReaderSize(c, 512), t: m.t}
 }
 
 // An answer is that of a moveserver.
@@ -109,6 +110,7 @@ func (c *client) read() (a answer, err error) {
 		fmt.Sscan(string(b), &a.pid, &a.remote, &a.local, &a.counted)
 	}
 	a.closes = resp.Close
+	c.last = a
 	return a, err
 }
 

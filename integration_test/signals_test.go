@@ -15,11 +15,13 @@ import (
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
-// generations gives the living processes of the server.
+// generations gives the living processes of the server: those that were alive
+// when the last of them had been found, so that one which ended meanwhile is not
+// counted beside its successor's successor.
 func (s *server) generations() []int {
 	var pids []int
-	for _, st := range s.All() {
-		if !st.Dead() && !st.Exiting {
+	for _, found := range s.All() {
+		if st, ok := proctest.ReadStat(found.Pid); ok && !st.Dead() && !st.Exiting {
 			pids = append(pids, st.Pid)
 		}
 	}

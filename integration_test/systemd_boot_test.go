@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -30,7 +31,7 @@ type systemd struct {
 	name    string // of the cgroup
 	pid     int    // of its process 1, as seen from here
 	root    string // its file system, as seen from here
-	output  *bytes.Buffer
+	output  *lockedBuffer
 	version int
 }
 
@@ -167,12 +168,30 @@ func systemdVersion(dir string) int {
 	return 0
 }
 
+// A lockedBuffer can be read while it is written.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
 // bootSystemd boots one of at least this version.
 func bootSystemd(t testing.TB, version int) *systemd {
 	t.Helper()
 	other, have := needSystemd(t, version)
 	systemdCount++
-	s := &systemd{t: t, name: fmt.Sprintf("grace-test-%d-%d", os.Getpid(), systemdCount), output: new(bytes.Buffer), version: have}
+	s := &systemd{t: t, name: fmt.Sprintf("grace-test-%d-%d", os.Getpid(), systemdCount), output: new(lockedBuffer), version: have}
 	cmd := exec.Command("unshare", "--mount", "sh", "-c", systemdOuter, "sh", t.TempDir(), s.name, other, systemdInner)
 	cmd.Stdout, cmd.Stderr = s.output, s.output
 	// Should this process be killed, so are they: the thread that has started

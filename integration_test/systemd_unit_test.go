@@ -114,6 +114,11 @@ func (u *systemdUnit) wantStatus(words ...string) {
 	t := u.server.t
 	t.Helper()
 	got := ""
+	defer func() {
+		if t.Failed() {
+			t.Logf("the status says %q", got)
+		}
+	}()
 	u.wait("the status to say "+strings.Join(words, ", "), func() bool {
 		got = u.show(u.unit, "StatusText")
 		for _, w := range words {

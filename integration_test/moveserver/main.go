@@ -34,6 +34,7 @@ var (
 	listen    = flag.String("listen", "tcp=127.0.0.1:0", "network=addr")
 	second    = flag.String("second", "tcp=127.0.0.2:0", "network=addr to listen on besides")
 	probation = flag.Duration("probation", 50*time.Millisecond, "probation")
+	idle      = flag.Duration("idlegrace", 2*time.Second, "idle grace")
 	in1       = flag.String("in1", "", "what the first generation does")
 	in2       = flag.String("in2", "", "what the others do")
 	file      = flag.String("file", "", "what /file serves")
@@ -67,7 +68,7 @@ func main() {
 }
 
 func run() error {
-	u, err := grace.New(grace.MoveConns(!does("nomove")), grace.Probation(*probation), grace.IdleGrace(2*time.Second), grace.DrainTimeout(time.Minute))
+	u, err := grace.New(grace.MoveConns(!does("nomove")), grace.Probation(*probation), grace.IdleGrace(*idle), grace.DrainTimeout(time.Minute))
 	if err != nil {
 		return err
 	}
