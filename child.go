@@ -150,7 +150,7 @@ func (u *Upgrader) handshake() error {
 		c.PIDLock = true
 		lock = dupFile(pidFile)
 	}
-	m := newMessage(msgClaims, c)
+	m := newMessage(msgClaims, &c)
 	m.fds = lock
 	p.ch.sendThen(m, func(error) { closeAll(lock) })
 	_, err := p.ready.WriteString(readyLine)
@@ -166,6 +166,7 @@ func (u *Upgrader) handshake() error {
 			err = fmt.Errorf("grace: Ready: %w", ErrStopped)
 		}
 	}
+	<-u.signals
 	if pidFile == nil {
 		return err
 	}

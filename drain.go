@@ -106,10 +106,10 @@ func (u *Upgrader) passStop(r stopRequest) {
 	}
 	if u.next != nil && u.next.went && !u.next.orderly {
 		u.log.Info("grace: stop asked of a process that has handed over; passed on", "new", u.next.proc.pid())
-		u.next.ch.send(newMessage(msgStop, stopMessage{Now: r.now}))
+		u.next.ch.send(newMessage(msgStop, &stopMessage{Now: r.now}))
 	}
 	if u.parent != nil && !u.parentGone {
-		u.parent.ch.send(newMessage(msgStop, stopMessage{Now: r.now}))
+		u.parent.ch.send(newMessage(msgStop, &stopMessage{Now: r.now}))
 	}
 }
 
@@ -126,7 +126,7 @@ func (u *Upgrader) beginLastDrain(r stopRequest) {
 	if r.leave && u.parent != nil && !u.parentGone {
 		u.left = true
 		u.socks.own(false)
-		u.parent.ch.send(newMessage(msgStop, stopMessage{Leave: true}))
+		u.parent.ch.send(newMessage(msgStop, &stopMessage{Leave: true}))
 	}
 	u.beginDrain(nil)
 }

@@ -2,7 +2,6 @@ package grace
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -37,35 +36,35 @@ var readyLine = fmt.Sprintf("ready %d\n", protocolVersion)
 
 // A manifest is all that new gets from old, besides the descriptors.
 type manifest struct {
-	Version    int    `json:"version"`
-	Pid        int    `json:"pid"`
-	Generation int    `json:"generation"` // of new
-	Dir        string `json:"dir"`        // working directory of the first start
-	Path       string `json:"path"`       // binary of the first start
-	PIDFile    string `json:"pidfile,omitempty"`
+	Version    int
+	Pid        int
+	Generation int    // of new
+	Dir        string // working directory of the first start
+	Path       string // binary of the first start
+	PIDFile    string
 	// Systemd is there if it is to be told of what happens.
-	Systemd *serviceManager `json:"systemd,omitempty"`
+	Systemd *serviceManager
 	// Sockets[i] has the descriptor handover.first+i.
-	Sockets []entry `json:"sockets"`
+	Sockets []entry
 }
 
 // An entry describes one descriptor that is handed over.
 type entry struct {
-	Kind    kind   `json:"kind"`
-	Network string `json:"network,omitempty"`
-	Addr    string `json:"addr"`            // what was asked for, or the name of a file or connection
-	Bound   string `json:"bound,omitempty"` // what the kernel says
-	V6Only  bool   `json:"v6only,omitempty"`
+	Kind    kind
+	Network string
+	Addr    string // what was asked for, or the name of a file or connection
+	Bound   string // what the kernel says
+	V6Only  bool
 	// Path, Dev and Ino are those of a unix socket's file, so that only the
 	// file that we made is ever removed.
-	Path string `json:"path,omitempty"`
-	Dev  uint64 `json:"dev,omitempty"`
-	Ino  uint64 `json:"ino,omitempty"`
+	Path string
+	Dev  uint64
+	Ino  uint64
 	// Master says that a master has passed the socket and keeps it: nobody here
 	// removes its path, and its queue is not ours to empty.
-	Master bool `json:"master,omitempty"`
+	Master bool
 	// Name is the one that the master gave it.
-	Name string `json:"name,omitempty"`
+	Name string
 }
 
 type kind string
@@ -79,21 +78,21 @@ const (
 
 // claims is what new says before it is ready.
 type claims struct {
-	Sockets []int `json:"sockets"` // indexes into manifest.Sockets
+	Sockets []int // indexes into manifest.Sockets
 	// PIDLock says that the message carries the locked PID file of new: old
 	// keeps the lock with it, should new die.
-	PIDLock bool `json:"pidlock,omitempty"`
+	PIDLock bool
 	// Takes says for which sockets new takes moved connections, and of which
 	// protocol. Those that come to it later have a message of their own.
-	Takes map[int]string `json:"takes,omitempty"`
+	Takes map[int]string
 }
 
 // stopMessage is a message of type msgStop, in either direction.
 type stopMessage struct {
-	Now bool `json:"now,omitempty"`
+	Now bool
 	// Leave is said by a new process that gives up by itself: old is to take
 	// over again. Without it, somebody asked new to stop the service.
-	Leave bool `json:"leave,omitempty"`
+	Leave bool
 }
 
 type messageType byte
@@ -128,15 +127,13 @@ const (
 	maxFDs      = 253 // SCM_MAX_FD of Linux, see unix(7)
 )
 
-func newMessage(t messageType, v any) message {
+func newMessage(t messageType, v body) message {
 	if v == nil {
 		return message{typ: t}
 	}
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // our own types always marshal
-	}
-	return message{typ: t, payload: b}
+	var r records
+	v.encode(&r)
+	return message{typ: t, payload: r.b}
 }
 
 func (m message) frame() []byte {
@@ -147,15 +144,15 @@ func (m message) frame() []byte {
 	return append(b, m.payload...)
 }
 
-// A channel is one end of the control channel. Send never blocks: one
-// goroutine writes what was queued. One goroutine reads, and calls handle for
-// each message and closed once at the end.
+// A channel is one end of the control channel. Send never blocks: what the
+// kernel does not take at once is queued, and written by a goroutine. Another
+// one reads, and calls handle for each message and closed once at the end.
 type channel struct {
 	conn *net.UnixConn
 
 	mu     sync.Mutex
 	queue  []outgoing
-	rest   []byte // of a frame that prewrite could not write whole
+	busy   bool // the goroutine that writes has taken the queue, and is not through with it
 	err    error
 	wake   chan struct{} // buffered 1: something was queued, or closed
 	in     []byte        // read, not yet parsed
@@ -171,22 +168,22 @@ type batch struct {
 	fds []int
 }
 
+// An outgoing is a frame, or the rest of one; it is empty for a flush.
 type outgoing struct {
-	message
-	sent func(error) // may be nil
+	frame []byte
+	fds   []int
+	sent  func(error) // may be nil
 }
 
 func newChannel(conn *net.UnixConn) *channel {
 	return &channel{conn: conn, wake: make(chan struct{}, 1), closed: make(chan struct{})}
 }
 
-// prewrite writes as much of m as the kernel takes without blocking; run
-// writes the rest. To be called before run, with a message without descriptors.
-func (c *channel) prewrite(m message) error {
-	b := m.frame()
-	growSendBuffer(c.conn, len(b))
-	n, err := writeNonblock(c.conn, b)
-	c.rest = b[n:]
+// prewrite is send before run, with a larger buffer if m is large: what the
+// kernel takes now is there for the other end, whatever becomes of this process.
+func (c *channel) prewrite(m message) (err error) {
+	growSendBuffer(c.conn, frameHeader+len(m.payload))
+	c.sendThen(m, func(e error) { err = e })
 	return err
 }
 
@@ -204,30 +201,54 @@ func (c *channel) run(handle func(message), closed func(error)) {
 
 func (c *channel) send(m message) { c.sendThen(m, nil) }
 
-// sendThen queues m; sent is called when it was written, or can't be any more.
+// sendThen sends m; sent is called when it was written, or can't be any more,
+// maybe at once.
 func (c *channel) sendThen(m message, sent func(error)) {
-	c.mu.Lock()
-	err := c.err
-	if err == nil {
-		c.queue = append(c.queue, outgoing{m, sent})
-	}
-	c.mu.Unlock()
-	if err != nil {
-		if sent != nil {
-			sent(err)
+	c.enqueue(outgoing{m.frame(), m.fds, sent})
+}
+
+func (c *channel) enqueue(o outgoing) {
+	queued, err := c.write(o)
+	switch {
+	case queued:
+		select {
+		case c.wake <- struct{}{}:
+		default:
 		}
 		return
+	case err != nil && !errors.Is(err, errTooManyInFlight):
+		c.fail(err)
 	}
-	select {
-	case c.wake <- struct{}{}:
-	default:
+	if o.sent != nil {
+		o.sent(err)
 	}
+}
+
+// write writes o at once, if nothing is before it and the kernel takes it;
+// otherwise what is left of it is queued.
+func (c *channel) write(o outgoing) (queued bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return false, c.err
+	}
+	if len(c.queue) == 0 && !c.busy {
+		n, err := writeNonblock(c.conn, o.frame, o.fds)
+		if err != nil || n == len(o.frame) {
+			return false, err
+		}
+		if n > 0 { // descriptors go with the first byte
+			o.frame, o.fds = o.frame[n:], nil
+		}
+	}
+	c.queue = append(c.queue, o)
+	return true, nil
 }
 
 // flush waits until what was queued is written, or d is over.
 func (c *channel) flush(d time.Duration) {
 	done := make(chan struct{})
-	c.sendThen(message{}, func(error) { close(done) })
+	c.enqueue(outgoing{sent: func(error) { close(done) }})
 	select {
 	case <-done:
 	case <-time.After(d):
@@ -257,21 +278,13 @@ func (c *channel) fail(err error) {
 }
 
 func (c *channel) writeLoop() {
-	if _, err := c.conn.Write(c.rest); err != nil {
-		c.fail(err)
-		return
-	}
-	c.rest = nil
 	for {
 		c.mu.Lock()
 		queue := c.queue
-		c.queue = nil
+		c.queue, c.busy = nil, len(c.queue) > 0
 		c.mu.Unlock()
 		for i, o := range queue {
-			var err error
-			if o.typ != 0 { // else it is flush's
-				err = writeFrame(c.conn, o.frame(), o.fds)
-			}
+			err := writeFrame(c.conn, o.frame, o.fds)
 			if o.sent != nil {
 				o.sent(err)
 			}
@@ -353,8 +366,8 @@ func (c *channel) parse() (m message, ok bool, err error) {
 	return m, true, nil
 }
 
-func (m message) decode(v any) error {
-	if err := json.Unmarshal(m.payload, v); err != nil {
+func (m message) decode(v body) error {
+	if err := v.decode(m.payload); err != nil {
 		return fmt.Errorf("%w: message %q on the control channel: %w", ErrProtocol, m.typ, err)
 	}
 	return nil

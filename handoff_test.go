@@ -228,10 +228,10 @@ func TestManifestLargerThanTheSocketBuffer(t *testing.T) {
 	for range 1000 {
 		want.Sockets = append(want.Sockets, entry{Kind: kindFile, Addr: strings.Repeat("long", 4000)})
 	}
-	if err := c.prewrite(newMessage(msgManifest, want)); err != nil {
+	if err := c.prewrite(newMessage(msgManifest, &want)); err != nil {
 		t.Fatal(err)
 	}
-	if len(c.rest) == 0 {
+	if len(c.queue) == 0 {
 		t.Fatal("the manifest fits the socket buffer; the test wants a larger one")
 	}
 	c.send(message{typ: msgGo}) // queued behind it
@@ -294,11 +294,11 @@ func TestJoinParent(t *testing.T) {
 	}{
 		"other version": {version: protocolVersion + 1, want: ErrProtocol, text: "version 2"},
 		"no manifest":   {first: message{typ: msgGo}.frame(), want: ErrProtocol, text: "begins with a message 'G'"},
-		"no JSON":       {first: message{typ: msgManifest, payload: []byte("no")}.frame(), want: ErrProtocol},
-		"wrong count":   {count: 3, first: newMessage(msgManifest, good).frame(), want: ErrProtocol, text: "names 2 sockets, and 3"},
+		"no record":     {first: message{typ: msgManifest, payload: []byte("no")}.frame(), want: ErrProtocol},
+		"wrong count":   {count: 3, first: newMessage(msgManifest, &good).frame(), want: ErrProtocol, text: "names 2 sockets, and 3"},
 		"old is gone":   {first: nil, want: io.EOF},
-		"old is dying":  {first: newMessage(msgManifest, good).frame()[:20], want: io.ErrUnexpectedEOF},
-		"good":          {count: 2, first: newMessage(msgManifest, good).frame()},
+		"old is dying":  {first: newMessage(msgManifest, &good).frame()[:20], want: io.ErrUnexpectedEOF},
+		"good":          {count: 2, first: newMessage(msgManifest, &good).frame()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ours, control, err := controlPair()

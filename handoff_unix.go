@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -59,15 +60,20 @@ func growSendBuffer(c *net.UnixConn, size int) {
 	}
 }
 
-func writeNonblock(c *net.UnixConn, b []byte) (n int, err error) {
+// writeNonblock writes what the kernel takes now of b, and fds with its first byte.
+func writeNonblock(c *net.UnixConn, b []byte, fds []int) (n int, err error) {
 	rc, err := c.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
 	werr := rc.Write(func(fd uintptr) bool {
 		for n < len(b) {
 			var m int
-			m, err = unix.Write(int(fd), b[n:])
+			m, err = unix.SendmsgN(int(fd), b[n:], oob, nil, 0)
 			if err == unix.EINTR {
 				continue
 			}
@@ -79,13 +85,18 @@ func writeNonblock(c *net.UnixConn, b []byte) (n int, err error) {
 				return true
 			}
 			n += m
+			oob = nil
 		}
 		return true
 	})
-	return n, errors.Join(werr, err)
+	return n, cmp.Or(err, werr)
 }
 
+// writeFrame waits until all is written.
 func writeFrame(c *net.UnixConn, b []byte, fds []int) error {
+	if len(b) == 0 {
+		return nil
+	}
 	if len(fds) == 0 {
 		_, err := c.Write(b)
 		return err

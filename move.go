@@ -401,5 +401,5 @@ func (u *Upgrader) takes(l *listener, proto string) {
 	if !u.opt.move || !l.take(proto) || u.parent == nil || l.sock.index < 0 || !u.parent.claims.Load() {
 		return // what is known before the claims goes with them: one message for all
 	}
-	u.parent.ch.send(newMessage(msgTakes, map[int]string{l.sock.index: proto}))
+	u.parent.ch.send(newMessage(msgTakes, &claims{Sockets: []int{l.sock.index}, Takes: map[int]string{l.sock.index: proto}}))
 }

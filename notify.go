@@ -52,10 +52,10 @@ func Watchdog(check func(context.Context) error) Option {
 // goes into the manifest: WATCHDOG_PID would name the process before, and the
 // program may have changed its environment.
 type serviceManager struct {
-	Socket   string        `json:"socket"`
-	Watchdog time.Duration `json:"watchdog,omitempty"` // 0: none
+	Socket   string
+	Watchdog time.Duration // 0: none
 	// Parent says that the service manager is our parent.
-	Parent bool `json:"parent,omitempty"`
+	Parent bool
 }
 
 // takeServiceManager reads the environment of a first process. NOTIFY_SOCKET

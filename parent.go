@@ -104,8 +104,8 @@ func (u *Upgrader) start() (s *successor, err error) {
 	return s, nil
 }
 
-func (u *Upgrader) manifest(socks []*socket) manifest {
-	m := manifest{
+func (u *Upgrader) manifest(socks []*socket) *manifest {
+	m := &manifest{
 		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
 		Dir: u.home.dir, Path: u.home.path, Systemd: u.notify.manager(), Sockets: []entry{},
 	}
@@ -203,9 +203,9 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 	}
 	switch m.typ {
 	case msgTakes:
-		takes := map[int]string{}
-		if m.decode(&takes) == nil {
-			s.mover.learn(takes)
+		var c claims
+		if m.decode(&c) == nil {
+			s.mover.learn(c.Takes)
 			// A drain without a mover moves nothing: MoveConns says so, or new is
 			// to stop as well.
 			if u.drain != nil && u.drain.mover != nil && !u.drain.cancelled() {

@@ -38,23 +38,23 @@ func (h *handover) open() (*net.UnixConn, *os.File, error) { return nil, nil, Er
 
 func startProcess(command, int, int, []int) (process, error) { return nil, ErrNotSupported }
 
-func controlPair() (*net.UnixConn, int, error)         { return nil, -1, ErrNotSupported }
-func growSendBuffer(*net.UnixConn, int)                {}
-func writeNonblock(*net.UnixConn, []byte) (int, error) { return 0, ErrNotSupported }
-func writeFrame(*net.UnixConn, []byte, []int) error    { return ErrNotSupported }
-func (c *channel) fill() error                         { return ErrNotSupported }
-func closeAll([]int)                                   {}
-func dupFile(*os.File) []int                           { return nil }
-func inheritListener(int) (acceptor, error)            { return nil, ErrNotSupported }
-func inheritPacket(int) (net.PacketConn, error)        { return nil, ErrNotSupported }
-func inheritConn(int) (net.Conn, error)                { return nil, ErrNotSupported }
-func inheritFile(int, string) *os.File                 { return nil }
-func fileID(string) (dev, ino uint64, err error)       { return 0, 0, ErrNotSupported }
-func whenGone(int, func())                             {}
-func lockFor(*os.File, time.Duration) error            { return nil }
-func tryLock(*os.File) error                           { return nil }
-func alive(int) bool                                   { return false }
-func killedBySIGKILL(*os.ProcessState) bool            { return false }
+func controlPair() (*net.UnixConn, int, error)                { return nil, -1, ErrNotSupported }
+func growSendBuffer(*net.UnixConn, int)                       {}
+func writeNonblock(*net.UnixConn, []byte, []int) (int, error) { return 0, ErrNotSupported }
+func writeFrame(*net.UnixConn, []byte, []int) error           { return ErrNotSupported }
+func (c *channel) fill() error                                { return ErrNotSupported }
+func closeAll([]int)                                          {}
+func dupFile(*os.File) []int                                  { return nil }
+func inheritListener(int) (acceptor, error)                   { return nil, ErrNotSupported }
+func inheritPacket(int) (net.PacketConn, error)               { return nil, ErrNotSupported }
+func inheritConn(int) (net.Conn, error)                       { return nil, ErrNotSupported }
+func inheritFile(int, string) *os.File                        { return nil }
+func fileID(string) (dev, ino uint64, err error)              { return 0, 0, ErrNotSupported }
+func whenGone(int, func())                                    {}
+func lockFor(*os.File, time.Duration) error                   { return nil }
+func tryLock(*os.File) error                                  { return nil }
+func alive(int) bool                                          { return false }
+func killedBySIGKILL(*os.ProcessState) bool                   { return false }
 
 // readable: the queue can't be looked at, so it counts as empty.
 func readable(*socket) bool { return false }

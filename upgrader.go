@@ -52,6 +52,12 @@ type Upgrader struct {
 	readyErr  error
 	extras    extras // files and connections
 
+	// Signals are handled before the PID file names this process: from then on
+	// they may come. The runtime takes its time for that, which a new process
+	// has while it waits for old to say go.
+	signals chan struct{} // closed when they are handled
+	release func()        // handles them no more
+
 	// Owned by loop.
 	state      state
 	next       *successor   // the new process, from its start to its end
@@ -143,36 +149,41 @@ func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
 	if sys.inherited == nil {
 		u.master = sys.master
 	}
-	// Signals before the PID file: from the moment that it names us, they may
-	// come. Beside the next step, since the runtime takes its time for them.
-	signals := make(chan func(), 1)
-	go func() { signals <- u.handleSignals() }()
-	err = u.findPlace()
-	release := <-signals
-	if err != nil {
-		release()
-		u.cancel()
+	u.signals = make(chan struct{})
+	go func() { u.release = u.handleSignals(); close(u.signals) }()
+	if err = u.findPlace(); err != nil {
+		u.endSignals()
+		close(u.over)
 		return nil, err
+	}
+	if u.parent == nil {
+		<-u.signals
 	}
 	u.servers = []drainer{u.socks}
 	if err := u.takePIDFile(); err != nil {
-		release()
-		u.cancel()
+		u.endSignals()
 		if u.parent != nil {
 			go u.parent.ch.writeLoop()
 			u.failReady(err)
 			u.parent.ch.close()
 		}
+		close(u.over)
 		return nil, err
 	}
 	u.findServiceManager()
-	go u.loop(release)
+	go u.loop()
 	if u.parent != nil {
 		u.runParent()
 	}
 	u.joinMaster()
 	u.warnIfNeverReady()
 	return u, nil
+}
+
+func (u *Upgrader) endSignals() {
+	<-u.signals
+	u.release()
+	u.cancel()
 }
 
 // findPlace finds out which generation this is, and what it has.
@@ -236,11 +247,10 @@ func (u *Upgrader) post(f func()) bool {
 	}
 }
 
-func (u *Upgrader) loop(release func()) {
+func (u *Upgrader) loop() {
 	defer close(u.over)
 	defer u.notify.close()
-	defer release()
-	defer u.cancel()
+	defer u.endSignals()
 	for {
 		select {
 		case f := <-u.events:

@@ -156,7 +156,7 @@ func TestUpgradeFails(t *testing.T) {
 			main: func(g *generation) error { g.parent.ready.Close(); <-g.ended; return boom },
 			want: ErrProtocol,
 		},
-		"claims that are no JSON": {
+		"claims that are no records": {
 			main: func(g *generation) error {
 				g.parent.ch.send(message{typ: msgClaims, payload: []byte("{")})
 				<-g.ended

@@ -33,12 +33,14 @@ func ReadStat(pid int) (Stat, bool) {
 	if open < 0 || end < open {
 		return Stat{}, false
 	}
-	s := Stat{Pid: pid, Name: line[open+1 : end]}
-	var session, tty, foreground int
-	var flags uint
-	if _, err := fmt.Sscanf(line[end+1:], " %c %d %d %d %d %d %d", &s.State, &s.Parent, &s.Group, &session, &tty, &foreground, &flags); err != nil {
+	fields := strings.Fields(line[end+1:]) // from the third on, see proc_pid_stat(5)
+	if len(fields) < 7 {
 		return Stat{}, false
 	}
+	s := Stat{Pid: pid, Name: line[open+1 : end], State: fields[0][0]}
+	s.Parent, _ = strconv.Atoi(fields[1])
+	s.Group, _ = strconv.Atoi(fields[2])
+	flags, _ := strconv.ParseUint(fields[6], 10, 64)
 	s.Exiting = flags&0x4 != 0 // PF_EXITING of the kernel
 	return s, true
 }
@@ -108,14 +110,17 @@ func startReaper() {
 func reap() {
 	groupsMu.Lock()
 	defer groupsMu.Unlock()
-	if len(groups) == 0 {
-		return
-	}
-	self := os.Getpid()
-	for _, s := range stats(func(s Stat) bool { return s.Parent == self && s.State == 'Z' && groups[s.Group] != nil }) {
-		var ws syscall.WaitStatus
-		if pid, err := syscall.Wait4(s.Pid, &ws, syscall.WNOHANG, nil); err == nil && pid == s.Pid {
-			groups[s.Group].ended(pid, ws)
+	for group, owner := range groups {
+		for {
+			var ws syscall.WaitStatus
+			pid, err := syscall.Wait4(-group, &ws, syscall.WNOHANG, nil)
+			if err == syscall.EINTR {
+				continue
+			}
+			if err != nil || pid <= 0 {
+				break
+			}
+			owner.ended(pid, ws)
 		}
 	}
 }
