@@ -139,7 +139,7 @@ func (u *Upgrader) sayReady() error {
 func (u *Upgrader) handshake() error {
 	p := u.parent
 	p.claims.Store(true) // before it is looked up: nothing falls between
-	c := claims{Sockets: u.socks.claimed(), Takes: u.socks.takes()}
+	c := u.socks.claims()
 	var pidFile *os.File
 	var lock []int
 	if u.pid != nil && !u.pid.held() {

@@ -82,7 +82,7 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	p := &couple{t: t, old: newSide(t, nil, 0, handler("old"))}
 	socks := p.old.u.socks.snapshot()
 	var fd int
-	err := withFDs(socks, nil, nil, func(_ []*socket, fds []int) (err error) {
+	err := withFDs(socks, func(_ []*socket, fds []int) (err error) {
 		fd, err = dupInOrder(fds)
 		return err
 	})
@@ -102,7 +102,7 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	}
 	p.old.ch, p.new.ch = newChannel(theirs), newChannel(ours)
 	p.mover = newMover(&successor{ch: p.old.ch, handed: socks})
-	p.mover.learn(p.new.u.socks.takes())
+	p.mover.learn(p.new.u.socks.claims())
 	p.recv = &receiver{ch: p.new.ch, find: p.new.u.socks.taker, held: map[uint32]received{}}
 	t.Cleanup(func() { p.old.ch.close(); p.new.ch.close() })
 	return p

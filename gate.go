@@ -104,8 +104,10 @@ func (g *gate) isClosed() bool {
 
 // kick makes everybody look at the gate again. g.mu is held.
 func (g *gate) kick() {
-	g.kicked = true
-	g.setInner(longAgo)
+	if g.inside > 0 { // who comes in later has seen the gate as it is now
+		g.kicked = true
+		g.setInner(longAgo)
+	}
 	close(g.changed)
 	g.changed = make(chan struct{})
 }

@@ -79,12 +79,16 @@ const (
 // claims is what new says before it is ready.
 type claims struct {
 	Sockets []int // indexes into manifest.Sockets
+	// Takes says for each of Sockets of which protocol new takes moved
+	// connections. What it comes to take later has a message of its own.
+	Takes []string
 	// PIDLock says that the message carries the locked PID file of new: old
 	// keeps the lock with it, should new die.
 	PIDLock bool
-	// Takes says for which sockets new takes moved connections, and of which
-	// protocol. Those that come to it later have a message of their own.
-	Takes map[int]string
+}
+
+func (c *claims) add(socket int, takes string) {
+	c.Sockets, c.Takes = append(c.Sockets, socket), append(c.Takes, takes)
 }
 
 // stopMessage is a message of type msgStop, in either direction.

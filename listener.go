@@ -166,7 +166,7 @@ func (l *listener) park() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.gate.swap(gateFinishing, gateParked) {
-		l.inner.Close()
+		l.sock.closeListener(l.inner)
 		l.shut = true
 	}
 }
@@ -194,6 +194,9 @@ func (l *listener) reopen() error {
 			return err
 		}
 		raw, err := inner.SyscallConn()
+		if err == nil {
+			err = l.sock.setRaw(raw)
+		}
 		if err != nil {
 			inner.Close()
 			return fmt.Errorf("grace: listen %s %s: %w", l.sock.Network, l.sock.Addr, err)
@@ -202,7 +205,6 @@ func (l *listener) reopen() error {
 			l.sock.Dev, l.sock.Ino, _ = fileID(l.sock.Path)
 		}
 		l.inner, l.shut = inner, false
-		l.sock.setRaw(raw)
 		l.gate.replace(inner.SetDeadline)
 	}
 	l.gate.set(gateOpen)
@@ -219,7 +221,7 @@ func (l *listener) spare(closed func()) {
 // end closes the socket in this process, for good.
 func (l *listener) end() error {
 	l.gate.set(gateClosed)
-	err := l.acceptor().Close()
+	err := l.sock.closeListener(l.acceptor())
 	for c := l.next(); c != nil; c = l.next() {
 		c.Close()
 	}

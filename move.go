@@ -93,8 +93,8 @@ type mover struct {
 	sockets map[*listener]int // their indexes in the manifest
 
 	mu      sync.Mutex
-	takes   map[int]string // by index
-	over    bool           // nothing is moved any more
+	takes   []string // by index
+	over    bool     // nothing is moved any more
 	nextID  uint32
 	queue   []*moving
 	sent    map[uint32]*moving
@@ -115,7 +115,7 @@ type moving struct {
 }
 
 func newMover(s *successor) *mover {
-	m := &mover{ch: s.ch, sockets: map[*listener]int{}, takes: map[int]string{}, sent: map[uint32]*moving{}}
+	m := &mover{ch: s.ch, sockets: make(map[*listener]int, len(s.handed)), takes: make([]string, len(s.handed)), sent: map[uint32]*moving{}}
 	for i, sock := range s.handed {
 		if sock.listener != nil {
 			m.sockets[sock.listener] = i
@@ -125,11 +125,13 @@ func newMover(s *successor) *mover {
 }
 
 // learn adds what new says that it takes.
-func (m *mover) learn(takes map[int]string) {
+func (m *mover) learn(c claims) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for i, proto := range takes {
-		m.takes[i] = proto
+	for i, socket := range c.Sockets {
+		if socket < len(m.takes) && c.Takes[i] != "" {
+			m.takes[socket] = c.Takes[i]
+		}
 	}
 }
 
@@ -401,5 +403,7 @@ func (u *Upgrader) takes(l *listener, proto string) {
 	if !u.opt.move || !l.take(proto) || u.parent == nil || l.sock.index < 0 || !u.parent.claims.Load() {
 		return // what is known before the claims goes with them: one message for all
 	}
-	u.parent.ch.send(newMessage(msgTakes, &claims{Sockets: []int{l.sock.index}, Takes: map[int]string{l.sock.index: proto}}))
+	var c claims
+	c.add(l.sock.index, proto)
+	u.parent.ch.send(newMessage(msgTakes, &c))
 }

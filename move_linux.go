@@ -31,9 +31,9 @@ func receiveConn(fd int, custom bool) (net.Conn, error) {
 	if custom {
 		kept = keepOptions(fd)
 	}
-	f := os.NewFile(uintptr(fd), "moved")
-	defer f.Close()
-	c, err := net.FileConn(f)
+	defer unix.Close(fd)
+	var c net.Conn
+	err := withFile(fd, func(f *os.File) (err error) { c, err = net.FileConn(f); return err })
 	if err != nil {
 		return nil, err
 	}

@@ -84,7 +84,7 @@ func (u *Upgrader) start() (s *successor, err error) {
 	raw, err := theirPipe.SyscallConn()
 	if err == nil {
 		cerr := raw.Control(func(ready uintptr) {
-			err = withFDs(u.socks.snapshot(), nil, nil, func(socks []*socket, fds []int) error {
+			err = withFDs(u.socks.snapshot(), func(socks []*socket, fds []int) error {
 				s.handed = socks
 				if err := ch.prewrite(newMessage(msgManifest, u.manifest(socks))); err != nil {
 					return fmt.Errorf("control channel: %w", err)
@@ -107,7 +107,7 @@ func (u *Upgrader) start() (s *successor, err error) {
 func (u *Upgrader) manifest(socks []*socket) *manifest {
 	m := &manifest{
 		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
-		Dir: u.home.dir, Path: u.home.path, Systemd: u.notify.manager(), Sockets: []entry{},
+		Dir: u.home.dir, Path: u.home.path, Systemd: u.notify.manager(), Sockets: make([]entry, 0, len(socks)),
 	}
 	if u.pid != nil {
 		m.PIDFile = u.pid.path
@@ -205,7 +205,7 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 	case msgTakes:
 		var c claims
 		if m.decode(&c) == nil {
-			s.mover.learn(c.Takes)
+			s.mover.learn(c)
 			// A drain without a mover moves nothing: MoveConns says so, or new is
 			// to stop as well.
 			if u.drain != nil && u.drain.mover != nil && !u.drain.cancelled() {
@@ -222,7 +222,7 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 			return
 		}
 		s.claims = &c
-		s.mover.learn(c.Takes)
+		s.mover.learn(c)
 		if c.PIDLock && len(m.fds) > 0 && u.pid != nil {
 			u.pid.keepPeer(m.fds[0])
 			m.fds = m.fds[1:]

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -116,6 +117,7 @@ type body interface {
 }
 
 func (m *manifest) encode(r *records) {
+	r.b = slices.Grow(r.b, 512+128*len(m.Sockets))
 	r.number("version", uint64(m.Version))
 	r.number("pid", uint64(m.Pid))
 	r.number("generation", uint64(m.Generation))
@@ -147,7 +149,7 @@ func (m *manifest) encode(r *records) {
 }
 
 func (m *manifest) decode(payload []byte) error {
-	*m = manifest{}
+	*m = manifest{Sockets: make([]entry, 0, bytes.Count(payload, []byte("\n")))}
 	n := -1
 	var e *entry
 	return readRecords(payload, func() {
@@ -220,25 +222,28 @@ func (e *entry) field(f *field) {
 func (c *claims) encode(r *records) {
 	r.flag("pidlock", c.PIDLock)
 	r.end()
-	for _, i := range c.Sockets {
-		r.number("socket", uint64(i))
+	for i, socket := range c.Sockets {
+		r.number("socket", uint64(socket))
 		r.text("takes", c.Takes[i])
 		r.end()
 	}
 }
 
 func (c *claims) decode(payload []byte) error {
-	*c = claims{Takes: map[int]string{}}
-	n, socket := -1, 0
-	return readRecords(payload, func() { n++ }, func(f *field) {
+	*c = claims{}
+	n := -1
+	return readRecords(payload, func() {
+		if n++; n > 0 {
+			c.add(0, "")
+		}
+	}, func(f *field) {
 		switch {
 		case n == 0 && f.key == "pidlock":
 			c.PIDLock = f.flag()
 		case n > 0 && f.key == "socket":
-			socket = f.int()
-			c.Sockets = append(c.Sockets, socket)
+			c.Sockets[n-1] = f.int()
 		case n > 0 && f.key == "takes":
-			c.Takes[socket] = f.value
+			c.Takes[n-1] = f.value
 		}
 	})
 }

@@ -25,12 +25,33 @@ type socket struct {
 
 	mu  sync.Mutex
 	raw syscall.RawConn
+
+	// Of a listener: its descriptor, -1 once it is closed. Who closes it holds
+	// closing, and so does who hands it over.
+	closing sync.Mutex
+	fd      int
 }
 
-func (sock *socket) setRaw(raw syscall.RawConn) {
+func (sock *socket) setRaw(raw syscall.RawConn) error {
+	fd := -1
+	if err := raw.Control(func(n uintptr) { fd = int(n) }); err != nil {
+		return err
+	}
 	sock.mu.Lock()
-	defer sock.mu.Unlock()
 	sock.raw = raw
+	sock.mu.Unlock()
+	sock.closing.Lock()
+	sock.fd = fd
+	sock.closing.Unlock()
+	return nil
+}
+
+// closeListener closes l, the listener of sock.
+func (sock *socket) closeListener(l acceptor) error {
+	sock.closing.Lock()
+	defer sock.closing.Unlock()
+	sock.fd = -1
+	return l.Close()
 }
 
 // control calls f with the descriptor; an error means that it is closed.
@@ -92,13 +113,16 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 		in = inheritedSocket{entry: describe(kindListener, network, addr, l), index: -1}
 		inner = l
 	}
+	in.askedFor(network, addr)
+	sock := &socket{entry: in.entry, index: in.index, gate: newGate(inner.SetDeadline)}
 	raw, err := inner.SyscallConn()
+	if err == nil {
+		err = sock.setRaw(raw)
+	}
 	if err != nil {
 		inner.Close()
 		return nil, fmt.Errorf("grace: listen %s %s: %w", network, addr, err)
 	}
-	in.askedFor(network, addr)
-	sock := &socket{entry: in.entry, index: in.index, raw: raw, gate: newGate(inner.SetDeadline)}
 	l := &listener{inner: inner, addr: inner.Addr(), gate: sock.gate, sock: sock, socks: s}
 	l.open = func(addr string) (acceptor, error) { return openListener(lc, network, addr) }
 	sock.listener = l
@@ -257,28 +281,18 @@ func (s *sockets) snapshot() []*socket {
 	return append([]*socket(nil), s.all...)
 }
 
-// claimed are the indexes that this process took of the manifest that it got.
-func (s *sockets) claimed() []int {
-	claimed := []int{}
+// claims are the sockets that this process took of the manifest that it got.
+func (s *sockets) claims() (c claims) {
 	for _, sock := range s.snapshot() {
 		if sock.index >= 0 {
-			claimed = append(claimed, sock.index)
-		}
-	}
-	return claimed
-}
-
-// takes says which protocols this process takes moved connections of.
-func (s *sockets) takes() map[int]string {
-	takes := map[int]string{}
-	for _, sock := range s.snapshot() {
-		if sock.index >= 0 && sock.listener != nil {
-			if proto := sock.listener.protocol(); proto != "" {
-				takes[sock.index] = proto
+			proto := ""
+			if sock.listener != nil {
+				proto = sock.listener.protocol()
 			}
+			c.add(sock.index, proto)
 		}
 	}
-	return takes
+	return c
 }
 
 // taker is the listener that takes connections of the socket with this index in
@@ -465,15 +479,42 @@ func (sock *socket) unlink() {
 
 // withFDs calls f with those of socks that are open, and their descriptors.
 // None of them can be closed meanwhile, and no copy is made.
-func withFDs(socks []*socket, open []*socket, fds []int, f func([]*socket, []int) error) (err error) {
-	if len(socks) == 0 {
-		return f(open, fds)
+func withFDs(socks []*socket, f func(open []*socket, fds []int) error) error {
+	fds := make([]int, len(socks)) // below 0: closed
+	var others []int               // in socks, whose descriptors only control holds
+	for i, sock := range socks {
+		if sock.listener == nil {
+			others = append(others, i)
+			continue
+		}
+		sock.closing.Lock()
+		defer sock.closing.Unlock()
+		fds[i] = sock.fd
 	}
-	cerr := socks[0].control(func(fd uintptr) {
-		err = withFDs(socks[1:], append(open, socks[0]), append(fds, int(fd)), f)
+	return withOthers(socks, others, fds, func() error {
+		open := make([]*socket, 0, len(socks))
+		n := 0
+		for i, sock := range socks {
+			if fds[i] >= 0 {
+				open, fds[n] = append(open, sock), fds[i]
+				n++
+			}
+		}
+		return f(open, fds[:n])
 	})
-	if cerr != nil { // closed
-		return withFDs(socks[1:], open, fds, f)
+}
+
+func withOthers(socks []*socket, others, fds []int, f func() error) (err error) {
+	if len(others) == 0 {
+		return f()
+	}
+	i := others[0]
+	if socks[i].control(func(fd uintptr) {
+		fds[i] = int(fd)
+		err = withOthers(socks, others[1:], fds, f)
+	}) != nil { // closed
+		fds[i] = -1
+		return withOthers(socks, others[1:], fds, f)
 	}
 	return err
 }

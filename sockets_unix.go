@@ -17,12 +17,12 @@ import (
 )
 
 // inheritListener makes a listener of fd, which it takes. The descriptor comes
-// to us non-blocking, and os.NewFile leaves such a one as it is: at no moment
-// is it blocking, for old neither, which still accepts on it.
+// to us non-blocking, and net leaves such a one as it is: at no moment is it
+// blocking, for old neither, which still accepts on it.
 func inheritListener(fd int) (acceptor, error) {
-	f := os.NewFile(uintptr(fd), "inherited")
-	defer f.Close()
-	l, err := net.FileListener(f)
+	defer unix.Close(fd)
+	var l net.Listener
+	err := withFile(fd, func(f *os.File) (err error) { l, err = net.FileListener(f); return err })
 	if err != nil {
 		return nil, err
 	}
