@@ -27,16 +27,17 @@ type UnixConn struct {
 }
 
 // tracked puts the connection c of l under l's eyes. unread are bytes that were
-// read from it before, and come first. It is never given to the mover stays.
-func tracked(c net.Conn, l *listener, unread []byte, stays *mover) net.Conn {
+// read from it before, and come first. It takes the place of old, which the
+// mover stays could not move, and is never given to that one.
+func tracked(c net.Conn, l *listener, unread []byte, old *track, stays *mover) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
 		t := &TCPConn{TCPConn: c}
-		l.newTrack(&t.track, c, unread, stays)
+		l.newTrack(&t.track, c, unread, old, stays)
 		return t
 	case *net.UnixConn:
 		t := &UnixConn{UnixConn: c}
-		l.newTrack(&t.track, c, unread, stays)
+		l.newTrack(&t.track, c, unread, old, stays)
 		return t
 	}
 	return c // not reached: a listener of ours accepts nothing else
@@ -143,6 +144,9 @@ const (
 type track struct {
 	l     *listener
 	inner net.Conn
+
+	before, after *track // in l.live, like listed: l.live.mu guards them
+	listed        bool
 
 	mu     sync.Mutex
 	unread []byte    // comes before what the kernel has
@@ -400,12 +404,14 @@ func (t *track) close() error {
 
 // closeInner closes the descriptor, and the connection even if new has a copy.
 func (t *track) closeInner() error {
-	if c, ok := t.inner.(interface {
-		CloseRead() error
-		CloseWrite() error
-	}); ok && t.lent {
-		c.CloseRead()
-		c.CloseWrite()
+	if t.lent {
+		if c, ok := t.inner.(interface {
+			CloseRead() error
+			CloseWrite() error
+		}); ok {
+			c.CloseRead()
+			c.CloseWrite()
+		}
 	}
 	return t.inner.Close()
 }

@@ -3,6 +3,7 @@ package grace
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 )
 
 // A connSet is all that a server drains: its listeners of ours, and what came
@@ -10,7 +11,11 @@ import (
 type connSet struct {
 	mu        sync.Mutex
 	listeners []*listener
-	changed   chan struct{} // closed when something may have ended, if somebody waits
+	changed   chan struct{} // closed when something may have ended
+
+	// waits says that somebody waits for changed. He says so before he looks at
+	// what has ended, and what ends does before it looks here.
+	waits atomic.Bool
 }
 
 // listens adds the listeners of ours that ln is, or wraps. Wrappers hand Addr
@@ -46,10 +51,10 @@ func (s *connSet) all() []*listener {
 	return s.listeners
 }
 
-// find gives the connection under a wrapper that hands RemoteAddr through.
-func (s *connSet) find(c net.Conn) *track {
+// find gives the connection with this address, see live.find.
+func (s *connSet) find(addr net.Addr) *track {
 	for _, l := range s.all() {
-		if t := l.live.find(c); t != nil {
+		if t := l.live.find(addr); t != nil {
 			return t
 		}
 	}
@@ -87,6 +92,9 @@ func (s *connSet) quiet() bool {
 
 // check wakes who waits for an end.
 func (s *connSet) check() {
+	if !s.waits.Load() {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.changed != nil {
@@ -98,6 +106,8 @@ func (s *connSet) check() {
 // wait returns true when ended says so, which is asked again at each change;
 // false if the drain's time is up or it was called off before.
 func (s *connSet) wait(d *drain, ended func() bool) bool {
+	s.waits.Store(true)
+	defer s.waits.Store(false)
 	for {
 		s.mu.Lock()
 		if s.changed == nil {

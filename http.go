@@ -21,8 +21,8 @@ import (
 //
 // ln is one that [Upgrader.Listen] gave, or that wraps one. srv may serve
 // several, with a call of HTTP for each. HTTP sets srv's Handler, ConnState and
-// TLSNextProto to its own, ConnContext too, which call the former ones; all must
-// be set before, and srv must not be served or shut down otherwise.
+// TLSNextProto to its own, which call the former ones; all must be set before,
+// and srv must not be served or shut down otherwise.
 //
 // The drain after an upgrade: a plaintext HTTP/1 connection that srv has from
 // our listener itself, unwrapped, is moved to the new process when it is idle,
@@ -72,9 +72,8 @@ func nilServer(method string) func() error {
 // while a client may be sending.
 type httpServer struct {
 	u       *Upgrader
-	handler http.Handler // the user's, like the next two
+	handler http.Handler // the user's, like the next
 	state   func(net.Conn, http.ConnState)
-	connCtx func(context.Context, net.Conn) context.Context
 	twin    *http.Server // owns the HTTP/2 connections, to send them GOAWAY
 
 	draining atomic.Pointer[drain] // nil if it does not drain
@@ -101,13 +100,12 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 		}
 	}
 	s := &httpServer{
-		u: u, srv: srv, handler: srv.Handler, state: srv.ConnState, connCtx: srv.ConnContext,
+		u: u, srv: srv, handler: srv.Handler, state: srv.ConnState,
 		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]bool{},
 	}
 	s.adoptHTTP2()
 	srv.Handler = s
 	srv.ConnState = s.connState
-	srv.ConnContext = s.connContext
 	u.servers = append(u.servers, s)
 	return s
 }
@@ -196,11 +194,12 @@ func (s *httpServer) serve(ln net.Listener, own []*listener, serve func(*http.Se
 // another one for its next request.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.ends() {
-		t, ok := r.Context().Value(trackKey{}).(*track)
-		if ok {
+		addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+		t := s.conns.find(addr)
+		if t != nil {
 			s.letGo(t) // drain may not have come to it yet
 		}
-		if !ok || !t.movable() || time.Since(s.begun()) > s.u.opt.idleGrace {
+		if t == nil || !t.movable() || time.Since(s.begun()) > s.u.opt.idleGrace {
 			// Also where one pipelined request after the other leaves no
 			// moment in which it could move.
 			w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
@@ -225,19 +224,6 @@ func (s *httpServer) begun() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.since
-}
-
-// trackKey is the key of a request's *track in its context.
-type trackKey struct{}
-
-func (s *httpServer) connContext(ctx context.Context, c net.Conn) context.Context {
-	if s.connCtx != nil {
-		ctx = s.connCtx(ctx, c)
-	}
-	if t := trackOf(c); t != nil && ctx != nil {
-		ctx = context.WithValue(ctx, trackKey{}, t)
-	}
-	return ctx
 }
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
@@ -277,7 +263,7 @@ func (s *httpServer) wrapped(c net.Conn) {
 		s.foreignState(c, http.StateNew)
 	} else {
 		go func() {
-			if t := s.conns.find(c); t != nil {
+			if t := s.conns.find(c.RemoteAddr()); t != nil {
 				s.begin(c, t)
 			}
 		}()
@@ -335,7 +321,7 @@ func (s *httpServer) trackOf(c net.Conn) *track {
 	if t := trackOf(c); t != nil {
 		return t
 	}
-	return s.conns.find(c)
+	return s.conns.find(c.RemoteAddr())
 }
 
 // foreignState keeps a connection that we know nothing of: none of our listeners

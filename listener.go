@@ -64,7 +64,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		c, err := l.acceptor().Accept()
 		if err == nil {
-			c = tracked(c, l, nil, nil)
+			c = tracked(c, l, nil, nil, nil)
 		}
 		l.gate.leave()
 		if err == nil || !l.gate.mayRetry(err) {
@@ -106,7 +106,7 @@ func (l *listener) next() net.Conn {
 // it is lent, new may have a copy of it.
 func (l *listener) takeBack(t *track, unread []byte, m *mover, lent bool) {
 	t.inner.SetDeadline(time.Time{})
-	c := tracked(t.inner, l, unread, m) // takes t's place in l.live
+	c := tracked(t.inner, l, unread, t, m) // takes t's place in l.live
 	back := trackOf(c)
 	back.mu.Lock()
 	back.moved = true // it is as idle as one that has arrived
@@ -143,7 +143,7 @@ func (l *listener) release(m *mover, ending bool) {
 
 // newTrack makes t that of a connection that begins. It is in l.live before the
 // mover can change: who changes it then goes through all that are there.
-func (l *listener) newTrack(t *track, c net.Conn, unread []byte, stays *mover) {
+func (l *listener) newTrack(t *track, c net.Conn, unread []byte, old *track, stays *mover) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t.l, t.inner, t.unread, t.phase, t.stays, t.ending = l, c, unread, l.phase, stays, l.ending
@@ -151,7 +151,7 @@ func (l *listener) newTrack(t *track, c net.Conn, unread []byte, stays *mover) {
 	if l.mover != stays {
 		t.mover = l.mover
 	}
-	l.live.add(t)
+	l.live.add(t, old)
 }
 
 func (l *listener) protocol() string {

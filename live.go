@@ -5,27 +5,68 @@ import (
 	"sync"
 )
 
-// live are the connections of a listener that are open, hijacked ones too. The
-// key is what RemoteAddr returns: a pointer of the connection's own, which most
-// wrappers hand through, so that a wrapped connection is found by it.
+// live are the connections of a listener that are open, hijacked ones too: a
+// list, so that no more than a few pointers change under the lock.
 type live struct {
 	mu       sync.Mutex
-	conns    map[net.Addr]*track
-	hijacked int      // of conns
+	first    *track
+	n        int
+	hijacked int      // of them
 	watchers []func() // called when one is gone, or hijacked
+
+	// byAddr is there once somebody has looked for a connection. The keys are what
+	// RemoteAddr and LocalAddr return: pointers of the connection's own, which most
+	// wrappers hand through, and net/http gives one of them to a handler.
+	byAddr map[net.Addr]*track
 }
 
-func (s *live) add(t *track) {
+// add adds t, in the place of old if that is not nil.
+func (s *live) add(t, old *track) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conns == nil {
-		s.conns = map[net.Addr]*track{}
+	if old != nil {
+		s.unlink(old)
 	}
-	s.conns[t.inner.RemoteAddr()] = t
+	t.listed = true
+	t.after = s.first
+	if s.first != nil {
+		s.first.before = t
+	}
+	s.first = t
+	s.n++
+	if s.byAddr != nil {
+		s.index(t)
+	}
 }
 
-func (s *live) find(c net.Conn) *track {
-	addr := c.RemoteAddr()
+func (s *live) index(t *track) {
+	s.byAddr[t.inner.RemoteAddr()] = t
+	s.byAddr[t.inner.LocalAddr()] = t
+}
+
+func (s *live) unlink(t *track) {
+	if !t.listed {
+		return
+	}
+	if t.before != nil {
+		t.before.after = t.after
+	} else {
+		s.first = t.after
+	}
+	if t.after != nil {
+		t.after.before = t.before
+	}
+	t.before, t.after, t.listed = nil, nil, false
+	s.n--
+	if s.byAddr != nil {
+		delete(s.byAddr, t.inner.RemoteAddr())
+		delete(s.byAddr, t.inner.LocalAddr())
+	}
+}
+
+// find gives the connection whose RemoteAddr or LocalAddr has returned this very
+// address.
+func (s *live) find(addr net.Addr) *track {
 	switch addr.(type) {
 	case *net.TCPAddr, *net.UnixAddr:
 	default: // a wrapper's own, which may not even be a map's key
@@ -33,12 +74,18 @@ func (s *live) find(c net.Conn) *track {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conns[addr]
+	if s.byAddr == nil {
+		s.byAddr = make(map[net.Addr]*track, 2*s.n)
+		for t := s.first; t != nil; t = t.after {
+			s.index(t)
+		}
+	}
+	return s.byAddr[addr]
 }
 
 func (s *live) remove(t *track, hijacked bool) {
 	s.mu.Lock()
-	delete(s.conns, t.inner.RemoteAddr())
+	s.unlink(t)
 	if hijacked {
 		s.hijacked--
 	}
@@ -64,9 +111,9 @@ func (s *live) count(hijacked bool) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if hijacked {
-		return len(s.conns)
+		return s.n
 	}
-	return len(s.conns) - s.hijacked
+	return s.n - s.hijacked
 }
 
 // watch lets f be called when a connection is gone.
@@ -79,8 +126,8 @@ func (s *live) watch(f func()) {
 func (s *live) all() []*track {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := make([]*track, 0, len(s.conns))
-	for _, t := range s.conns {
+	all := make([]*track, 0, s.n)
+	for t := s.first; t != nil; t = t.after {
 		all = append(all, t)
 	}
 	return all

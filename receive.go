@@ -98,7 +98,7 @@ func (r *receiver) deliver(id uint32) {
 		return
 	}
 	delete(r.held, id)
-	t := tracked(c.conn, c.l, c.unread, nil)
+	t := tracked(c.conn, c.l, c.unread, nil, nil)
 	moved := trackOf(t)
 	moved.mu.Lock()
 	moved.moved, moved.custom = true, c.custom
