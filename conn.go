@@ -140,41 +140,41 @@ const (
 	phaseOther                 // of a Server with a Protocol of its own
 )
 
-// A track is what a listener knows of one connection.
+// A track is what a listener knows of one connection. What each Read looks at
+// comes first: it is together in the processor's cache.
 type track struct {
 	l     *listener
 	inner net.Conn
 
-	before, after *track // in l.live, like listed: l.live.mu guards them
-	listed        bool
+	mu      sync.Mutex
+	phase   phase
+	moved   bool   // from the old process
+	custom  bool   // its options may not be those of a new connection
+	lent    bool   // another process may have a copy of it, and not know yet that it has not
+	direct  bool   // the server has it itself, not a wrapper of it
+	touched bool   // bytes were read
+	begun   bool   // a request has begun since it was accepted, or became idle
+	waiting bool   // the server has set its deadline for the time in which it is idle
+	capped  bool   // the read deadline is not want, but the idle grace's
+	woken   bool   // the read deadline is in the past, to move it
+	told    bool   // the Read of a protocol of the user's has returned ErrMove
+	ending  bool   // there is no mover, and the process ends: ErrMove all the same
+	leaving bool   // nothing is buffered and nobody reads: Close moves it
+	closed  bool   // Close was called, or Move
+	away    bool   // the mover has it: nobody else may close its descriptor
+	offered int    // to the Read that is pending; 0 if none is
+	full    int    // the largest slice that a Read was offered between two requests
+	unread  []byte // comes before what the kernel has
+	mover   *mover // takes it to the new process as soon as it may move
 
-	mu     sync.Mutex
-	unread []byte    // comes before what the kernel has
-	want   time.Time // the read deadline that the server has set
-	grace  time.Duration
-	mover  *mover // takes it to the new process as soon as it may move
-	stays  *mover // has failed to, and is not to try again and again
-
+	want     time.Time // the read deadline that the server has set
+	grace    time.Duration
 	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
 	firstFor time.Duration // and how long the server then waits for the rest
+	stays    *mover        // has failed to, and is not to try again and again
 
-	full    int // the largest slice that a Read was offered between two requests
-	offered int // to the Read that is pending; 0 if none is
-	phase   phase
-	moved   bool // from the old process
-	custom  bool // its options may not be those of a new connection
-	lent    bool // another process may have a copy of it, and not know yet that it has not
-	direct  bool // the server has it itself, not a wrapper of it
-	touched bool // bytes were read
-	begun   bool // a request has begun since it was accepted, or became idle
-	waiting bool // the server has set its deadline for the time in which it is idle
-	capped  bool // the read deadline is not want, but the idle grace's
-	woken   bool // the read deadline is in the past, to move it
-	told    bool // the Read of a protocol of the user's has returned ErrMove
-	ending  bool // there is no mover, and the process ends: ErrMove all the same
-	leaving bool // nothing is buffered and nobody reads: Close moves it
-	closed  bool // Close was called, or Move
-	away    bool // the mover has it: nobody else may close its descriptor
+	before, after *track // in l.live, like listed: l.live.mu guards them
+	listed        bool
 }
 
 // trackOf finds the track under c, if it is ours and nobody but TLS wrapped it.
@@ -369,16 +369,16 @@ func (t *track) bypass(w io.Writer) (int64, error) {
 // setPhase is what the server tells.
 func (t *track) setPhase(p phase) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.phase == phaseHTTP2 && p != phaseHijacked || t.phase == phaseHijacked {
-		return // net/http calls HTTP/2 connections idle as well
+	switch {
+	case t.phase == phaseHTTP2 && p != phaseHijacked || t.phase == phaseHijacked:
+		// net/http calls HTTP/2 connections idle as well.
+	case p == phaseIdle: // the server sets its deadline next
+		t.phase, t.begun, t.waiting = p, false, false
+	default:
+		t.phase = p
+		t.uncap()
 	}
-	t.phase = p
-	if p == phaseIdle {
-		t.begun, t.waiting = false, false
-		return // the server sets its deadline next
-	}
-	t.uncap()
+	t.mu.Unlock()
 }
 
 // close is Close: of a connection that is to leave, the way to the mover.

@@ -125,22 +125,23 @@ func (g *gate) setDeadline(t time.Time) error {
 	return g.setInner(t)
 }
 
-// enter waits until somebody may pass, and says in which mode.
-func (g *gate) enter() (gateMode, error) {
+// enter waits until somebody may pass, and says in which mode, and whether there
+// is an errand.
+func (g *gate) enter() (m gateMode, errand bool, err error) {
 	for {
 		g.mu.Lock()
 		mode, changed, deadline := g.mode, g.changed, g.deadline
 		switch {
 		case mode == gateClosed:
 			g.mu.Unlock()
-			return mode, net.ErrClosed
+			return mode, false, net.ErrClosed
 		case mode == gateParked:
 			g.mu.Unlock()
-			return mode, net.ErrClosed
+			return mode, false, net.ErrClosed
 		case g.errands > 0:
 			g.inside++
 			g.mu.Unlock()
-			return mode, nil
+			return mode, true, nil
 		case mode == gateOpen || mode == gateFinishing:
 			if g.kicked {
 				g.kicked = false
@@ -148,7 +149,7 @@ func (g *gate) enter() (gateMode, error) {
 			}
 			g.inside++
 			g.mu.Unlock()
-			return mode, nil
+			return mode, false, nil
 		}
 		g.mu.Unlock()
 		if deadline.IsZero() {
@@ -160,7 +161,7 @@ func (g *gate) enter() (gateMode, error) {
 		case <-changed:
 			t.Stop()
 		case <-t.C:
-			return mode, os.ErrDeadlineExceeded
+			return mode, false, os.ErrDeadlineExceeded
 		}
 	}
 }
@@ -203,7 +204,7 @@ func (g *gate) mayRetry(err error) bool {
 // pass calls read as often as the gate lets it.
 func (g *gate) pass(read func() error) error {
 	for {
-		if _, err := g.enter(); err != nil {
+		if _, _, err := g.enter(); err != nil {
 			return err
 		}
 		err := read()

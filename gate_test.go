@@ -116,7 +116,7 @@ func TestGateEnds(t *testing.T) {
 					t.Errorf("got %v, want ErrClosed", err)
 				}
 				g.set(gateOpen)
-				if _, err := g.enter(); (err == nil) != (m == gateParked) {
+				if _, _, err := g.enter(); (err == nil) != (m == gateParked) {
 					t.Errorf("opened again: %v", err)
 				}
 			})

@@ -227,11 +227,14 @@ func (s *httpServer) begun() time.Time {
 }
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
-	if state == http.StateNew && trackOf(c) == nil {
+	t := trackOf(c)
+	if t == nil && state == http.StateNew {
 		s.wrapped(c)
 		return
 	}
-	t := s.trackOf(c)
+	if t == nil {
+		t = s.conns.find(c.RemoteAddr())
+	}
 	if s.state != nil && state == http.StateIdle {
 		s.state(c, state) // it may set a deadline: the next one is to be the server's
 	}

@@ -45,13 +45,15 @@ func (l *listener) acceptor() acceptor {
 // empty.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
-		mode, err := l.gate.enter()
+		mode, errand, err := l.gate.enter()
 		if err != nil {
 			return nil, &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err}
 		}
-		if c := l.next(); c != nil {
-			l.gate.leave()
-			return c, nil
+		if errand {
+			if c := l.next(); c != nil {
+				l.gate.leave()
+				return c, nil
+			}
 		}
 		if mode != gateOpen && mode != gateFinishing {
 			l.gate.leave()
