@@ -207,3 +207,44 @@ func TestAnswersAfterACalledOffDrain(t *testing.T) {
 		t.Errorf("execute returned %v", err)
 	}
 }
+
+// A server that begins only when the process is told to stop, and its listener
+// is closed, opens nothing again.
+func TestStopRightAfterTheStart(t *testing.T) {
+	u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := u.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	execute, _ := u.HTTP(&http.Server{Handler: http.NotFoundHandler()}, ln)
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	// The drain waits for this one, so that the server begins in the middle of it.
+	slow := &slowDrainer{begun: make(chan *drain, 1), notice: make(chan struct{})}
+	u.serversMu.Lock()
+	u.servers = append(u.servers, slow)
+	u.serversMu.Unlock()
+	u.Stop()
+	receive(t, slow.begun, "the drain")
+	parked := make(chan struct{})
+	go func() {
+		defer close(parked)
+		ln.Accept()
+	}()
+	receive(t, parked, "an Accept of a listener that is closed")
+	l := ln.(*listener)
+	if err := u.socks.unpark(l); err != nil || !l.gate.isParked() {
+		t.Errorf("a server that begins now opens the listener again, error %v", err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- execute() }()
+	close(slow.notice)
+	receive(t, u.Done(), "Done")
+	if err := receive(t, served, "execute"); err != nil {
+		t.Errorf("execute returned %v", err)
+	}
+}

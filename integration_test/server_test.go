@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -240,6 +241,8 @@ type load struct {
 	done   chan struct{}
 	pids   map[int]int // answers by pid
 	failed []error
+	round  atomic.Int64 // a number that the test changes
+	worst  int          // the most requests of one client that failed and had begun in one round
 }
 
 func (s *server) startLoad(clients int) *load {
@@ -248,19 +251,22 @@ func (s *server) startLoad(clients int) *load {
 	type answer struct {
 		text string
 		err  error
+		from [2]int // client and round
 	}
 	answers := make(chan answer)
-	for range clients {
+	for client := range clients {
 		go func() {
 			for ctx.Err() == nil {
+				from := [2]int{client, int(l.round.Load())}
 				got, err := s.get("/pid")
-				answers <- answer{got, err}
+				answers <- answer{got, err, from}
 			}
-			answers <- answer{"end", nil}
+			answers <- answer{text: "end"}
 		}()
 	}
 	go func() {
 		defer close(l.done)
+		failed := map[[2]int]int{}
 		for ended := 0; ended < clients; {
 			a := <-answers
 			pid, err := strconv.Atoi(a.text)
@@ -269,6 +275,8 @@ func (s *server) startLoad(clients int) *load {
 				ended++
 			case a.err != nil:
 				l.failed = append(l.failed, a.err)
+				failed[a.from]++
+				l.worst = max(l.worst, failed[a.from])
 			case err != nil:
 				l.failed = append(l.failed, err)
 			default:
