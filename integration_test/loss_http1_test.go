@@ -4,7 +4,6 @@ package integration_test
 
 import (
 	"context"
-	"os"
 	"testing"
 	"time"
 
@@ -95,7 +94,7 @@ func TestLossless300(t *testing.T) {
 	run := startHTTPLoad(t, httpload.Config{Addr: s.addr["plain"], Delay: netDelay, Kinds: mix})
 	waitAnswers(t, run, 1)
 	total, part := rounds(300), rounds(12)
-	if os.Getenv("LOSS_LONG") != "" {
+	if lossLong {
 		part = total
 	}
 	s.upgrades((total - part) / 2)
@@ -122,7 +121,7 @@ func TestLosslessTLS(t *testing.T) {
 		Addr: s.addr["tls"], Delay: netDelay, Kinds: httpload.Each(2), TLS: s.tlsConfig(),
 	})
 	waitAnswers(t, run, 1)
-	n := rounds(20)
+	n := variantRounds()
 	s.upgrades(n)
 	rep := mustLoseNone(t, run, n, false)
 	if total := rep.Total(); total.Moved > 0 || total.Announced == 0 {
@@ -137,7 +136,7 @@ func TestLosslessUnix(t *testing.T) {
 	near := startHTTPLoad(t, httpload.Config{Network: "unix", Addr: s.addr["unix"], Kinds: kinds(2, short...)})
 	far := startHTTPLoad(t, httpload.Config{Network: "unix", Addr: s.addr["unix"], Delay: netDelay, Kinds: kinds(2, short...)})
 	waitAnswers(t, near, 1)
-	n := rounds(20)
+	n := variantRounds()
 	s.upgrades(n)
 	mustLoseNone(t, near, n, true)
 	mustLoseNone(t, far, n, true)
@@ -152,7 +151,7 @@ func TestLosslessWrapped(t *testing.T) {
 	s := startLoadServer(t, "limited", "--", "-most", "20") // 16 clients
 	run := startHTTPLoad(t, httpload.Config{Addr: s.addr["limited"], Delay: netDelay, Kinds: mix})
 	waitAnswers(t, run, 1)
-	n := rounds(20)
+	n := variantRounds()
 	s.upgrades(n)
 	waitAnswers(t, run, 1)
 	rep := mustLoseNone(t, run, n, false)

@@ -25,7 +25,7 @@ func TestLosslessHTTP2(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			s := startLoadServer(t, way)
 			l := startHTTP2Load(t, s, way)
-			n := rounds(20)
+			n := variantRounds()
 			for range n {
 				l.waitAnswers(10)
 				s.upgrade()
@@ -187,7 +187,7 @@ func TestLosslessH2load(t *testing.T) {
 				}
 				done <- sum
 			}()
-			s.upgrades(rounds(20))
+			s.upgrades(variantRounds())
 			close(stop)
 			sum := <-done
 			if sum.err != nil {

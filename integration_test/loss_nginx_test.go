@@ -74,8 +74,11 @@ func upgradeUntil(t testing.TB, s *loadServer, done <-chan []byte) (n int) {
 func runWrk(t testing.TB, path, url string) <-chan []byte {
 	t.Helper()
 	length := "8s"
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		length = "2s"
+	case lossLong:
+		length = "4m"
 	}
 	cmd := exec.Command(path, "-t", "1", "-c", "12", "-d", length, "--timeout", "20s", url)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -130,6 +130,19 @@ func rounds(n int) int {
 	return n
 }
 
+// lossLong: LOSS_LONG=1 asks for 300 upgrades with every kind of load and every
+// kind of server, which takes 10 minutes each.
+var lossLong = os.Getenv("LOSS_LONG") != ""
+
+// variantRounds is how many upgrades there are of servers that differ from the
+// one that has 300 in any case.
+func variantRounds() int {
+	if lossLong {
+		return rounds(300)
+	}
+	return rounds(20)
+}
+
 // makeCert writes cert.pem and key.pem for 127.0.0.1, signed by itself.
 func makeCert(t testing.TB, dir string) *x509.CertPool {
 	t.Helper()
