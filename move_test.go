@@ -200,6 +200,9 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.new.ch.mu.Lock()
+	p.new.ch.busy = true // what new has to say is not written yet
+	p.new.ch.mu.Unlock()
 	p.recv.onConns(m)
 	p.new.ch.close()
 	p.recv.onEnd(ErrProtocol)
