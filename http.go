@@ -381,17 +381,18 @@ func (s *httpServer) drain(d *drain) drainReport {
 		s.twin.Shutdown(d.ctx)
 	}
 	hijacked := 0
+	var over chan struct{}
 	if s.conns.wait(d, func() bool { return s.left(false) == 0 }) {
 		if hijacked = s.left(true); hijacked > 0 {
 			// Only hijacked ones are left: tell their owners.
-			s.mu.Lock()
-			s.isShut = true
-			s.mu.Unlock()
-			go s.shut(d.ctx, s.srv)
+			over = s.shut(d.ctx, s.server())
 			s.conns.wait(d, func() bool { return s.left(true) == 0 })
 		}
 	}
 	if d.cancelled() {
+		if over != nil {
+			<-over // its context has ended
+		}
 		s.resume()
 		return drainReport{}
 	}
@@ -400,14 +401,49 @@ func (s *httpServer) drain(d *drain) drainReport {
 	return drainReport{finished: max(0, begun-waited-cut), waited: waited, cut: cut}
 }
 
-// shut calls Shutdown. It closes no listener for good: the upgrade may be
-// rolled back meanwhile.
-func (s *httpServer) shut(ctx context.Context, srv *http.Server) {
-	for _, l := range s.conns.all() {
-		l.spare(func() {})
-		defer l.spare(nil)
+// shut calls Shutdown, and closes what it gives when that is over. It closes no
+// listener for good: the upgrade may be rolled back meanwhile. If it was already,
+// the server may have a request, which Shutdown would drop when it is read: then
+// it is not called. Who connects later waits until the drain has noticed.
+func (s *httpServer) shut(ctx context.Context, srv *http.Server) (over chan struct{}) {
+	over = make(chan struct{})
+	own := s.conns.all()
+	for _, l := range own {
+		if !l.gate.swap(gateShut, gateParked) && l.gate.isOpen() {
+			close(over)
+			return over
+		}
 	}
-	srv.Shutdown(ctx)
+	for _, l := range own {
+		l.spare(func() {})
+		l.hold(true)
+	}
+	isShut := s.in() == 0
+	s.mu.Lock()
+	s.isShut = isShut
+	s.mu.Unlock()
+	go func() {
+		defer close(over)
+		if isShut {
+			srv.Shutdown(ctx)
+		}
+		for _, l := range own {
+			l.spare(nil)
+			l.hold(false)
+		}
+	}()
+	return over
+}
+
+// in counts the connections, but hijacked ones.
+func (s *httpServer) in() int {
+	s.mu.Lock()
+	n := len(s.foreign)
+	s.mu.Unlock()
+	for _, l := range s.conns.all() {
+		n += l.live.count(false)
+	}
+	return n
 }
 
 // offer lets go of all connections.

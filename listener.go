@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -30,6 +31,7 @@ type listener struct {
 	mover *mover     // with which a connection of phaseOther begins
 	// spared is called by Close in place of closing the socket; see spare.
 	spared func()
+	held   atomic.Bool // see hold
 	// ending is what a connection of phaseOther begins with; see track.
 	ending bool
 }
@@ -47,7 +49,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	for {
 		mode, errand, err := l.gate.enter()
 		if err != nil {
-			return nil, &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err}
+			return nil, l.acceptError(err)
 		}
 		if errand {
 			if c := l.next(); c != nil {
@@ -64,15 +66,27 @@ func (l *listener) Accept() (net.Conn, error) {
 			l.gate.leave()
 			continue
 		}
+		if l.held.Load() {
+			l.gate.leave()
+			return nil, l.acceptError(net.ErrClosed)
+		}
 		c, err := l.acceptor().Accept()
 		if err == nil {
 			c = tracked(c, l, nil, nil, nil)
 		}
 		l.gate.leave()
+		if err == nil && l.held.Load() { // for who accepts when the drain was called off
+			l.give(c)
+			return nil, l.acceptError(net.ErrClosed)
+		}
 		if err == nil || !l.gate.mayRetry(err) {
 			return c, err
 		}
 	}
+}
+
+func (l *listener) acceptError(err error) error {
+	return &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err}
 }
 
 // give lets Accept return c: a connection that was moved to this process, or
@@ -219,6 +233,11 @@ func (l *listener) spare(closed func()) {
 	defer l.mu.Unlock()
 	l.spared = closed
 }
+
+// hold lets Accept give nothing, as if the listener were closed, and keep what
+// comes all the same; or ends that. A connection that this does not hold any more
+// is in l.live when it returns.
+func (l *listener) hold(on bool) { l.held.Store(on) }
 
 // end closes the socket in this process, for good.
 func (l *listener) end() error {

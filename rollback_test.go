@@ -11,59 +11,88 @@ import (
 	"time"
 )
 
-// TestShutdownAfterRollBack: new dies at the moment in which nothing but
-// hijacked connections is left in old, so that Shutdown closes the listener when
-// old accepts again.
-func TestShutdownAfterRollBack(t *testing.T) {
-	u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := u.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := &http.Server{Handler: http.NotFoundHandler()}
-	shut := make(chan struct{}, 9)
-	srv.RegisterOnShutdown(func() { shut <- struct{}{} })
-	execute, _ := u.HTTP(srv, ln)
-	served := make(chan error, 1)
-	go func() { served <- execute() }()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
-	get := func() {
-		t.Helper()
-		client := http.Client{Timeout: limit, Transport: &http.Transport{DisableKeepAlives: true}}
-		resp, err := client.Get("http://" + ln.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-	}
-	get()
+// TestShutdownAndRollBack: new dies at the moment in which nothing but hijacked
+// connections is left in old, before Shutdown is called or when it closes the
+// listener. Nobody who connects is lost.
+func TestShutdownAndRollBack(t *testing.T) {
+	for _, first := range []string{"Shutdown", "the roll back"} {
+		t.Run(first, func(t *testing.T) {
+			u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ln, err := u.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			srv := &http.Server{Handler: http.NotFoundHandler()}
+			shut := make(chan struct{}, 9)
+			srv.RegisterOnShutdown(func() { shut <- struct{}{} })
+			execute, _ := u.HTTP(srv, ln)
+			served := make(chan error, 1)
+			go func() { served <- execute() }()
+			if err := u.Ready(); err != nil {
+				t.Fatal(err)
+			}
+			get := func() error {
+				client := http.Client{Timeout: limit, Transport: &http.Transport{DisableKeepAlives: true}}
+				resp, err := client.Get("http://" + ln.Addr().String())
+				if err == nil {
+					resp.Body.Close()
+				}
+				return err
+			}
+			if err := get(); err != nil {
+				t.Fatal(err)
+			}
 
-	// The end of a drain, between whose two lines the upgrade is rolled back.
-	s := u.httpServer(srv)
-	u.socks.yield(u.socks.snapshot(), []int{0})
-	s.draining.Store(newDrain(nil))
-	s.mu.Lock()
-	s.isShut = true
-	s.mu.Unlock()
-	if err := u.socks.openGates(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	go s.shut(ctx, srv)
-	receive(t, shut, "Shutdown")
-	cancel()
-	s.resume()
+			// The end of a drain.
+			s := u.httpServer(srv)
+			u.socks.yield(u.socks.snapshot(), []int{0})
+			s.draining.Store(newDrain(nil))
+			for s.left(false) > 0 {
+				time.Sleep(time.Millisecond)
+			}
+			rollBack := func() {
+				if err := u.socks.openGates(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			var over chan struct{}
+			if first == "Shutdown" {
+				over = s.shut(ctx, srv)
+				receive(t, shut, "Shutdown")
+				rollBack()
+			} else {
+				rollBack()
+				over = s.shut(ctx, srv)
+			}
+			got := make(chan error, 9)
+			for range cap(got) {
+				go func() { got <- get() }()
+			}
+			cancel()
+			<-over
+			s.resume()
 
-	get()
-	u.Stop()
-	receive(t, u.Done(), "Done")
-	if err := receive(t, served, "execute"); err != nil {
-		t.Errorf("execute returned %v", err)
+			for range cap(got) {
+				if err := receive(t, got, "an answer"); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := get(); err != nil {
+				t.Error(err)
+			}
+			if len(shut) > 0 {
+				t.Error("Shutdown was called after the roll back")
+			}
+			u.Stop()
+			receive(t, u.Done(), "Done")
+			if err := receive(t, served, "execute"); err != nil {
+				t.Errorf("execute returned %v", err)
+			}
+		})
 	}
 }
 

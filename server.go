@@ -154,7 +154,9 @@ func (s *otherServer) shut(ctx context.Context) {
 		l.spare(s.onClose)
 		defer l.spare(nil)
 	}
-	s.Shutdown(ctx)
+	if s.conns.quiet() { // not rolled back already
+		s.Shutdown(ctx)
+	}
 }
 
 // offer lets go of all connections: to m, or for good.

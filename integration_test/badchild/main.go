@@ -59,7 +59,7 @@ func main() {
 	case "bad-claims":
 		channel.Write(frame('R', "this is no JSON"))
 	case "claims-out-of-range":
-		channel.Write(frame('R', `{"sockets":[-1,0,1000000]}`))
+		channel.Write(frame('R', "\nsocket=1000000\nsocket=0\nsocket=0\n"))
 	case "accepting-at-once": // before go was said
 		channel.Write(frame('A', ""))
 	case "unknown-message":
