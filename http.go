@@ -155,7 +155,8 @@ func (closedListener) Addr() net.Addr            { return &net.TCPAddr{} }
 // own are the listeners of ours that ln is, or wraps.
 func (s *httpServer) serve(ln net.Listener, own []*listener, serve func(*http.Server, net.Listener) error) error {
 	for {
-		for _, l := range own { // Shutdown has closed it after the sockets were opened again
+		for _, l := range own { // the Serve before has ended, and closed it
+			l.hold(false)
 			if err := s.u.socks.unpark(l); err != nil {
 				s.u.log.Error("grace: a listener can't be opened again", "err", err)
 			}
@@ -381,18 +382,14 @@ func (s *httpServer) drain(d *drain) drainReport {
 		s.twin.Shutdown(d.ctx)
 	}
 	hijacked := 0
-	var over chan struct{}
 	if s.conns.wait(d, func() bool { return s.left(false) == 0 }) {
 		if hijacked = s.left(true); hijacked > 0 {
 			// Only hijacked ones are left: tell their owners.
-			over = s.shut(d.ctx, s.server())
+			s.shut(d.ctx, s.server())
 			s.conns.wait(d, func() bool { return s.left(true) == 0 })
 		}
 	}
 	if d.cancelled() {
-		if over != nil {
-			<-over // its context has ended
-		}
 		s.resume()
 		return drainReport{}
 	}
@@ -401,49 +398,18 @@ func (s *httpServer) drain(d *drain) drainReport {
 	return drainReport{finished: max(0, begun-waited-cut), waited: waited, cut: cut}
 }
 
-// shut calls Shutdown, and closes what it gives when that is over. It closes no
-// listener for good: the upgrade may be rolled back meanwhile. If it was already,
-// the server may have a request, which Shutdown would drop when it is read: then
-// it is not called. Who connects later waits until the drain has noticed.
-func (s *httpServer) shut(ctx context.Context, srv *http.Server) (over chan struct{}) {
-	over = make(chan struct{})
-	own := s.conns.all()
-	for _, l := range own {
-		if !l.gate.swap(gateShut, gateParked) && l.gate.isOpen() {
-			close(over)
-			return over
-		}
+// shut calls Shutdown: nothing but hijacked connections is left. If the upgrade
+// is rolled back first, it does not: net/http would drop a request that the
+// server reads from then on. If it is later, what comes waits for the server's
+// successor, and the listeners are not closed.
+func (s *httpServer) shut(ctx context.Context, srv *http.Server) {
+	if !s.u.socks.hold(s.conns.all()) {
+		return
 	}
-	for _, l := range own {
-		l.spare(func() {})
-		l.hold(true)
-	}
-	isShut := s.in() == 0
 	s.mu.Lock()
-	s.isShut = isShut
+	s.isShut = true
 	s.mu.Unlock()
-	go func() {
-		defer close(over)
-		if isShut {
-			srv.Shutdown(ctx)
-		}
-		for _, l := range own {
-			l.spare(nil)
-			l.hold(false)
-		}
-	}()
-	return over
-}
-
-// in counts the connections, but hijacked ones.
-func (s *httpServer) in() int {
-	s.mu.Lock()
-	n := len(s.foreign)
-	s.mu.Unlock()
-	for _, l := range s.conns.all() {
-		n += l.live.count(false)
-	}
-	return n
+	go srv.Shutdown(ctx)
 }
 
 // offer lets go of all connections.

@@ -235,8 +235,7 @@ func (l *listener) spare(closed func()) {
 }
 
 // hold lets Accept give nothing, as if the listener were closed, and keep what
-// comes all the same; or ends that. A connection that this does not hold any more
-// is in l.live when it returns.
+// comes all the same; Close only parks it. Or it ends that.
 func (l *listener) hold(on bool) { l.held.Store(on) }
 
 // end closes the socket in this process, for good.
@@ -261,6 +260,10 @@ func (l *listener) Close() error {
 	if closed != nil {
 		l.gate.set(gateParked)
 		closed()
+		return nil
+	}
+	if l.held.Load() {
+		l.gate.set(gateParked)
 		return nil
 	}
 	if l.socks.keep(l.sock) {

@@ -339,6 +339,21 @@ func (s *sockets) unpark(l *listener) error {
 	return l.reopen()
 }
 
+// hold parks and holds listeners that this process does not accept on any more.
+// False if it does: a hand-over was rolled back.
+func (s *sockets) hold(ls []*listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open {
+		return false
+	}
+	for _, l := range ls {
+		l.gate.swap(gateShut, gateParked)
+		l.hold(true)
+	}
+	return true
+}
+
 // dropUnclaimed closes what nobody in this process has asked for.
 func (s *sockets) dropUnclaimed() {
 	s.mu.Lock()
