@@ -151,6 +151,9 @@ func (u *Upgrader) beginDrain(m *mover) {
 func (u *Upgrader) onDrained(d *drain) {
 	u.drain = nil
 	if d.cancelled() { // rolled back
+		for _, s := range u.allServers() {
+			s.resume()
+		}
 		if !u.stopAsked {
 			u.settle() // an upgrade may be wanted already
 			return
@@ -209,6 +212,9 @@ type drainer interface {
 	// drain returns when nothing is left, when d.cut is closed and it has cut
 	// off what was, or when d.ctx has ended: then it serves on as before.
 	drain(d *drain) drainReport
+	// resume lets it serve as before, if it does not already: a drain was called
+	// off, maybe when this server had nothing left and only another one had.
+	resume()
 	// offer is called while it drains, if new takes more than it took before.
 	offer(m *mover)
 	// shutdown ends the server for good; what is left is cut off.

@@ -165,14 +165,16 @@ func (s *httpServer) serve(ln net.Listener, own []*listener, serve func(*http.Se
 		srv, resumed := s.srv, s.resumed
 		s.mu.Unlock()
 		err := serve(srv, ln)
-		if !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			return err
-		}
 		s.mu.Lock()
 		isShut := s.isShut
 		s.mu.Unlock()
-		// First this, then whether the drain was called off right now.
-		byProgram := !isShut && s.draining.Load() == nil && s.u.ctx.Err() == nil && !s.u.socks.keep(nil)
+		// First this, then whether the drain was called off right now. While it
+		// drains any error comes from our closing the listener: one that wraps it
+		// may say so in its own words.
+		byProgram := !isShut && s.draining.Load() == nil && s.u.ctx.Err() == nil
+		if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+			byProgram = byProgram && !s.u.socks.keep(nil)
+		}
 		select {
 		case <-s.finished:
 			return nil
@@ -432,7 +434,9 @@ func (s *httpServer) left(hijacked bool) int {
 
 // resume serves on: the drain was called off.
 func (s *httpServer) resume() {
-	s.draining.Store(nil)
+	if s.draining.Swap(nil) == nil {
+		return
+	}
 	for _, t := range s.conns.tracks() {
 		t.offer(nil)
 		t.finish(0)

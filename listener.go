@@ -262,8 +262,8 @@ func (l *listener) Close() error {
 		closed()
 		return nil
 	}
-	if l.held.Load() {
-		l.gate.set(gateParked)
+	if l.held.Load() { // what is queued at a last stop is accepted still
+		l.gate.change(func(m gateMode) bool { return m != gateFinishing }, gateParked)
 		return nil
 	}
 	if l.socks.keep(l.sock) {

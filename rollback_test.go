@@ -4,9 +4,12 @@ package grace
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -111,6 +114,7 @@ func (s *slowDrainer) drain(d *drain) drainReport {
 }
 
 func (s *slowDrainer) offer(*mover) {}
+func (s *slowDrainer) resume()      {}
 func (s *slowDrainer) shutdown()    {}
 
 // TestStopRightAfterRollBack: the drain of the upgrade is still being called off
@@ -273,5 +277,140 @@ func TestStopRightAfterTheStart(t *testing.T) {
 	receive(t, u.Done(), "Done")
 	if err := receive(t, served, "execute"); err != nil {
 		t.Errorf("execute returned %v", err)
+	}
+}
+
+// One server has nothing left, and another one is draining still when the new
+// process dies: both serve on.
+func TestRollBackAfterAServerHasDrained(t *testing.T) {
+	for name, serve := range map[string]func(*Upgrader, net.Listener) func() error{
+		"Server": func(u *Upgrader, ln net.Listener) func() error {
+			execute, _ := u.Server(Server{
+				Listener: ln,
+				Serve: func(l net.Listener) error {
+					for {
+						c, err := l.Accept()
+						if err != nil {
+							return err
+						}
+						c.Write([]byte("x"))
+						c.Close()
+					}
+				},
+				Shutdown: func(context.Context) error { return ln.Close() },
+			})
+			return execute
+		},
+		"HTTP": func(u *Upgrader, ln net.Listener) func() error {
+			execute, _ := u.HTTP(&http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				c, _, err := http.NewResponseController(w).Hijack()
+				if err == nil {
+					c.Write([]byte("x"))
+					go func() { c.Read(make([]byte, 1)); c.Close() }()
+				}
+			})}, ln)
+			return execute
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ln, err := u.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			// One that says its end in words of its own.
+			served := make(chan error, 1)
+			execute := serve(u, ownWords{ln})
+			go func() { served <- execute() }()
+			if err := u.Ready(); err != nil {
+				t.Fatal(err)
+			}
+			ask := func() net.Conn {
+				t.Helper()
+				c, err := net.DialTimeout("tcp", ln.Addr().String(), limit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { c.Close() })
+				c.SetDeadline(time.Now().Add(limit))
+				c.Write([]byte("GET / HTTP/1.1\r\nHost: grace\r\n\r\n"))
+				if _, err := c.Read(make([]byte, 1)); err != nil {
+					t.Fatalf("no answer: %v", err)
+				}
+				return c
+			}
+			c := ask()
+			u.socks.yield(u.socks.snapshot(), []int{0})
+			d := newDrain(nil)
+			drained := make(chan drainReport, 1)
+			server := u.allServers()[1]
+			go func() { drained <- server.drain(d) }()
+			if s, ok := server.(*httpServer); ok {
+				for isShut := false; !isShut; time.Sleep(time.Millisecond) {
+					s.mu.Lock()
+					isShut = s.isShut
+					s.mu.Unlock()
+				}
+			}
+			c.Close()
+			receive(t, drained, "the drain of one server")
+			d.cancel()
+			u.post(func() {
+				if err := u.socks.openGates(); err != nil {
+					t.Error(err)
+				}
+				u.drain = d
+				u.onDrained(d)
+			})
+			ask().Close()
+			u.Stop()
+			receive(t, u.Done(), "Done")
+			if err := receive(t, served, "execute"); err != nil {
+				t.Errorf("execute returned %v", err)
+			}
+		})
+	}
+}
+
+// ownWords is a listener that wraps another, whose errors are its own.
+type ownWords struct{ net.Listener }
+
+func (l ownWords) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, errors.New("no more connections")
+	}
+	return c, nil
+}
+
+// A new process with another PID file than old's takes it in New: its signals
+// are handled by then.
+func TestSignalsBeforePIDFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid")
+	h := newHouse(t, func(g *generation) error {
+		if g.n > 1 {
+			select {
+			case <-g.signals:
+			default:
+				t.Error("the PID file names a process that does not handle signals yet")
+			}
+		}
+		return g.Ready()
+	})
+	h.opts = func(n int) []Option {
+		if n > 1 {
+			return []Option{Probation(0), PIDFile(path)}
+		}
+		return []Option{Probation(0)}
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // what is not waited for comes late
+	g := h.first()
+	done := g.upgrade()
+	h.next()
+	if err := receive(t, done, "Upgrade"); err != nil {
+		t.Error(err)
 	}
 }

@@ -171,12 +171,18 @@ func (s *otherServer) offer(m *mover) {
 }
 
 func (s *otherServer) resume() {
+	s.mu.Lock()
+	draining := s.draining
+	s.draining = false
+	s.mu.Unlock()
+	if !draining {
+		return
+	}
 	for _, l := range s.conns.all() {
 		l.release(nil, false)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.draining = false
 	close(s.resumed)
 	s.resumed = make(chan struct{})
 }

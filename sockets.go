@@ -441,6 +441,7 @@ func (s *sockets) check() {
 // offer and shutdown make it a drainer: connections are the servers', and close
 // ends the listeners before.
 func (s *sockets) offer(*mover) {}
+func (s *sockets) resume()      {}
 func (s *sockets) shutdown()    {}
 
 // letGo closes this process's copies of the listeners that new has taken: it

@@ -217,6 +217,7 @@ func (u *Upgrader) takePIDFile() error {
 	case u.underMaster(): // siblings overlap: the newest takes it when it is ready
 		p.shared = true
 	case u.parent == nil || u.parent.m.PIDFile != p.path:
+		<-u.signals // it names us from here on
 		if err := p.acquire(); err != nil {
 			return err
 		}
