@@ -10,9 +10,24 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 )
+
+// newSolo gives an Upgrader of a process that has no other, and a listener.
+func newSolo(t *testing.T, opts ...Option) (*Upgrader, net.Listener) {
+	t.Helper()
+	u, err := newUpgrader(system{}, append([]Option{Signals(), Logger(nil), DrainTimeout(limit)}, opts...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := u.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u, ln
+}
 
 // TestShutdownAndRollBack: new dies at the moment in which nothing but hijacked
 // connections is left in old, before Shutdown is called or when it closes the
@@ -20,14 +35,7 @@ import (
 func TestShutdownAndRollBack(t *testing.T) {
 	for _, first := range []string{"Shutdown", "the roll back"} {
 		t.Run(first, func(t *testing.T) {
-			u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			ln, err := u.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			u, ln := newSolo(t)
 			srv := &http.Server{Handler: http.NotFoundHandler()}
 			shut := make(chan struct{}, 9)
 			srv.RegisterOnShutdown(func() { shut <- struct{}{} })
@@ -53,8 +61,8 @@ func TestShutdownAndRollBack(t *testing.T) {
 			s := u.httpServer(srv)
 			u.socks.yield(u.socks.snapshot(), []int{0})
 			s.draining.Store(newDrain(nil))
-			for s.left(false) > 0 {
-				time.Sleep(time.Millisecond)
+			if !s.conns.wait(newDrain(nil), func() bool { return s.left(false) == 0 }) {
+				t.Fatal("the wait has ended in vain")
 			}
 			rollBack := func() {
 				if err := u.socks.openGates(); err != nil {
@@ -196,14 +204,7 @@ func TestCloseBeforeNewAccepts(t *testing.T) {
 // From the moment that a drain is called off no answer says that it is the last
 // one, even if the server itself hears of it later.
 func TestAnswersAfterACalledOffDrain(t *testing.T) {
-	u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := u.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	u, ln := newSolo(t)
 	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
 	execute, _ := u.HTTP(srv, ln)
 	served := make(chan error, 1)
@@ -242,14 +243,7 @@ func TestAnswersAfterACalledOffDrain(t *testing.T) {
 // A server that begins only when the process is told to stop, and its listener
 // is closed, opens nothing again.
 func TestStopRightAfterTheStart(t *testing.T) {
-	u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := u.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	u, ln := newSolo(t)
 	execute, _ := u.HTTP(&http.Server{Handler: http.NotFoundHandler()}, ln)
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
@@ -283,8 +277,9 @@ func TestStopRightAfterTheStart(t *testing.T) {
 // One server has nothing left, and another one is draining still when the new
 // process dies: both serve on.
 func TestRollBackAfterAServerHasDrained(t *testing.T) {
-	for name, serve := range map[string]func(*Upgrader, net.Listener) func() error{
-		"Server": func(u *Upgrader, ln net.Listener) func() error {
+	for name, serve := range map[string]func(*Upgrader, net.Listener, chan struct{}) func() error{
+		"Server": func(u *Upgrader, ln net.Listener, shut chan struct{}) func() error {
+			closed := sync.OnceFunc(func() { close(shut) })
 			execute, _ := u.Server(Server{
 				Listener: ln,
 				Serve: func(l net.Listener) error {
@@ -297,33 +292,29 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 						c.Close()
 					}
 				},
-				Shutdown: func(context.Context) error { return ln.Close() },
+				Shutdown: func(context.Context) error { defer closed(); return ln.Close() },
 			})
 			return execute
 		},
-		"HTTP": func(u *Upgrader, ln net.Listener) func() error {
-			execute, _ := u.HTTP(&http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		"HTTP": func(u *Upgrader, ln net.Listener, shut chan struct{}) func() error {
+			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				c, _, err := http.NewResponseController(w).Hijack()
 				if err == nil {
 					c.Write([]byte("x"))
 					go func() { c.Read(make([]byte, 1)); c.Close() }()
 				}
-			})}, ln)
+			})}
+			srv.RegisterOnShutdown(sync.OnceFunc(func() { close(shut) }))
+			execute, _ := u.HTTP(srv, ln)
 			return execute
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			ln, err := u.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			u, ln := newSolo(t)
 			// One that says its end in words of its own.
 			served := make(chan error, 1)
-			execute := serve(u, ownWords{ln})
+			shut := make(chan struct{})
+			execute := serve(u, ownWords{ln}, shut)
 			go func() { served <- execute() }()
 			if err := u.Ready(); err != nil {
 				t.Fatal(err)
@@ -348,13 +339,7 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 			drained := make(chan drainReport, 1)
 			server := u.allServers()[1]
 			go func() { drained <- server.drain(d) }()
-			if s, ok := server.(*httpServer); ok {
-				for isShut := false; !isShut; time.Sleep(time.Millisecond) {
-					s.mu.Lock()
-					isShut = s.isShut
-					s.mu.Unlock()
-				}
-			}
+			receive(t, shut, "Shutdown")
 			c.Close()
 			receive(t, drained, "the drain of one server")
 			d.cancel()

@@ -9,58 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 )
-
-// A socket is one descriptor that every generation has: inherited from the one
-// before, or opened here.
-type socket struct {
-	entry
-	index    int       // in the manifest of the generation before; -1 if opened here
-	gate     *gate     // of a listener or packet conn; nil otherwise
-	listener *listener // of a listener; nil otherwise
-	// yielded says that new has taken it: this process is not to accept on it
-	// any more, nor to remove its path.
-	yielded bool
-
-	mu  sync.Mutex
-	raw syscall.RawConn
-
-	// Of a listener: its descriptor, -1 once it is closed. Who closes it holds
-	// closing, and so does who hands it over.
-	closing sync.Mutex
-	fd      int
-}
-
-func (sock *socket) setRaw(raw syscall.RawConn) error {
-	fd := -1
-	if err := raw.Control(func(n uintptr) { fd = int(n) }); err != nil {
-		return err
-	}
-	sock.mu.Lock()
-	sock.raw = raw
-	sock.mu.Unlock()
-	sock.closing.Lock()
-	sock.fd = fd
-	sock.closing.Unlock()
-	return nil
-}
-
-// closeListener closes l, the listener of sock.
-func (sock *socket) closeListener(l acceptor) error {
-	sock.closing.Lock()
-	defer sock.closing.Unlock()
-	sock.fd = -1
-	return l.Close()
-}
-
-// control calls f with the descriptor; an error means that it is closed.
-func (sock *socket) control(f func(fd uintptr)) error {
-	sock.mu.Lock()
-	raw := sock.raw
-	sock.mu.Unlock()
-	return raw.Control(f)
-}
 
 // sockets are all of a process, in the order in which they were asked for, and
 // those that were inherited and that nobody has asked for yet.
@@ -379,18 +328,6 @@ func (s *sockets) yield(handed []*socket, claimed []int) {
 	}
 }
 
-// shutGate stops accepting, or reading packets; the socket stays, for others
-// that have it.
-func (sock *socket) shutGate() {
-	if sock.gate == nil {
-		return
-	}
-	sock.gate.set(gateShut)
-	if l := sock.listener; l != nil {
-		time.AfterFunc(10*time.Millisecond, l.freeAccept)
-	}
-}
-
 // endAccept ends accepting for good. What waits in the queue of a socket that
 // no other process has is still accepted; its path is removed before, so that
 // nobody new comes.
@@ -481,56 +418,4 @@ func (s *sockets) listeners(addr net.Addr) []*listener {
 		}
 	}
 	return found
-}
-
-// unlink removes the file of a unix socket if it is still the one we made.
-func (sock *socket) unlink() {
-	if sock.Path == "" {
-		return
-	}
-	if dev, ino, err := fileID(sock.Path); err == nil && dev == sock.Dev && ino == sock.Ino {
-		os.Remove(sock.Path)
-	}
-}
-
-// withFDs calls f with those of socks that are open, and their descriptors.
-// None of them can be closed meanwhile, and no copy is made.
-func withFDs(socks []*socket, f func(open []*socket, fds []int) error) error {
-	fds := make([]int, len(socks)) // below 0: closed
-	var others []int               // in socks, whose descriptors only control holds
-	for i, sock := range socks {
-		if sock.listener == nil {
-			others = append(others, i)
-			continue
-		}
-		sock.closing.Lock()
-		defer sock.closing.Unlock()
-		fds[i] = sock.fd
-	}
-	return withOthers(socks, others, fds, func() error {
-		open := make([]*socket, 0, len(socks))
-		n := 0
-		for i, sock := range socks {
-			if fds[i] >= 0 {
-				open, fds[n] = append(open, sock), fds[i]
-				n++
-			}
-		}
-		return f(open, fds[:n])
-	})
-}
-
-func withOthers(socks []*socket, others, fds []int, f func() error) (err error) {
-	if len(others) == 0 {
-		return f()
-	}
-	i := others[0]
-	if socks[i].control(func(fd uintptr) {
-		fds[i] = int(fd)
-		err = withOthers(socks, others[1:], fds, f)
-	}) != nil { // closed
-		fds[i] = -1
-		return withOthers(socks, others[1:], fds, f)
-	}
-	return err
 }

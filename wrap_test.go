@@ -34,70 +34,49 @@ func (c headerConn) RemoteAddr() net.Addr {
 	return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}
 }
 
-// TestSilentClientOfWrapper: a client that says nothing keeps no other waiting.
-func TestSilentClientOfWrapper(t *testing.T) {
-	u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(0)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := u.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+// serveWrapped serves behind such a listener, and gives how to connect.
+func serveWrapped(t *testing.T, opts ...Option) (*Upgrader, func() net.Conn) {
+	t.Helper()
+	u, ln := newSolo(t, opts...)
 	execute, _ := u.HTTP(&http.Server{Handler: http.NotFoundHandler()}, headerListener{ln})
 	go execute()
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	dial := func() net.Conn {
+	return u, func() net.Conn {
+		t.Helper()
 		c, err := net.Dial("tcp", ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		c.SetDeadline(time.Now().Add(3 * time.Second))
+		c.SetDeadline(time.Now().Add(limit))
 		return c
 	}
-	dial()
-	c := dial()
+}
+
+func askWrapped(t *testing.T, c net.Conn) {
+	t.Helper()
 	io.WriteString(c, "xGET / HTTP/1.1\r\nHost: test\r\n\r\n")
 	if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {
-		t.Errorf("the second client got no response while the first was silent: %v", err)
+		t.Errorf("no answer: %v", err)
 	}
+}
+
+// TestSilentClientOfWrapper: a client that says nothing keeps no other waiting.
+func TestSilentClientOfWrapper(t *testing.T) {
+	u, dial := serveWrapped(t, DrainTimeout(0))
+	dial()
+	askWrapped(t, dial())
 	u.Stop()
 	receive(t, u.Done(), "Done")
 }
 
-// TestIdleBehindWrapper: an idle connection whose wrapper hides its address has IdleGrace, not all of DrainTimeout.
+// TestIdleBehindWrapper: an idle connection whose wrapper hides its address has
+// IdleGrace, not all of DrainTimeout.
 func TestIdleBehindWrapper(t *testing.T) {
-	u, err := newUpgrader(system{}, []Option{Signals(), Logger(nil), DrainTimeout(time.Hour), IdleGrace(10 * time.Millisecond)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := u.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	execute, _ := u.HTTP(&http.Server{Handler: http.NotFoundHandler()}, headerListener{ln})
-	go execute()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
-	dial := func() net.Conn {
-		c, err := net.Dial("tcp", ln.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		c.SetDeadline(time.Now().Add(3 * time.Second))
-		return c
-	}
-
-	c := dial()
-	io.WriteString(c, "xGET / HTTP/1.1\r\nHost: test\r\n\r\n")
-	if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {
-		t.Errorf("the second client got no response while the first was silent: %v", err)
-	}
+	u, dial := serveWrapped(t, DrainTimeout(time.Hour), IdleGrace(10*time.Millisecond))
+	askWrapped(t, dial())
 	u.Stop()
 	receive(t, u.Done(), "Done")
 }
