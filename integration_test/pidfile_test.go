@@ -249,7 +249,7 @@ func TestPIDFileOfTheNewVersionIsAnother(t *testing.T) {
 		if got := s.filePid(); got != s.Pid() {
 			t.Errorf("in probation the old file names %d, want %d", got, s.Pid())
 		}
-		next := s.servingPid()
+		next := s.successor(s.Pid())
 		s.Signal(next, syscall.SIGKILL)
 		s.WaitLine("rolled back")
 		if got := s.filePid(); got != s.Pid() || s.servingPid() != s.Pid() {
