@@ -19,22 +19,27 @@ import (
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
-// traced starts a moveserver under strace, and gives what that has written when
-// the server has ended.
-func traced(t *testing.T, calls string, args ...string) (addr string, end func() string) {
+// underStrace is the command of a program under strace, and of what it starts.
+func underStrace(t *testing.T, options []string, program string, args ...string) proctest.Command {
 	t.Helper()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatalf("CI needs strace: %v", err)
 		}
-		t.Skipf("which system calls are made is seen with strace: %v", err)
+		t.Skipf("system calls are seen, and made to fail, with strace: %v", err)
 	}
+	options = append([]string{"-f", "-qq", "-e", "signal=none"}, options...)
+	return proctest.Command{Path: strace, Args: append(append(options, program), args...)}
+}
+
+// traced starts a moveserver under strace, and gives what that has written when
+// the server has ended.
+func traced(t *testing.T, calls string, args ...string) (addr string, end func() string) {
+	t.Helper()
 	trace := filepath.Join(t.TempDir(), "trace")
-	server := proctest.Build(t, "github.com/julofinance/grace/v3/integration_test/moveserver")
-	p := proctest.Start(t, proctest.Command{
-		Path: strace, Args: append([]string{"-f", "-qq", "-e", "trace=" + calls, "-e", "signal=none", "-o", trace, server}, args...),
-	})
+	server := proctest.Build(t, moveServerPackage)
+	p := proctest.Start(t, underStrace(t, []string{"-e", "trace=" + calls, "-o", trace}, server, args...))
 	addr = p.WaitLine(`^listening 1 (\S+)`)[1]
 	p.WaitLine(`msg="grace: serving"`)
 	return addr, func() string {

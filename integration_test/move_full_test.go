@@ -246,7 +246,3 @@ func TestNewIsKilledBeforeItTakesConnections(t *testing.T) {
 		t.Errorf("after the next upgrade: answers by pid, 0 for none: %v; want all by %d", got, next)
 	}
 }
-
-// ENFILE: the system's table of open files is full for everybody, so that can't
-// be had for one process alone; what new sees of it is what it sees of EMFILE,
-// descriptors that do not arrive, which TestMoveIntoFullTable has.

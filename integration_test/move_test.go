@@ -26,12 +26,16 @@ type mover struct {
 	network, addr string
 }
 
+const moveServerPackage = "github.com/julofinance/grace/v3/integration_test/moveserver"
+
 func startMover(t testing.TB, args ...string) *mover {
 	t.Helper()
-	m := &mover{t: t, network: "tcp"}
-	m.Process = proctest.Start(t, proctest.Command{
-		Path: proctest.Build(t, "github.com/julofinance/grace/v3/integration_test/moveserver"), Args: args,
-	})
+	return startMoverAs(t, proctest.Command{Path: proctest.Build(t, moveServerPackage), Args: args})
+}
+
+func startMoverAs(t testing.TB, c proctest.Command) *mover {
+	t.Helper()
+	m := &mover{Process: proctest.Start(t, c), t: t, network: "tcp"}
 	m.addr = m.WaitLine(`^listening 1 (\S+)`)[1]
 	if strings.HasPrefix(m.addr, "/") {
 		m.network = "unix"
