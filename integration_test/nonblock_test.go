@@ -62,7 +62,7 @@ func (w *flagWatch) look(pids []int) {
 			if !w.sockets[target] {
 				continue
 			}
-			flags, ok := fileFlags(pid, fd)
+			flags, ok := fileFlags(pid, fd, target)
 			if !ok {
 				continue
 			}
@@ -79,10 +79,14 @@ func (w *flagWatch) end() {
 	w.wg.Wait()
 }
 
-// fileFlags reads the flags of an open file from /proc; false if it is closed.
-func fileFlags(pid, fd int) (uint64, bool) {
+// fileFlags reads the flags of an open file from /proc; false if it is closed,
+// and its number maybe another file's.
+func fileFlags(pid, fd int, target string) (uint64, bool) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
 	if err != nil {
+		return 0, false
+	}
+	if now, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err != nil || now != target {
 		return 0, false
 	}
 	_, rest, ok := strings.Cut(string(b), "flags:")
@@ -140,8 +144,12 @@ func mustBeNonBlocking(t *testing.T, pid int, sockets map[string]bool) {
 		if !sockets[target] {
 			continue
 		}
+		flags, ok := fileFlags(pid, fd, target)
+		if !ok {
+			continue
+		}
 		found[target] = true
-		if flags, ok := fileFlags(pid, fd); !ok || flags&syscall.O_NONBLOCK == 0 {
+		if flags&syscall.O_NONBLOCK == 0 {
 			t.Errorf("descriptor %d of process %d is blocking", fd, pid)
 		}
 	}
