@@ -1,3 +1,5 @@
+//go:build unix
+
 package grace_test
 
 import (
@@ -10,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,7 +22,8 @@ import (
 // What u.HTTP on u.Listen costs, measured against plain net/http in the same
 // process and the same seconds: short slices take turns, and each ratio is the
 // median of the slices' own ratios. On a machine that does other things too,
-// only that means something. Each benchmark chooses its number of turns itself.
+// only that means something; cpu-ratio, of the processor time for a request, is
+// the calmer one of the two. Each benchmark chooses its number of turns itself.
 
 const (
 	benchBody    = "hello, world\n"
@@ -135,12 +139,18 @@ func (c *benchClient) abort() {
 	c.conn.Close()
 }
 
+// A rate is what one slice of work has shown.
+type rate struct {
+	perSecond float64
+	cpu       time.Duration // of the processor for one request, both ends of it
+}
+
 // perSecond runs one slice of work with several clients.
-func perSecond(b *testing.B, work func(client int) error) float64 {
+func perSecond(b *testing.B, work func(client int) error) rate {
 	b.Helper()
 	var requests atomic.Int64
 	var wg sync.WaitGroup
-	begun := time.Now()
+	begun, cpu := time.Now(), processorTime(b)
 	for client := range benchClients {
 		wg.Go(func() {
 			for time.Since(begun) < benchSlice {
@@ -156,28 +166,40 @@ func perSecond(b *testing.B, work func(client int) error) float64 {
 	if b.Failed() {
 		b.FailNow()
 	}
-	return float64(requests.Load()) / time.Since(begun).Seconds()
+	n := requests.Load()
+	return rate{float64(n) / time.Since(begun).Seconds(), (processorTime(b) - cpu) / time.Duration(n)}
+}
+
+// processorTime is what this process has used so far.
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // compare lets two kinds take turns and reports ours : plain, and what plain does.
-func compare(b *testing.B, unit string, plain, ours func() float64) {
+func compare(b *testing.B, unit string, plain, ours func() rate) {
 	b.Helper()
 	plain()
 	ours() // warm
 	b.ResetTimer()
-	var ratios, base []float64
+	var ratios, cpus, base []float64
 	for turn := range benchTurns {
-		var p, o float64
+		var p, o rate
 		if turn%2 == 0 {
 			p, o = plain(), ours()
 		} else {
 			o, p = ours(), plain()
 		}
-		ratios = append(ratios, o/p)
-		base = append(base, p)
+		ratios = append(ratios, o.perSecond/p.perSecond)
+		cpus = append(cpus, float64(p.cpu)/float64(o.cpu))
+		base = append(base, p.perSecond)
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(median(ratios), "ratio")
+	b.ReportMetric(median(cpus), "cpu-ratio")
 	b.ReportMetric(median(base), "plain-"+unit)
 }
 
@@ -190,7 +212,7 @@ func median(v []float64) float64 {
 // divided by plain's. Wanted: 0.98 or more.
 func BenchmarkKeepAlive(b *testing.B) {
 	u := newBenchUpgrader(b)
-	side := func(s *benchServer) func() float64 {
+	side := func(s *benchServer) func() rate {
 		clients := make([]*benchClient, benchClients)
 		for i := range clients {
 			c, err := dialBench(s.addr)
@@ -200,7 +222,7 @@ func BenchmarkKeepAlive(b *testing.B) {
 			clients[i] = c
 			b.Cleanup(c.abort)
 		}
-		return func() float64 { return perSecond(b, func(i int) error { return clients[i].get() }) }
+		return func() rate { return perSecond(b, func(i int) error { return clients[i].get() }) }
 	}
 	compare(b, "req/s", side(u.plain()), side(u.ours()))
 }
@@ -209,8 +231,8 @@ func BenchmarkKeepAlive(b *testing.B) {
 // request. Wanted: 0.98 or more.
 func BenchmarkConnectionPerRequest(b *testing.B) {
 	u := newBenchUpgrader(b)
-	side := func(s *benchServer) func() float64 {
-		return func() float64 {
+	side := func(s *benchServer) func() rate {
+		return func() rate {
 			return perSecond(b, func(int) error {
 				c, err := dialBench(s.addr)
 				if err != nil {
