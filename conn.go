@@ -173,8 +173,7 @@ type track struct {
 	firstFor time.Duration // and how long the server then waits for the rest
 	stays    *mover        // has failed to, and is not to try again and again
 
-	before, after *track // in l.live, like listed: l.live.mu guards them
-	listed        bool
+	place int // in l.live, from 1; 0 if it is not there. l.live.mu guards it
 }
 
 // trackOf finds the track under c, if it is ours and nobody but TLS wrapped it.

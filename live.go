@@ -2,15 +2,15 @@ package grace
 
 import (
 	"net"
+	"slices"
 	"sync"
 )
 
-// live are the connections of a listener that are open, hijacked ones too: a
-// list, so that no more than a few pointers change under the lock.
+// live are the connections of a listener that are open, hijacked ones too. Each
+// knows its place, so that no more than one other changes under the lock.
 type live struct {
 	mu       sync.Mutex
-	first    *track
-	n        int
+	tracks   []*track
 	hijacked int      // of them
 	watchers []func() // called when one is gone, or hijacked
 
@@ -27,13 +27,8 @@ func (s *live) add(t, old *track) {
 	if old != nil {
 		s.unlink(old)
 	}
-	t.listed = true
-	t.after = s.first
-	if s.first != nil {
-		s.first.before = t
-	}
-	s.first = t
-	s.n++
+	s.tracks = append(s.tracks, t)
+	t.place = len(s.tracks)
 	if s.byAddr != nil {
 		s.index(t)
 	}
@@ -45,19 +40,14 @@ func (s *live) index(t *track) {
 }
 
 func (s *live) unlink(t *track) {
-	if !t.listed {
+	if t.place == 0 {
 		return
 	}
-	if t.before != nil {
-		t.before.after = t.after
-	} else {
-		s.first = t.after
-	}
-	if t.after != nil {
-		t.after.before = t.before
-	}
-	t.before, t.after, t.listed = nil, nil, false
-	s.n--
+	end := len(s.tracks) - 1
+	last := s.tracks[end]
+	s.tracks[t.place-1], last.place = last, t.place
+	s.tracks[end], t.place = nil, 0
+	s.tracks = s.tracks[:end]
 	if s.byAddr != nil {
 		delete(s.byAddr, t.inner.RemoteAddr())
 		delete(s.byAddr, t.inner.LocalAddr())
@@ -75,8 +65,8 @@ func (s *live) find(addr net.Addr) *track {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.byAddr == nil {
-		s.byAddr = make(map[net.Addr]*track, 2*s.n)
-		for t := s.first; t != nil; t = t.after {
+		s.byAddr = make(map[net.Addr]*track, 2*len(s.tracks))
+		for _, t := range s.tracks {
 			s.index(t)
 		}
 	}
@@ -111,9 +101,9 @@ func (s *live) count(hijacked bool) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if hijacked {
-		return s.n
+		return len(s.tracks)
 	}
-	return s.n - s.hijacked
+	return len(s.tracks) - s.hijacked
 }
 
 // watch lets f be called when a connection is gone.
@@ -126,9 +116,5 @@ func (s *live) watch(f func()) {
 func (s *live) all() []*track {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := make([]*track, 0, s.n)
-	for t := s.first; t != nil; t = t.after {
-		all = append(all, t)
-	}
-	return all
+	return slices.Clone(s.tracks)
 }
