@@ -30,8 +30,10 @@ func TestLosslessNginx(t *testing.T) {
 				httpload.KeepAlive, httpload.Connect, httpload.Pipelined, httpload.Expect, httpload.Head,
 				httpload.NotModified, httpload.Chunked, httpload.Slow, httpload.Upload)})
 			waitAnswers(t, run, 1)
-			done := runWrk(t, wrk, "http://"+front+"/sized?n=1000")
-			n := upgradeUntil(t, s, done)
+			stop := runWrk(t, wrk, "http://"+front+"/sized?n=1000")
+			n := variantRounds()
+			s.upgrades(n)
+			stop()
 			mustLoseNone(t, run, n, true) // towards nginx, that is
 			mustCutNone(t, s)
 			if moved := s.drained("moved"); (moved > 0) != (way == "plain") {
@@ -44,43 +46,20 @@ func TestLosslessNginx(t *testing.T) {
 // TestLosslessWrk is wrk without nginx, so all its connections move.
 func TestLosslessWrk(t *testing.T) {
 	s := startLoadServer(t, "plain")
-	done := runWrk(t, needTool(t, "wrk", "wrk"), "http://"+s.addr["plain"]+"/sized?n=1000")
-	upgradeUntil(t, s, done)
+	stop := runWrk(t, needTool(t, "wrk", "wrk"), "http://"+s.addr["plain"]+"/sized?n=1000")
+	s.upgrades(variantRounds())
+	stop()
 	mustCutNone(t, s)
 	if s.drained("moved") == 0 {
 		t.Error("no connection was moved")
 	}
 }
 
-// upgradeUntil upgrades until wrk has ended, and checks what that says.
-func upgradeUntil(t testing.TB, s *loadServer, done <-chan []byte) (n int) {
+// runWrk runs wrk until stop, which checks what it says: an answer to each
+// request, and each with a good status.
+func runWrk(t testing.TB, path, url string) (stop func()) {
 	t.Helper()
-	for {
-		s.upgrade()
-		n++
-		select {
-		case out := <-done:
-			m := regexp.MustCompile(`(\d+) requests in`).FindSubmatch(out)
-			if m == nil || atoi(t, string(m[1])) == 0 || bytes.Contains(out, []byte("Non-2xx")) || bytes.Contains(out, []byte("Socket errors")) {
-				t.Errorf("wrk, over %d upgrades, says:\n%s", n, out)
-			}
-			return n
-		default:
-		}
-	}
-}
-
-// runWrk runs wrk for some seconds; its output comes when it has ended.
-func runWrk(t testing.TB, path, url string) <-chan []byte {
-	t.Helper()
-	length := "8s"
-	switch {
-	case testing.Short():
-		length = "2s"
-	case lossLong:
-		length = "4m"
-	}
-	cmd := exec.Command(path, "-t", "1", "-c", "12", "-d", length, "--timeout", "20s", url)
+	cmd := exec.Command(path, "-t", "1", "-c", "12", "-d", "1h", "--timeout", "20s", url)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = time.Second
 	var out bytes.Buffer
@@ -88,17 +67,25 @@ func runWrk(t testing.TB, path, url string) <-chan []byte {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan []byte, 1)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		if err := cmd.Wait(); err != nil {
-			fmt.Fprintln(&out, err)
-		}
-		done <- out.Bytes()
-	}()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait(); close(ended) }()
 	t.Cleanup(func() { cmd.Process.Kill(); <-ended })
-	return done
+	return func() {
+		t.Helper()
+		cmd.Process.Signal(syscall.SIGINT) // it sums up
+		var err error
+		select {
+		case err = <-ended:
+		case <-time.After(proctest.Limit):
+			t.Fatalf("wrk has not stopped within %v", proctest.Limit)
+		}
+		m := regexp.MustCompile(`(\d+) requests in`).FindSubmatch(out.Bytes())
+		if err != nil || m == nil || atoi(t, string(m[1])) == 0 || bytes.Contains(out.Bytes(), []byte("Non-2xx")) || bytes.Contains(out.Bytes(), []byte("Socket errors")) {
+			t.Errorf("wrk: error %v; it says:\n%s", err, &out)
+			return
+		}
+		t.Logf("wrk: %s requests, none failed", m[1])
+	}
 }
 
 // startNginx puts nginx in front of addr, and gives its own address. It takes
