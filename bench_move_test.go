@@ -70,6 +70,7 @@ func moveMany(b *testing.B, n int) (took, cpu, floor time.Duration) {
 	})
 	p.runOld()
 	p.runNew()
+	growTable(b)
 	end := startIdleClients(b, p.old.l.Addr().String(), n)
 	defer end()
 	runtime.GC()
@@ -156,6 +157,19 @@ func parseRights(b *testing.B, oob []byte) (fds []int) {
 		fds = append(fds, more...)
 	}
 	return fds
+}
+
+// growTable lets the kernel make the table of open files as large as it will be.
+// To grow it later, while other threads use it, takes the kernel many
+// milliseconds. A new process has one as large as old's from the start: fork
+// copies that.
+func growTable(b *testing.B) {
+	b.Helper()
+	fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, int(filesLimit(b))-1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	unix.Close(fd)
 }
 
 // Clients have a process of their own, which is this program with these
