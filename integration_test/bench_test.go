@@ -3,6 +3,7 @@
 package integration_test
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"os/exec"
@@ -134,4 +135,60 @@ func coldStart(b *testing.B, listeners int) float64 {
 	s.Signal(s.pid, syscall.SIGTERM)
 	s.WaitAllGone()
 	return float64(ready-begun) / 1e3
+}
+
+// BenchmarkExit: from the answer to the last request that the old process has
+// until that is gone. The floor is the end of a process of this size that waits
+// for nothing but a word. Wanted: 10 ms, at most.
+func BenchmarkExit(b *testing.B) {
+	const turns = 50
+	s := startLoadServer(b, "plain")
+	path := proctest.Build(b, benchServer)
+	b.ResetTimer()
+	var floors, exits []float64
+	for range turns {
+		floors = append(floors, exitFloor(b, path))
+		c := dialRaw(b, "tcp", s.addr["plain"])
+		c.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n1")
+		old, _ := s.beginUpgrade()
+		s.WaitLine(fmt.Sprintf(`upgrade done; draining" from=%d`, old))
+		c.send("2")
+		c.answer()
+		begun := clock()
+		s.WaitGone(old)
+		exits = append(exits, float64(clock()-begun)/1e3)
+		c.Close()
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(floors), "floor-µs")
+	b.ReportMetric(median(exits), "µs")
+	b.ReportMetric(slices.Max(exits), "max-µs")
+	b.ReportMetric(median(exits)/median(floors), "ratio")
+}
+
+// exitFloor gives the microseconds from a word to a process until it is gone.
+func exitFloor(b *testing.B, path string) float64 {
+	b.Helper()
+	cmd := exec.Command(path)
+	cmd.Env = append(os.Environ(), "BENCH_FLOOR=1")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		b.Fatalf("%s printed %q: %v", path, line, err)
+	}
+	begun := clock()
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	return float64(clock()-begun) / 1e3
 }
