@@ -34,6 +34,7 @@ type gate struct {
 	kicked   bool          // the inner deadline is ours, in the past
 	inside   int           // who has entered and not left yet
 	errands  int           // how many must pass even if it is shut: see listener.give
+	expected int           // how many errands another process has yet to decide about
 	watchers []func()      // called when the mode changed, or somebody left
 }
 
@@ -75,6 +76,37 @@ func (g *gate) errand(n int) {
 	if n > 0 && g.mode != gateClosed {
 		g.kick()
 	}
+}
+
+// expect says that an errand may come; false if the gate is not open. Until
+// settled is called it is not quiet, nor parked.
+func (g *gate) expect() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.mode != gateOpen {
+		return false
+	}
+	g.expected++
+	return true
+}
+
+// settled says that an errand that was expected has come, or will not.
+func (g *gate) settled() {
+	g.mu.Lock()
+	g.expected--
+	if g.expected == 0 && g.mode == gateFinishing {
+		g.kick() // who waits for the queue to be empty looks again
+	}
+	watchers := g.watchers
+	g.mu.Unlock()
+	for _, f := range watchers {
+		f()
+	}
+}
+
+// park ends finishing, unless an errand waits or is expected.
+func (g *gate) park() bool {
+	return g.change(func(m gateMode) bool { return m == gateFinishing && g.errands == 0 && g.expected == 0 }, gateParked)
 }
 
 // isStuck says whether somebody is still inside of a gate that is shut.
@@ -181,7 +213,7 @@ func (g *gate) leave() {
 func (g *gate) isQuiet() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.inside == 0 && g.errands == 0 && g.mode != gateOpen && g.mode != gateFinishing
+	return g.inside == 0 && g.errands == 0 && g.expected == 0 && g.mode != gateOpen && g.mode != gateFinishing
 }
 
 // isFinishing says whether what is queued still passes, and nobody takes it now.
@@ -191,13 +223,18 @@ func (g *gate) isFinishing() bool {
 	return g.mode == gateFinishing && g.inside == 0
 }
 
-// mayRetry says whether err came from a kick, not from the user's deadline.
+// mayRetry says whether err came from a kick, not from the user's deadline, or
+// from the end of a socket before which the gate is only shut.
 func (g *gate) mayRetry(err error) bool {
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
+	closed := errors.Is(err, net.ErrClosed)
+	if !closed && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return false
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if closed {
+		return g.mode == gateShut
+	}
 	return g.deadline.IsZero() || time.Now().Before(g.deadline)
 }
 

@@ -61,8 +61,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			l.gate.leave()
 			continue
 		}
-		if mode == gateFinishing && !readable(l.sock) {
-			l.park()
+		if mode == gateFinishing && !readable(l.sock) && l.park() {
 			l.gate.leave()
 			continue
 		}
@@ -177,14 +176,17 @@ func (l *listener) protocol() string {
 }
 
 // park closes the socket once its queue is served: no other process has it. It
-// can be opened again if the upgrade is rolled back.
-func (l *listener) park() {
+// can be opened again if the upgrade is rolled back. False if somebody is still
+// to come on an errand: he wakes who accepts.
+func (l *listener) park() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.gate.swap(gateFinishing, gateParked) {
-		l.sock.closeListener(l.inner)
-		l.shut = true
+	if !l.gate.park() {
+		return false
 	}
+	l.sock.closeListener(l.inner)
+	l.shut = true
+	return true
 }
 
 // finished says whether nothing more is accepted. A queue that is empty is
@@ -238,7 +240,11 @@ func (l *listener) spare(closed func()) {
 // comes all the same; Close only parks it. Or it ends that.
 func (l *listener) hold(on bool) { l.held.Store(on) }
 
-// end closes the socket in this process, for good.
+// letGo closes the socket in this process, for good. What comes back from a move
+// is still accepted.
+func (l *listener) letGo() { l.sock.closeListener(l.acceptor()) }
+
+// end is letGo, and the end of Accept.
 func (l *listener) end() error {
 	l.gate.set(gateClosed)
 	err := l.sock.closeListener(l.acceptor())

@@ -286,3 +286,74 @@ func TestResetConnectionIsRefused(t *testing.T) {
 		t.Errorf("moved %d connections, want none", n)
 	}
 }
+
+// New is told to stop when it has received connections, and old has not let go
+// of them yet: they are served, and then new's drain is over.
+func TestNewStopsWhileConnectionsArrive(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.runOld()
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	_, done := p.drain()
+	m, err := p.new.ch.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.recv.onConns(m); err != nil {
+		t.Fatal(err)
+	}
+	p.new.u.socks.own(true) // as it is once new is ready
+	p.new.u.socks.endAccept()
+	d := newDrain(nil)
+	ended := make(chan drainReport, 1)
+	go func() {
+		p.new.u.socks.drain(d)
+		ended <- p.new.http.drain(d)
+	}()
+	t.Cleanup(d.hurry)
+	// As long as it may come the listener is neither quiet nor parked.
+	for range 100 {
+		if p.new.l.finished() || p.new.l.gate.isParked() {
+			t.Fatal("new waits for nobody any more")
+		}
+	}
+	p.runNew() // which reads the verdict
+	receive(t, done, "the connection to move")
+	wantAnswer(t, c, r, "", "new")
+	if _, err := r.ReadByte(); err != io.EOF {
+		t.Errorf("after the answer: got %v, want %v", err, io.EOF)
+	}
+	receive(t, ended, "new's drain to end")
+	// One that comes now stays with old.
+	if p.new.l.gate.expect() {
+		t.Error("a listener that is closed takes connections")
+	}
+}
+
+// The service is told to stop while a connection is on its way, and new, which
+// stops as well, does not take it: old serves it, though it has let go of the
+// listener.
+func TestServiceStopsWhileConnectionsMove(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.runOld()
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	receive(t, p.old.seen, "the connection")
+	_, done := p.drain()
+	p.awaitMoves(1)
+	p.new.u.socks.own(true)
+	p.new.u.socks.endAccept()
+	p.old.u.socks.letGo()
+	p.runNew()
+	receive(t, p.old.seen, "the connection to come back")
+	wantAnswer(t, c, r, "", "old")
+	if _, err := r.ReadByte(); err != io.EOF {
+		t.Errorf("after the answer: got %v, want %v", err, io.EOF)
+	}
+	receive(t, done, "old's drain to end")
+	if n := p.mover.count(); n != 0 {
+		t.Errorf("moved %d connections, want none", n)
+	}
+}

@@ -44,13 +44,14 @@ func (r *receiver) onConns(m message) error {
 			l = r.find(c.socket)
 			listeners[c.socket] = l
 		}
-		if l == nil {
+		if l == nil || !l.gate.expect() { // until deliver, or drop
 			closeAll(m.fds[i : i+1])
 			refused = append(refused, c.id)
 			continue
 		}
 		conn, err := receiveConn(m.fds[i], c.custom)
 		if err != nil {
+			l.gate.settled()
 			refused = append(refused, c.id)
 			continue
 		}
@@ -70,10 +71,7 @@ func (r *receiver) onVerdict(m message) error {
 		r.deliver(id)
 	}
 	for _, id := range mine {
-		if c, ok := r.held[id]; ok {
-			c.conn.Close() // this copy of the descriptor only
-			delete(r.held, id)
-		}
+		r.drop(id)
 	}
 	return nil
 }
@@ -82,13 +80,21 @@ func (r *receiver) onVerdict(m message) error {
 // this process that could read no more, old still has them and serves them.
 func (r *receiver) onEnd(err error) {
 	dead := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errConnReset)
-	for id, c := range r.held {
+	for id := range r.held {
 		if dead {
 			r.deliver(id)
 		} else {
-			c.conn.Close()
-			delete(r.held, id)
+			r.drop(id)
 		}
+	}
+}
+
+// drop closes this process's copy of a connection that stays old's.
+func (r *receiver) drop(id uint32) {
+	if c, ok := r.held[id]; ok {
+		delete(r.held, id)
+		c.conn.Close()
+		c.l.gate.settled()
 	}
 }
 
@@ -104,4 +110,5 @@ func (r *receiver) deliver(id uint32) {
 	moved.moved, moved.custom = true, c.custom
 	moved.mu.Unlock()
 	c.l.give(t)
+	c.l.gate.settled()
 }

@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -214,5 +215,34 @@ func TestResolve(t *testing.T) {
 	c := command{path: "sh"}
 	if err := c.resolve(); err != nil || c.path != sh {
 		t.Errorf("sh: got %s, %v, want %s", c.path, err, sh)
+	}
+}
+
+// The numbers of a hand-over that has failed may be other files' by now.
+func TestSecondNewAfterAFailedOne(t *testing.T) {
+	conn, control, err := controlPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close() // no manifest will come
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	h := &handover{version: protocolVersion, control: control, ready: pipe[1]}
+	if _, err := joinParent(h, limit); err == nil || errors.Is(err, ErrStopped) {
+		t.Fatalf("without a manifest: error %v", err)
+	}
+	other, err := unix.FcntlInt(uintptr(pipe[0]), unix.F_DUPFD_CLOEXEC, control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(other)
+	if _, err := joinParent(h, limit); !errors.Is(err, ErrStopped) {
+		t.Errorf("the second time: error %v, want ErrStopped", err)
+	}
+	if _, err := unix.FcntlInt(uintptr(other), unix.F_GETFD, 0); err != nil {
+		t.Errorf("a file that is not the hand-over's was closed: %v", err)
 	}
 }

@@ -59,7 +59,8 @@ type handover struct {
 	control int
 	first   int // of the sockets
 	count   int
-	parent  int // of the new process; 0: this one
+	parent  int  // of the new process; 0: this one
+	opened  bool // the numbers are not ours any more
 }
 
 // variable is the value of handoverVariable: for whom it is meant, and which
@@ -116,6 +117,10 @@ func takeHandover() (*handover, error) {
 }
 
 func (h *handover) open() (*net.UnixConn, *os.File, error) {
+	if h.opened {
+		return nil, nil, fmt.Errorf("%w: a New before this one has failed, and the old process serves on; end this one", ErrStopped)
+	}
+	h.opened = true
 	conn, err := unixConn(h.control)
 	return conn, os.NewFile(uintptr(h.ready), "readiness pipe"), err
 }

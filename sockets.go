@@ -387,7 +387,7 @@ func (s *sockets) shutdown()    {}
 func (s *sockets) letGo() {
 	for _, sock := range s.snapshot() {
 		if sock.yielded && sock.listener != nil {
-			sock.listener.end()
+			sock.listener.letGo()
 		}
 	}
 }

@@ -64,6 +64,7 @@ func follow(t testing.TB) string {
 type supervised struct {
 	*mastered
 	status func() string // a line that must not change as long as it serves
+	deaf   bool          // when it stops the server it does not wait, nor read what that says
 }
 
 // upgrade20 upgrades under load; the supervisor must see nothing of it.
@@ -120,7 +121,7 @@ serverurl=unix://$dir/sock
 		return proctest.Command{Path: path, Args: []string{"-n", "-c", main}}
 	})
 	pid := regexp.MustCompile(`^hello\s+RUNNING\s+pid \d+`)
-	s := &supervised{m, func() string { return pid.FindString(ctl("status", "hello")) }}
+	s := &supervised{mastered: m, status: func() string { return pid.FindString(ctl("status", "hello")) }}
 	proctest.WaitFor(t, proctest.Limit, "supervisord to call it running", func() bool { return s.status() != "" })
 	return s, ctl
 }
@@ -132,7 +133,9 @@ func (s *supervised) finish(ctl func(...string) string) {
 		s.t.Errorf("supervisorctl stop said %q", out)
 	}
 	s.WaitGone(s.pid())
-	s.mustLogAll(s.Lines())
+	if !s.deaf {
+		s.mustLogAll(s.Lines())
+	}
 	s.stop(syscall.SIGTERM)
 }
 
@@ -149,6 +152,7 @@ func TestSupervisordFollow(t *testing.T) {
 					"/usr/local/bin/hello", strings.Join(server, " "),
 					"/var/log/hello.log", "/dev/stdout")
 			})
+			s.deaf = strings.Contains(name, "pidproxy")
 			s.upgrade20()
 			s.crash()
 			s.finish(ctl)
@@ -184,7 +188,7 @@ func TestRunit(t *testing.T) {
 		return out
 	}
 	pid := regexp.MustCompile(`^run: .*: \(pid \d+\)`)
-	s := &supervised{m, func() string { return pid.FindString(sv("status")) }}
+	s := &supervised{mastered: m, status: func() string { return pid.FindString(sv("status")) }}
 	if s.status() == "" {
 		t.Fatalf("sv status says %q", sv("status"))
 	}
@@ -222,7 +226,7 @@ set httpd unixsocket $dir/sock allow localhost
 		out, _ := run(t, path, append([]string{"-c", conf}, args...)...)
 		return out
 	}
-	s := &supervised{m, func() string { return regexp.MustCompile(`(?m)^\s*status\s+OK$`).FindString(monit("status", "hello")) }}
+	s := &supervised{mastered: m, status: func() string { return regexp.MustCompile(`(?m)^\s*status\s+OK$`).FindString(monit("status", "hello")) }}
 	proctest.WaitFor(t, proctest.Limit, "monit to call it running", func() bool { return s.status() != "" })
 	s.upgrade20()
 	pid := regexp.MustCompile(`(?m)^\s*pid\s+(\d+)$`)
