@@ -1,0 +1,115 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+)
+
+// readmeCode gives the pieces of Go in README.md, in their order.
+func readmeCode(t *testing.T) (pieces []string) {
+	t.Helper()
+	b, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(b), -1) {
+		pieces = append(pieces, m[1])
+	}
+	if len(pieces) != 3 {
+		t.Fatalf("README.md has %d pieces of Go, want the smallest program, the embedding and the signals", len(pieces))
+	}
+	return pieces
+}
+
+// paste builds a program of what a user has, and of what he pastes.
+func paste(t *testing.T, imports, code string) (path string) {
+	t.Helper()
+	dir := t.TempDir()
+	main := filepath.Join(dir, "main.go")
+	if err := os.WriteFile(main, []byte("package main\n\nimport (\n\t\""+strings.ReplaceAll(imports, " ", "\"\n\t\"")+"\"\n)\n\n"+code), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(dir, "pasted")
+	if out, err := exec.Command("go", "build", "-o", path, main).CombinedOutput(); err != nil {
+		t.Fatalf("what README.md says does not build: %v\n%s\n%s", err, out, code)
+	}
+	return path
+}
+
+const readmeHandler = `
+var fooBarHandler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Getpid()) })
+`
+
+// TestREADMESmallest: the first program of README.md.
+func TestREADMESmallest(t *testing.T) {
+	code := strings.TrimPrefix(readmeCode(t)[0], "import \"github.com/julofinance/grace/v3\"\n")
+	addr := freeAddr(t)
+	code = strings.Replace(code, `":9000"`, `"`+addr+`"`, 1)
+	path := paste(t, "fmt log net/http os github.com/julofinance/grace/v3", readmeHandler+"func main() {\n"+code+"}\n")
+	mustUpgradePasted(t, path, "tcp", addr, "/foo/bar")
+}
+
+// TestREADMEEmbedding: the daemon's lines, with its own signals or without.
+func TestREADMEEmbedding(t *testing.T) {
+	pieces := readmeCode(t)
+	const servers = "	server, admin := &http.Server{Handler: fooBarHandler}, &http.Server{Handler: fooBarHandler}\n"
+	const end = "	if err != nil {\n		log.Fatal(err)\n	}\n}\n"
+	imports := "errors fmt log net/http os github.com/julofinance/grace/v3"
+	for name, own := range map[string]bool{"signals of grace": false, "signals of its own": true} {
+		t.Run(name, func(t *testing.T) {
+			addr := freeAddr(t)
+			code, imports := strings.Replace(pieces[1], `":9000"`, `"`+addr+`"`, 1), imports
+			if own {
+				code = strings.Replace(code, `grace.PIDFile("app.pid")`, `grace.PIDFile("app.pid"), grace.Signals()`, 1)
+				code = strings.Replace(code, "err = u.Run", pieces[2]+"err = u.Run", 1)
+				imports += " context os/signal syscall"
+			}
+			path := paste(t, imports, readmeHandler+"func main() {\n"+servers+code+end)
+			mustUpgradePasted(t, path, "tcp", addr, "/")
+			mustUpgradePasted(t, path, "unix", "admin.sock", "/")
+		})
+	}
+}
+
+// mustUpgradePasted starts the program, upgrades it as an operator would, and stops it.
+func mustUpgradePasted(t *testing.T, path, network, addr, url string) {
+	t.Helper()
+	dir := shortDir(t)
+	if network == "unix" {
+		addr = filepath.Join(dir, addr)
+	}
+	p := proctest.Start(t, proctest.Command{Path: path, Dir: dir, Env: []string{"GRACE_PIDFILE=app.pid"}})
+	client := http.Client{Timeout: proctest.Limit, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		},
+	}}
+	s := &server{t: t, Process: p, pidFile: filepath.Join(dir, "app.pid"), client: &client, addr: "pasted"}
+	for range 2 {
+		p.WaitLine(`grace: serving`)
+		pid := s.filePid()
+		if got := atoi(t, s.mustGet(url)); got != pid {
+			t.Errorf("process %d answers, and the PID file names %d", got, pid)
+		}
+		if pid == p.Pid() {
+			p.Signal(pid, syscall.SIGUSR2)
+			p.WaitGone(pid)
+			continue
+		}
+		p.Signal(pid, syscall.SIGTERM)
+	}
+	p.WaitAllGone()
+}
