@@ -46,12 +46,16 @@ func serve(addr string, h http.Handler, opts []Option, actor func(*Upgrader, *ht
 		<-u.Done()
 		return err
 	}
-	srv := &http.Server{
+	return u.Run(actor(u, u.opt.server(addr, h), ln))
+}
+
+// server is the one that Serve makes.
+func (o *options) server(addr string, h http.Handler) *http.Server {
+	return &http.Server{
 		Addr: addr, Handler: h,
-		ReadTimeout: u.opt.readTimeout, ReadHeaderTimeout: u.opt.readHeaderTimeout,
-		WriteTimeout: u.opt.writeTimeout, IdleTimeout: u.opt.idleTimeout,
+		ReadTimeout: o.readTimeout, ReadHeaderTimeout: o.readHeaderTimeout,
+		WriteTimeout: o.writeTimeout, IdleTimeout: o.idleTimeout,
 	}
-	return u.Run(actor(u, srv, ln))
 }
 
 // splitAddr tells a unix socket's path from a TCP address.

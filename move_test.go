@@ -357,3 +357,24 @@ func TestServiceStopsWhileConnectionsMove(t *testing.T) {
 		t.Errorf("moved %d connections, want none", n)
 	}
 }
+
+// Old dies when new has received a connection and old has not said yet that it
+// let go of it: it is new's. What new could not receive has died with old.
+func TestOldDiesWhileConnectionsMove(t *testing.T) {
+	p := newCouple(t, saysSide)
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(t, c, r, "", "old")
+	p.drain()
+	m, err := p.new.ch.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.recv.onConns(m); err != nil {
+		t.Fatal(err)
+	}
+	p.old.ch.close() // as the kernel does
+	p.runNew()
+	wantAnswer(t, c, r, "", "new")
+	receive(t, p.new.seen, "the connection")
+}

@@ -2,7 +2,9 @@ package grace
 
 import (
 	"errors"
+	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -105,5 +107,58 @@ func TestAdviceForEveryReason(t *testing.T) {
 			t.Errorf("%v has the advice of %v: %q", reason, seen[a], a)
 		}
 		seen[a] = reason
+	}
+}
+
+func TestServerOptions(t *testing.T) {
+	for name, c := range map[string]struct {
+		opts []Option
+		want *http.Server
+		dies time.Duration // the drain timeout
+	}{
+		"none": {nil, &http.Server{}, 30 * time.Second},
+		"all": {
+			[]Option{ReadTimeout(1), ReadHeaderTimeout(2), WriteTimeout(3), IdleTimeout(4), ShutdownTimeout(5)},
+			&http.Server{ReadTimeout: 1, ReadHeaderTimeout: 2, WriteTimeout: 3, IdleTimeout: 4}, 5,
+		},
+		"a Config of the first version": {
+			Config{}.options(), &http.Server{ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}, 10 * time.Second,
+		},
+		"a Config with all": {
+			Config{Timeout: 1, HTTPReadTimeout: 2, HTTPWriteTimeout: 3}.options(), &http.Server{ReadTimeout: 2, WriteTimeout: 3}, 1,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o, err := newOptions(c.opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := o.server("addr", http.NotFoundHandler())
+			if got.ReadTimeout != c.want.ReadTimeout || got.ReadHeaderTimeout != c.want.ReadHeaderTimeout ||
+				got.WriteTimeout != c.want.WriteTimeout || got.IdleTimeout != c.want.IdleTimeout {
+				t.Errorf("the server has %v, %v, %v, %v; want %v, %v, %v, %v",
+					got.ReadTimeout, got.ReadHeaderTimeout, got.WriteTimeout, got.IdleTimeout,
+					c.want.ReadTimeout, c.want.ReadHeaderTimeout, c.want.WriteTimeout, c.want.IdleTimeout)
+			}
+			if got.Addr != "addr" || got.Handler == nil || o.drainTimeout != c.dies {
+				t.Errorf("address %q, handler %v, drain timeout %v", got.Addr, got.Handler, o.drainTimeout)
+			}
+		})
+	}
+}
+
+// Only who asks for the flags of the first version has them.
+func TestFlagsAreAskedFor(t *testing.T) {
+	for _, name := range []string{"p", "t"} {
+		if f := flag.CommandLine.Lookup(name); f != nil {
+			t.Errorf("the package has registered -%s", name)
+		}
+	}
+	fs := flag.NewFlagSet("", flag.ContinueOnError)
+	RegisterFlags(fs)
+	for _, name := range []string{"p", "t"} {
+		if fs.Lookup(name) == nil {
+			t.Errorf("RegisterFlags has not registered -%s", name)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -24,16 +25,15 @@ type Config struct {
 // ServeWithConfig is [Serve] with the timeouts of conf, which a program that
 // wants more than these gives Serve as options.
 func ServeWithConfig(hport string, conf Config, handler http.Handler) error {
-	or := func(d, def time.Duration) time.Duration {
-		if d == 0 {
-			return def
-		}
-		return d
+	return Serve(hport, handler, conf.options()...)
+}
+
+func (c Config) options() []Option {
+	return []Option{
+		DrainTimeout(cmp.Or(c.Timeout, 10*time.Second)),
+		ReadTimeout(cmp.Or(c.HTTPReadTimeout, 5*time.Second)),
+		WriteTimeout(cmp.Or(c.HTTPWriteTimeout, 10*time.Second)),
 	}
-	return Serve(hport, handler,
-		DrainTimeout(or(conf.Timeout, 10*time.Second)),
-		ReadTimeout(or(conf.HTTPReadTimeout, 5*time.Second)),
-		WriteTimeout(or(conf.HTTPWriteTimeout, 10*time.Second)))
 }
 
 // ErrConfigTest is returned by [Listen] if the flag -t was given: the

@@ -4,6 +4,8 @@ package integration_test
 
 import (
 	"context"
+	"crypto/tls"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -58,7 +60,17 @@ func TestREADMESmallest(t *testing.T) {
 	addr := freeAddr(t)
 	code = strings.Replace(code, `":9000"`, `"`+addr+`"`, 1)
 	path := paste(t, "fmt log net/http os github.com/julofinance/grace/v3", readmeHandler+"func main() {\n"+code+"}\n")
-	mustUpgradePasted(t, path, "tcp", addr, "/foo/bar")
+	mustUpgradePasted(t, path, "tcp", addr, "/foo/bar", nil)
+}
+
+// TestServeTLS: the same over TLS.
+func TestServeTLS(t *testing.T) {
+	dir, addr := t.TempDir(), freeAddr(t)
+	roots := makeCert(t, dir)
+	code := fmt.Sprintf("	if err := grace.ServeTLS(%q, %q, %q, fooBarHandler); err != nil {\n		log.Fatal(err)\n	}\n}\n",
+		addr, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	path := paste(t, "fmt log net/http os github.com/julofinance/grace/v3", readmeHandler+"func main() {\n"+code)
+	mustUpgradePasted(t, path, "tcp", addr, "/", &tls.Config{RootCAs: roots, ServerName: "127.0.0.1"})
 }
 
 // TestREADMEEmbedding: the daemon's lines, with its own signals or without.
@@ -77,14 +89,14 @@ func TestREADMEEmbedding(t *testing.T) {
 				imports += " context os/signal syscall"
 			}
 			path := paste(t, imports, readmeHandler+"func main() {\n"+servers+code+end)
-			mustUpgradePasted(t, path, "tcp", addr, "/")
-			mustUpgradePasted(t, path, "unix", "admin.sock", "/")
+			mustUpgradePasted(t, path, "tcp", addr, "/", nil)
+			mustUpgradePasted(t, path, "unix", "admin.sock", "/", nil)
 		})
 	}
 }
 
 // mustUpgradePasted starts the program, upgrades it as an operator would, and stops it.
-func mustUpgradePasted(t *testing.T, path, network, addr, url string) {
+func mustUpgradePasted(t *testing.T, path, network, addr, url string, over *tls.Config) {
 	t.Helper()
 	dir := shortDir(t)
 	if network == "unix" {
@@ -94,6 +106,9 @@ func mustUpgradePasted(t *testing.T, path, network, addr, url string) {
 	client := http.Client{Timeout: proctest.Limit, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			if over != nil {
+				return (&tls.Dialer{Config: over}).DialContext(ctx, network, addr)
+			}
 			return new(net.Dialer).DialContext(ctx, network, addr)
 		},
 	}}
