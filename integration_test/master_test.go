@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	httpload "github.com/julofinance/grace/v3/internal/load"
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
@@ -130,7 +132,7 @@ func (m *mastered) upgrade() {
 // fails the test if one of their requests is lost, or answered by a stranger.
 func (m *mastered) underLoad(f func()) {
 	m.t.Helper()
-	l := startLoadOn(m.network, m.addr, 2, 4)
+	l := startLoadOn(m.t, m.network, m.addr, 2, 4)
 	f()
 	l.mustLoseNothing(m.t)
 	for pid, n := range l.pids {
@@ -175,8 +177,17 @@ func script(t *testing.T, format string, args ...any) string {
 }
 
 // startLoadOn is a load of clients that open a connection for each request, and
-// of others that keep theirs as long as the server does.
-func startLoadOn(network, addr string, opening, keeping int) *load {
+// of others that keep theirs as long as the server does: half of them send one
+// request after the other, and half are idle for a while after each, behind a
+// network that takes its time. Who closes an idle connection loses what one of
+// these has sent.
+func startLoadOn(t testing.TB, network, addr string, opening, keeping int) *load {
+	t.Helper()
+	relay, err := httpload.NewRelay(network, addr, 2*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(relay.Close)
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{cancel: cancel, done: make(chan struct{}), pids: map[int]int{}}
 	var mu sync.Mutex
@@ -184,8 +195,19 @@ func startLoadOn(network, addr string, opening, keeping int) *load {
 	for i := range opening + keeping {
 		wg.Go(func() {
 			c := &keptConn{network: network, addr: addr, keep: i >= opening}
+			idles := c.keep && i%2 == 0
+			if idles {
+				c.network, c.addr = "tcp", relay.Addr()
+			}
 			defer c.close()
 			for ctx.Err() == nil {
+				if idles {
+					select {
+					case <-time.After(rand.N(20 * time.Millisecond)):
+					case <-ctx.Done():
+						return
+					}
+				}
 				pid, err := c.ask()
 				mu.Lock()
 				if err != nil {

@@ -324,7 +324,7 @@ func TestFollowAsPid1(t *testing.T) {
 	p.WaitLine(`grace: serving`)
 	s := &server{Process: p, t: t, addr: addr, pidFile: pidFile}
 	s.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * proctest.Limit}
-	l := startLoadOn("tcp", addr, 2, 4)
+	l := startLoadOn(t, "tcp", addr, 2, 4)
 	for i := range upgrades {
 		if r := s.upgrade(); r.Err != "" {
 			t.Fatalf("upgrade %d: %+v", i+1, r)
