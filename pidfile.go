@@ -250,16 +250,16 @@ func (p *pidFile) forgetPeer() {
 // without, a predecessor takes it back.
 func (p *pidFile) release(remove bool) {
 	p.forgetPeer()
+	if p.shared && p.held() { // before p.mu, as guard has it
+		if unlock, err := p.lockDir(); err == nil {
+			defer unlock()
+		}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.released = true
 	if p.file == nil {
 		return
-	}
-	if p.shared {
-		if unlock, err := p.lockDir(); err == nil {
-			defer unlock()
-		}
 	}
 	if remove && p.names(p.file) {
 		os.Remove(p.path)

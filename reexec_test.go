@@ -226,9 +226,11 @@ func TestSecondNewAfterAFailedOne(t *testing.T) {
 	}
 	conn.Close() // no manifest will come
 	var pipe [2]int
-	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+	if err := unix.Pipe(pipe[:]); err != nil {
 		t.Fatal(err)
 	}
+	unix.CloseOnExec(pipe[0])
+	unix.CloseOnExec(pipe[1])
 	defer unix.Close(pipe[0])
 	h := &handover{version: protocolVersion, control: control, ready: pipe[1]}
 	if _, err := joinParent(h, limit); err == nil || errors.Is(err, ErrStopped) {
