@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
 	"golang.org/x/sys/unix"
@@ -191,4 +192,43 @@ func exitFloor(b *testing.B, path string) float64 {
 		b.Fatal(err)
 	}
 	return float64(clock()-begun) / 1e3
+}
+
+// BenchmarkMove: idle connections that move from process to process, by what old
+// logs of its drain: from its beginning until the last one is new's. Wanted:
+// 50,000 a second, and a time that grows as the number does (×1000's: 1). What
+// they could not cost less than is in the package's own BenchmarkMove.
+func BenchmarkMove(b *testing.B) {
+	const turns = 5
+	first := 0.0
+	for _, n := range []int{1000, 5000, 20000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			if l := openFilesLimit(b) - 300; l < n {
+				b.Logf("RLIMIT_NOFILE: %d connections", l)
+				n = l
+			}
+			var each []float64 // µs
+			for range turns {
+				m := startMover(b, "-probation", "200ms")
+				clients := m.many(n)
+				m.upgrade()
+				line := m.WaitLine(`msg="grace: drained.* took=(\S+) moved=(\d+)`)
+				took, err := time.ParseDuration(line[1])
+				if err != nil || atoi(b, line[2]) != n {
+					b.Fatalf("%s: want all %d moved; error %v", line[0], n, err)
+				}
+				each = append(each, float64(took.Nanoseconds())/1e3/float64(n))
+				for _, c := range clients {
+					c.Close()
+				}
+				m.Kill()
+			}
+			if first == 0 {
+				first = median(each)
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(1e6/median(each), "conns/s")
+			b.ReportMetric(median(each)/first, "×1000's")
+		})
+	}
 }

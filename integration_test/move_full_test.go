@@ -71,7 +71,7 @@ func askAgain(clients []*client) {
 	}
 }
 
-func openFilesLimit(t *testing.T) int {
+func openFilesLimit(t testing.TB) int {
 	t.Helper()
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
