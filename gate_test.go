@@ -178,18 +178,42 @@ func TestGateDeadlines(t *testing.T) {
 	})
 }
 
+// A gate at which somebody is still to come is neither parked nor quiet.
+func TestGateExpects(t *testing.T) {
+	g, _, _ := gated(t)
+	if g.expect() {
+		t.Error("a shut gate expects somebody")
+	}
+	g.set(gateOpen)
+	if !g.expect() {
+		t.Error("an open gate expects nobody")
+	}
+	g.set(gateShut)
+	if quiet(g) {
+		t.Error("a gate is quiet though somebody may come")
+	}
+	g.set(gateFinishing)
+	if g.park() {
+		t.Error("a gate was parked though somebody may come")
+	}
+	g.settled()
+	if !g.park() || !quiet(g) {
+		t.Error("a gate was not parked when nobody came")
+	}
+}
+
 func TestGateChanges(t *testing.T) {
 	g, _, _ := gated(t)
 	told := make(chan error, 10)
 	g.watch(func() { told <- nil })
-	if g.swap(gateFinishing, gateParked) {
-		t.Error("a shut gate was swapped as a finishing one")
+	if g.park() {
+		t.Error("a shut gate was parked as a finishing one")
 	}
 	g.set(gateFinishing)
 	if quiet(g) {
 		t.Error("a finishing gate is quiet")
 	}
-	if !g.swap(gateFinishing, gateParked) || !quiet(g) {
+	if !g.park() || !quiet(g) {
 		t.Error("a finishing gate could not be parked")
 	}
 	g.set(gateParked) // no change

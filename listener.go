@@ -242,12 +242,12 @@ func (l *listener) hold(on bool) { l.held.Store(on) }
 
 // letGo closes the socket in this process, for good. What comes back from a move
 // is still accepted.
-func (l *listener) letGo() { l.sock.closeListener(l.acceptor()) }
+func (l *listener) letGo() error { return l.sock.closeListener(l.acceptor()) }
 
 // end is letGo, and the end of Accept.
 func (l *listener) end() error {
 	l.gate.set(gateClosed)
-	err := l.sock.closeListener(l.acceptor())
+	err := l.letGo()
 	for c := l.next(); c != nil; c = l.next() {
 		c.Close()
 	}

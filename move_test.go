@@ -16,7 +16,7 @@ import (
 )
 
 // request sends one and gives the answer's body.
-func request(t *testing.T, c net.Conn, r *bufio.Reader, body string) string {
+func request(t testing.TB, c net.Conn, r *bufio.Reader, body string) string {
 	t.Helper()
 	req, _ := http.NewRequest("POST", "http://grace/", strings.NewReader(body))
 	if err := req.Write(c); err != nil {
@@ -34,7 +34,7 @@ func request(t *testing.T, c net.Conn, r *bufio.Reader, body string) string {
 	return string(b)
 }
 
-func wantAnswer(t *testing.T, c net.Conn, r *bufio.Reader, body, want string) {
+func wantAnswer(t testing.TB, c net.Conn, r *bufio.Reader, body, want string) {
 	t.Helper()
 	if got := request(t, c, r, body); got != want {
 		t.Errorf("%q answers, want %q", got, want)
@@ -53,6 +53,27 @@ func TestMoveAfterLargeBody(t *testing.T) {
 	_, done := p.drain()
 	receive(t, done, "the connection to move")
 	wantAnswer(t, c, r, body, "new")
+}
+
+// ask gives a client that old has answered.
+func (p *couple) ask() (net.Conn, *bufio.Reader) {
+	p.t.Helper()
+	c := p.dial()
+	r := bufio.NewReader(c)
+	wantAnswer(p.t, c, r, "", "old")
+	return c, r
+}
+
+// take lets new receive what old sends next.
+func (p *couple) take() {
+	p.t.Helper()
+	m, err := p.new.ch.next()
+	if err == nil {
+		err = p.recv.onConns(m)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // awaitMoves waits until the mover has n connections on their way.
@@ -83,9 +104,7 @@ func (p *couple) await(what string, cond func() bool) {
 // the program closed it meanwhile, another file would be sent under it.
 func TestCloseOfMovingConnection(t *testing.T) {
 	p := newCouple(t, saysSide)
-	c := p.dial()
-	r := bufio.NewReader(c)
-	wantAnswer(t, c, r, "", "old")
+	c, r := p.ask()
 	_, done := p.drain()
 	p.awaitMoves(1) // the channel is not read yet
 	moving := receive(t, p.old.seen, "the connection")
@@ -106,9 +125,7 @@ func TestRefusedConnectionIsServed(t *testing.T) {
 	p.recv.find = func(int) *listener { return nil }
 	p.runOld()
 	p.runNew()
-	c := p.dial()
-	r := bufio.NewReader(c)
-	wantAnswer(t, c, r, "", "old")
+	c, r := p.ask()
 	_, done := p.drain()
 	receive(t, p.old.seen, "the connection")
 	receive(t, p.old.seen, "the connection to come back")
@@ -125,9 +142,7 @@ func TestRefusedConnectionIsServed(t *testing.T) {
 func TestConnectionThatNewDoesNotTake(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
-	c := p.dial()
-	r := bufio.NewReader(c)
-	wantAnswer(t, c, r, "", "old")
+	c, r := p.ask()
 	_, done := p.drain()
 	receive(t, p.old.seen, "the connection")
 	receive(t, p.old.seen, "the connection to come back")
@@ -154,9 +169,7 @@ func TestConnectionThatNewDoesNotTake(t *testing.T) {
 // New says that it took a connection, and dies before old has read that.
 func TestNewDiesAfterItTook(t *testing.T) {
 	p := newCouple(t, saysSide)
-	c := p.dial()
-	r := bufio.NewReader(c)
-	wantAnswer(t, c, r, "", "old")
+	c, r := p.ask()
 	d, done := p.drain()
 	dead := make(chan struct{})
 	p.old.ch.run(func(m message) {
@@ -164,13 +177,7 @@ func TestNewDiesAfterItTook(t *testing.T) {
 		took, refused, _ := decodeIDs(m.payload)
 		p.mover.onTook(took, refused)
 	}, func(error) { p.mover.stop() })
-	m, err := p.new.ch.next()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.recv.onConns(m); err != nil {
-		t.Fatal(err)
-	}
+	p.take()
 	go p.new.ch.writeLoop()
 	p.new.ch.flush(limit)
 	for _, c := range p.recv.held {
@@ -192,9 +199,7 @@ func TestNewDiesAfterItTook(t *testing.T) {
 func TestNewGivesUpTheChannel(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
-	c := p.dial()
-	r := bufio.NewReader(c)
-	wantAnswer(t, c, r, "", "old")
+	c, r := p.ask()
 	d, done := p.drain()
 	m, err := p.new.ch.next()
 	if err != nil {
@@ -292,17 +297,9 @@ func TestResetConnectionIsRefused(t *testing.T) {
 func TestNewStopsWhileConnectionsArrive(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
-	c := p.dial()
-	r := bufio.NewReader(c)
-	wantAnswer(t, c, r, "", "old")
+	c, r := p.ask()
 	_, done := p.drain()
-	m, err := p.new.ch.next()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.recv.onConns(m); err != nil {
-		t.Fatal(err)
-	}
+	p.take()
 	p.new.u.socks.own(true) // as it is once new is ready
 	p.new.u.socks.endAccept()
 	d := newDrain(nil)
@@ -337,9 +334,7 @@ func TestNewStopsWhileConnectionsArrive(t *testing.T) {
 func TestServiceStopsWhileConnectionsMove(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
-	c := p.dial()
-	r := bufio.NewReader(c)
-	wantAnswer(t, c, r, "", "old")
+	c, r := p.ask()
 	receive(t, p.old.seen, "the connection")
 	_, done := p.drain()
 	p.awaitMoves(1)
@@ -362,17 +357,9 @@ func TestServiceStopsWhileConnectionsMove(t *testing.T) {
 // let go of it: it is new's. What new could not receive has died with old.
 func TestOldDiesWhileConnectionsMove(t *testing.T) {
 	p := newCouple(t, saysSide)
-	c := p.dial()
-	r := bufio.NewReader(c)
-	wantAnswer(t, c, r, "", "old")
+	c, r := p.ask()
 	p.drain()
-	m, err := p.new.ch.next()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.recv.onConns(m); err != nil {
-		t.Fatal(err)
-	}
+	p.take()
 	p.old.ch.close() // as the kernel does
 	p.runNew()
 	wantAnswer(t, c, r, "", "new")
