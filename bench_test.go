@@ -30,7 +30,7 @@ const (
 	benchRequest = "GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 	benchClients = 4
 	benchSlice   = 50 * time.Millisecond
-	benchTurns   = 100
+	benchTurns   = 300
 )
 
 // A benchServer is plain net/http, or ours.

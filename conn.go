@@ -33,11 +33,12 @@ func tracked(c net.Conn, l *listener, unread []byte, old *track, stays *mover) n
 	switch c := c.(type) {
 	case *net.TCPConn:
 		t := &TCPConn{TCPConn: c}
-		l.newTrack(&t.track, c, unread, old, stays)
+		t.begin(c, l, unread, old, stays)
 		return t
 	case *net.UnixConn:
 		t := &UnixConn{UnixConn: c}
-		l.newTrack(&t.track, c, unread, old, stays)
+		t.bare = true // it has more ways to read
+		t.begin(c, l, unread, old, stays)
 		return t
 	}
 	return c // not reached: a listener of ours accepts nothing else
@@ -58,22 +59,25 @@ func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
 
 // SetDeadline is [net.TCPConn.SetDeadline].
 func (c *TCPConn) SetDeadline(t time.Time) error {
-	return firstError(c.setReadDeadline(t), c.TCPConn.SetWriteDeadline(t))
+	return firstError(c.setReadDeadline(t), c.setWriteDeadline(t))
 }
 
 // SetReadDeadline is [net.TCPConn.SetReadDeadline].
 func (c *TCPConn) SetReadDeadline(t time.Time) error { return c.setReadDeadline(t) }
+
+// SetWriteDeadline is [net.TCPConn.SetWriteDeadline].
+func (c *TCPConn) SetWriteDeadline(t time.Time) error { return c.setWriteDeadline(t) }
 
 // Close is [net.TCPConn.Close].
 func (c *TCPConn) Close() error { return c.close() }
 
 // NetConn gives the net.TCPConn. Reading, closing or setting deadlines on it
 // passes this package by.
-func (c *TCPConn) NetConn() net.Conn { c.customize(); return c.TCPConn }
+func (c *TCPConn) NetConn() net.Conn { c.expose(); return c.TCPConn }
 
 // SyscallConn is [net.TCPConn.SyscallConn].
 func (c *TCPConn) SyscallConn() (syscall.RawConn, error) {
-	c.customize()
+	c.expose()
 	return c.TCPConn.SyscallConn()
 }
 
@@ -162,6 +166,11 @@ type track struct {
 	leaving bool   // nothing is buffered and nobody reads: Close moves it
 	closed  bool   // Close was called, or Move
 	away    bool   // the mover has it: nobody else may close its descriptor
+	late    bool   // the server's read deadline is set when the next Read comes
+	limited bool   // inner has a read deadline
+	timed   bool   // inner may have a write deadline
+	bare    bool   // the program may use inner itself: nothing is late
+	reading int32  // how many Reads are pending
 	offered int    // to the Read that is pending; 0 if none is
 	full    int    // the largest slice that a Read was offered between two requests
 	unread  []byte // comes before what the kernel has
@@ -174,6 +183,12 @@ type track struct {
 	stays    *mover        // has failed to, and is not to try again and again
 
 	place int // in l.live, from 1; 0 if it is not there. l.live.mu guards it
+}
+
+// begin fills the track and adds it to those of l.
+func (t *track) begin(c net.Conn, l *listener, unread []byte, old *track, stays *mover) {
+	t.l, t.inner, t.custom, t.unread, t.stays = l, c, l.custom, unread, stays
+	l.live.add(t, old)
 }
 
 // trackOf finds the track under c, if it is ours and nobody but TLS wrapped it.
@@ -214,11 +229,17 @@ func (t *track) read(p []byte) (int, error) {
 			t.mu.Unlock()
 			return 0, err
 		}
+		if err := t.setLate(); err != nil {
+			t.mu.Unlock()
+			return 0, err
+		}
 		t.offered = len(p)
+		t.reading++
 		t.mu.Unlock()
 		n, err := t.inner.Read(p)
 		t.mu.Lock()
 		t.offered = 0
+		t.reading--
 		again, err := t.afterRead(n, len(p), err)
 		t.mu.Unlock()
 		if !again {
@@ -236,7 +257,7 @@ func (t *track) afterRead(n, offered int, err error) (again bool, _ error) {
 		if n == 0 && t.mayCap() { // not moved after all
 			t.cap()
 		} else {
-			t.inner.SetReadDeadline(t.want)
+			t.limit(t.want)
 		}
 	}
 	if n > 0 {
@@ -312,7 +333,7 @@ func (t *track) release(m *mover, ending bool) bool {
 	t.told = false
 	if t.offered > 0 && t.mayLeave(t.offered) {
 		t.woken = true
-		t.inner.SetReadDeadline(longAgo)
+		t.limit(longAgo)
 	}
 	return true
 }
@@ -344,6 +365,14 @@ func (t *track) customize() {
 	t.custom = true
 }
 
+// expose is customize, and the program may read from the socket itself.
+func (t *track) expose() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.custom = true
+	t.setBare()
+}
+
 func (t *track) isCustom() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -355,6 +384,7 @@ func (t *track) bypass(w io.Writer) (int64, error) {
 	t.mu.Lock()
 	t.touched, t.begun = true, true
 	t.uncap()
+	t.setBare()
 	unread := t.unread
 	t.unread = nil
 	t.mu.Unlock()

@@ -2,6 +2,7 @@ package grace
 
 import (
 	"net"
+	"os"
 	"time"
 )
 
@@ -26,7 +27,6 @@ func (t *track) setReadDeadline(d time.Time) error {
 		t.begun = t.begun || t.waiting
 		t.waiting = true
 	}
-	same := d.IsZero() && t.want.IsZero() && !t.capped && !t.closed
 	t.want = d
 	if t.woken {
 		return nil
@@ -35,10 +35,57 @@ func (t *track) setReadDeadline(d time.Time) error {
 	if t.mayCap() {
 		return t.cap()
 	}
-	if same {
-		return nil // net/http takes back deadlines that it has not set, thrice a request
+	if t.reading > 0 || t.bare || t.closed {
+		return t.limit(d)
 	}
+	t.late = true
+	return nil
+}
+
+// setWriteDeadline is the server's. net/http takes one back after each request.
+func (t *track) setWriteDeadline(d time.Time) error {
+	t.mu.Lock()
+	none := d.IsZero() && !t.timed && !t.bare && !t.closed
+	t.timed = t.timed || !d.IsZero()
+	t.mu.Unlock()
+	if none {
+		return nil
+	}
+	return t.inner.SetWriteDeadline(d)
+}
+
+// limit sets the read deadline of the inner connection.
+func (t *track) limit(d time.Time) error {
+	t.late, t.limited = false, !d.IsZero()
 	return t.inner.SetReadDeadline(d)
+}
+
+// setLate sets, before a Read, the deadline that came when nobody read; with its
+// error that Read fails. net/http sets several in each request: one in the past,
+// to get a Read out that has mostly not begun, and none where there was none.
+func (t *track) setLate() error {
+	switch {
+	case !t.late:
+	case t.want.IsZero() && !t.limited:
+		t.late = false
+	case !t.want.IsZero() && t.want.Before(loaded) && !t.closed:
+		return os.ErrDeadlineExceeded // it stays late
+	default:
+		t.limit(t.want)
+	}
+	return nil
+}
+
+// loaded is a time that is over: a deadline before it is there to stop a Read.
+var loaded = time.Now()
+
+// setBare: the program may use the inner connection itself. That has deadlines
+// at once, from now on.
+func (t *track) setBare() {
+	t.bare = true
+	if t.late {
+		t.limit(t.want)
+	}
 }
 
 // beginIdle: a server takes a connection that was moved for a new one, and gives
@@ -60,7 +107,7 @@ func (t *track) endIdle() {
 	if t.firstFor > 0 {
 		t.want = time.Now().Add(t.firstFor)
 	}
-	t.inner.SetReadDeadline(t.want)
+	t.limit(t.want)
 }
 
 // setMoved says that the connection was moved here, and the server's idle
@@ -74,7 +121,7 @@ func (t *track) setMoved(idle time.Duration) {
 	}
 	t.idleFor = idle
 	t.want = time.Now().Add(idle) // a server without a header timeout sets none
-	t.inner.SetReadDeadline(t.want)
+	t.limit(t.want)
 }
 
 // mayCap: it is between two requests, and the process wants to end.
@@ -89,14 +136,14 @@ func (t *track) cap() error {
 		end = t.want
 	}
 	t.capped = true
-	return t.inner.SetReadDeadline(end)
+	return t.limit(end)
 }
 
 // uncap gives the server its own deadline back: a request has begun.
 func (t *track) uncap() {
 	if t.capped {
 		t.capped = false
-		t.inner.SetReadDeadline(t.want)
+		t.limit(t.want)
 	}
 }
 

@@ -27,13 +27,9 @@ type listener struct {
 	shut  bool       // parked, and inner is closed
 	given []net.Conn // to be accepted besides those of the socket
 	takes string     // the protocol of connections that are moved to us
-	phase phase      // in which a connection begins
-	mover *mover     // with which a connection of phaseOther begins
 	// spared is called by Close in place of closing the socket; see spare.
 	spared func()
 	held   atomic.Bool // see hold
-	// ending is what a connection of phaseOther begins with; see track.
-	ending bool
 }
 
 func (l *listener) acceptor() acceptor {
@@ -139,34 +135,11 @@ func (l *listener) take(proto string) (changed bool) {
 	return changed
 }
 
-// adopt says in which phase the listener's connections begin.
-func (l *listener) adopt(p phase) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.phase = p
-}
-
 // release is that of all connections, and of those that are still to come.
 func (l *listener) release(m *mover, ending bool) {
-	l.mu.Lock()
-	l.mover, l.ending = m, ending
-	l.mu.Unlock()
-	for _, t := range l.live.all() {
+	for _, t := range l.live.release(m, ending) {
 		t.release(m, ending)
 	}
-}
-
-// newTrack makes t that of a connection that begins. It is in l.live before the
-// mover can change: who changes it then goes through all that are there.
-func (l *listener) newTrack(t *track, c net.Conn, unread []byte, old *track, stays *mover) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	t.l, t.inner, t.unread, t.phase, t.stays, t.ending = l, c, unread, l.phase, stays, l.ending
-	t.custom = l.custom
-	if l.mover != stays {
-		t.mover = l.mover
-	}
-	l.live.add(t, old)
 }
 
 func (l *listener) protocol() string {

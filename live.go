@@ -14,6 +14,12 @@ type live struct {
 	hijacked int      // of them
 	watchers []func() // called when one is gone, or hijacked
 
+	// What a connection begins with; see track. It is here so that who changes
+	// it, and then goes through all connections, misses none.
+	phase  phase
+	mover  *mover
+	ending bool
+
 	// byAddr is there once somebody has looked for a connection. The keys are what
 	// RemoteAddr and LocalAddr return: pointers of the connection's own, which most
 	// wrappers hand through, and net/http gives one of them to a handler.
@@ -24,6 +30,10 @@ type live struct {
 func (s *live) add(t, old *track) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	t.phase, t.ending = s.phase, s.ending
+	if s.mover != t.stays {
+		t.mover = s.mover
+	}
 	if old != nil {
 		s.unlink(old)
 	}
@@ -32,6 +42,22 @@ func (s *live) add(t, old *track) {
 	if s.byAddr != nil {
 		s.index(t)
 	}
+}
+
+// adopt says in which phase connections begin.
+func (s *live) adopt(p phase) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.phase = p
+}
+
+// release says which mover connections begin with, and gives those that have
+// begun.
+func (s *live) release(m *mover, ending bool) []*track {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mover, s.ending = m, ending
+	return slices.Clone(s.tracks)
 }
 
 func (s *live) index(t *track) {

@@ -43,7 +43,7 @@ func (u *Upgrader) Server(s Server) (execute func() error, interrupt func(error)
 	o := &otherServer{u: u, Server: s, finished: make(chan struct{}), resumed: make(chan struct{}), closed: make(chan struct{})}
 	for _, l := range u.listensWith(&o.conns, s.Listener) {
 		if s.Protocol != "" {
-			l.adopt(phaseOther)
+			l.live.adopt(phaseOther)
 			u.takes(l, s.Protocol)
 		}
 	}
