@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -144,50 +145,67 @@ const (
 	phaseOther                 // of a Server with a Protocol of its own
 )
 
-// A track is what a listener knows of one connection. What each Read looks at
-// comes first: it is together in the processor's cache.
+// A track is what a listener knows of one connection. With its TCPConn it fills
+// two lines of the processor's cache; what each Read looks at comes first.
 type track struct {
 	l     *listener
 	inner net.Conn
 
 	mu      sync.Mutex
 	phase   phase
-	moved   bool   // from the old process
-	custom  bool   // its options may not be those of a new connection
-	lent    bool   // another process may have a copy of it, and not know yet that it has not
-	direct  bool   // the server has it itself, not a wrapper of it
-	touched bool   // bytes were read
-	begun   bool   // a request has begun since it was accepted, or became idle
-	waiting bool   // the server has set its deadline for the time in which it is idle
-	capped  bool   // the read deadline is not want, but the idle grace's
-	woken   bool   // the read deadline is in the past, to move it
-	told    bool   // the Read of a protocol of the user's has returned ErrMove
-	ending  bool   // there is no mover, and the process ends: ErrMove all the same
-	leaving bool   // nothing is buffered and nobody reads: Close moves it
-	closed  bool   // Close was called, or Move
-	away    bool   // the mover has it: nobody else may close its descriptor
-	late    bool   // the server's read deadline is set when the next Read comes
-	limited bool   // inner has a read deadline
-	timed   bool   // inner may have a write deadline
-	bare    bool   // the program may use inner itself: nothing is late
-	reading int32  // how many Reads are pending
-	offered int    // to the Read that is pending; 0 if none is
-	full    int    // the largest slice that a Read was offered between two requests
-	unread  []byte // comes before what the kernel has
-	mover   *mover // takes it to the new process as soon as it may move
+	moved   bool  // from the old process
+	custom  bool  // its options may not be those of a new connection
+	lent    bool  // another process may have a copy of it, and not know yet that it has not
+	direct  bool  // the server has it itself, not a wrapper of it
+	touched bool  // bytes were read
+	begun   bool  // a request has begun since it was accepted, or became idle
+	waiting bool  // the server has set its deadline for the time in which it is idle
+	capped  bool  // the read deadline is not want, but the idle grace's
+	woken   bool  // the read deadline is in the past, to move it
+	told    bool  // the Read of a protocol of the user's has returned ErrMove
+	ending  bool  // there is no mover, and the process ends: ErrMove all the same
+	leaving bool  // nothing is buffered and nobody reads: Close moves it
+	closed  bool  // Close was called, or Move
+	away    bool  // the mover has it: nobody else may close its descriptor
+	late    bool  // the server's read deadline is set when the next Read comes
+	limited bool  // inner has a read deadline
+	timed   bool  // inner may have a write deadline
+	bare    bool  // the program may use inner itself: nothing is late
+	reading int32 // how many Reads are pending
+	offered int32 // to the Read that is pending; 0 if none is
+	full    int32 // the largest slice that a Read was offered between two requests
+	place   int   // in l.live, from 1; 0 if it is not there. l.live.mu guards it
 
-	want     time.Time // the read deadline that the server has set
+	mover *mover    // takes it to the new process as soon as it may move
+	want  time.Time // the read deadline that the server has set
+	*detour
+}
+
+// A detour is what only a connection has that was moved, or is to end. Others
+// share one that has nothing, and is never written to.
+type detour struct {
+	unread   []byte // comes before what the kernel has
 	grace    time.Duration
 	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
 	firstFor time.Duration // and how long the server then waits for the rest
 	stays    *mover        // has failed to, and is not to try again and again
+}
 
-	place int // in l.live, from 1; 0 if it is not there. l.live.mu guards it
+var straight detour
+
+// ownDetour gives the track a detour of its own.
+func (t *track) ownDetour() {
+	if t.detour == &straight {
+		t.detour = new(detour)
+	}
 }
 
 // begin fills the track and adds it to those of l.
 func (t *track) begin(c net.Conn, l *listener, unread []byte, old *track, stays *mover) {
-	t.l, t.inner, t.custom, t.unread, t.stays = l, c, l.custom, unread, stays
+	t.l, t.inner, t.custom, t.detour = l, c, l.custom, &straight
+	if len(unread) > 0 || stays != nil {
+		t.detour = &detour{unread: unread, stays: stays}
+	}
 	l.live.add(t, old)
 }
 
@@ -209,6 +227,7 @@ func trackOf(c net.Conn) *track {
 
 // read is Read on the inner connection.
 func (t *track) read(p []byte) (int, error) {
+	size := int32(min(len(p), math.MaxInt32))
 	for {
 		t.mu.Lock()
 		if t.away {
@@ -223,9 +242,9 @@ func (t *track) read(p []byte) (int, error) {
 			return n, nil
 		}
 		if t.phase != phaseBusy { // a body is also read past the server's buffer, in larger slices
-			t.full = max(t.full, len(p))
+			t.full = max(t.full, size)
 		}
-		if err := t.mustLeave(len(p)); err != nil {
+		if err := t.mustLeave(size); err != nil {
 			t.mu.Unlock()
 			return 0, err
 		}
@@ -233,14 +252,14 @@ func (t *track) read(p []byte) (int, error) {
 			t.mu.Unlock()
 			return 0, err
 		}
-		t.offered = len(p)
+		t.offered = size
 		t.reading++
 		t.mu.Unlock()
 		n, err := t.inner.Read(p)
 		t.mu.Lock()
 		t.offered = 0
 		t.reading--
-		again, err := t.afterRead(n, len(p), err)
+		again, err := t.afterRead(n, size, err)
 		t.mu.Unlock()
 		if !again {
 			return n, err
@@ -250,7 +269,7 @@ func (t *track) read(p []byte) (int, error) {
 
 // afterRead is what a Read does once it comes back: take back a deadline that
 // was ours, or leave. Bytes that have come win over the wish to move.
-func (t *track) afterRead(n, offered int, err error) (again bool, _ error) {
+func (t *track) afterRead(n int, offered int32, err error) (again bool, _ error) {
 	woken := t.woken
 	if woken {
 		t.woken, t.capped = false, false
@@ -280,13 +299,13 @@ func (t *track) afterRead(n, offered int, err error) (again bool, _ error) {
 
 // fullSlice is how large a slice the server of net/http offers when its buffer
 // is empty: that of a bufio.Reader. A larger one that was seen counts instead.
-var fullSlice = bufio.NewReader(nil).Size()
+var fullSlice = int32(bufio.NewReader(nil).Size())
 
 // mayLeave says whether nothing of the next request is in the server's hands,
 // if its Read was offered this many bytes: nothing was read at all yet, or the
 // server has said that it is idle, no request has begun since, and its buffer,
 // all of it, is free.
-func (t *track) mayLeave(offered int) bool {
+func (t *track) mayLeave(offered int32) bool {
 	if t.mover == nil && !t.ending || len(t.unread) > 0 || t.closed {
 		return false
 	}
@@ -303,7 +322,7 @@ func (t *track) mayLeave(offered int) bool {
 // mustLeave is the error with which a Read returns so that the connection can
 // move: the server of net/http takes it for a timeout and closes, and our Close
 // moves; a server of the user's calls Move.
-func (t *track) mustLeave(offered int) error {
+func (t *track) mustLeave(offered int32) error {
 	switch {
 	case t.leaving:
 		return os.ErrDeadlineExceeded
@@ -386,11 +405,12 @@ func (t *track) bypass(w io.Writer) (int64, error) {
 	t.uncap()
 	t.setBare()
 	unread := t.unread
-	t.unread = nil
-	t.mu.Unlock()
 	if len(unread) == 0 {
+		t.mu.Unlock()
 		return 0, nil
 	}
+	t.unread = nil
+	t.mu.Unlock()
 	n, err := w.Write(unread)
 	return int64(n), err
 }

@@ -115,6 +115,7 @@ func (t *track) endIdle() {
 func (t *track) setMoved(idle time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.ownDetour()
 	if idle <= 0 {
 		t.idleFor = -1
 		return
@@ -154,7 +155,10 @@ func (t *track) finish(grace time.Duration) {
 	if t.away { // its descriptor may be that of another track by now
 		return
 	}
-	t.grace = grace
+	if grace != t.grace {
+		t.ownDetour()
+		t.grace = grace
+	}
 	if t.mayCap() {
 		t.cap()
 	} else {

@@ -18,7 +18,6 @@ type listener struct {
 	socks *sockets
 	addr  net.Addr
 	open  func(addr string) (acceptor, error) // opens the same socket again
-	live  live
 
 	custom bool // connections get options of the program's from the start
 
@@ -30,6 +29,8 @@ type listener struct {
 	// spared is called by Close in place of closing the socket; see spare.
 	spared func()
 	held   atomic.Bool // see hold
+
+	live live // last: who closes connections writes here, who accepts reads the rest
 }
 
 func (l *listener) acceptor() acceptor {
