@@ -68,16 +68,13 @@ func (t *track) setLate() error {
 	case !t.late:
 	case t.want.IsZero() && !t.limited:
 		t.late = false
-	case !t.want.IsZero() && t.want.Before(loaded) && !t.closed:
-		return os.ErrDeadlineExceeded // it stays late
+	case !t.want.IsZero() && !t.want.After(longAgo) && !t.closed:
+		return os.ErrDeadlineExceeded // it is there to stop a Read, and stays late
 	default:
 		t.limit(t.want)
 	}
 	return nil
 }
-
-// loaded is a time that is over: a deadline before it is there to stop a Read.
-var loaded = time.Now()
 
 // setBare: the program may use the inner connection itself. That has deadlines
 // at once, from now on.
