@@ -14,7 +14,8 @@ import (
 
 // A TCPConn is what the listeners of [Upgrader.Listen] accept for tcp: a
 // [net.TCPConn] that its listener keeps track of. All methods of net.TCPConn
-// are there, sendfile and splice among them; [TCPConn.NetConn] gives it itself.
+// are there, sendfile and splice among them. [TCPConn.NetConn] gives it itself,
+// with the deadlines that were set; take it from there, not from the field.
 type TCPConn struct {
 	*net.TCPConn
 	track
@@ -401,6 +402,10 @@ func (t *track) isCustom() bool {
 // bypass: bytes are read without us from now on. Those that we have come first.
 func (t *track) bypass(w io.Writer) (int64, error) {
 	t.mu.Lock()
+	if t.away {
+		t.mu.Unlock()
+		return 0, net.ErrClosed
+	}
 	t.touched, t.begun = true, true
 	t.uncap()
 	t.setBare()

@@ -60,6 +60,48 @@ func TestDeadlines(t *testing.T) {
 	}
 }
 
+// TestDeadlinesOfConnectionTakenBack: who still has the connection as it was
+// before it was to move, a ConnState hook say, does nothing to what it is now.
+func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
+	u, ln := newSolo(t)
+	t.Cleanup(u.Stop)
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	accepted, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := accepted.(*TCPConn)
+	before.SetReadDeadline(longAgo)
+	before.mu.Lock()
+	before.closed, before.away = true, true // as Close does with one that is to move
+	before.mu.Unlock()
+	before.l.takeBack(&before.track, nil, nil, false)
+	now, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer now.Close()
+	before.SyscallConn()
+	before.NetConn()
+	_, copied := before.WriteTo(io.Discard)
+	for _, err := range []error{copied, before.SetWriteDeadline(longAgo), before.SetReadDeadline(longAgo)} {
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%v, want %v", err, net.ErrClosed)
+		}
+	}
+	client.Write([]byte("x"))
+	wantNone(t, readByte(now))
+	_, err = now.Write([]byte("x"))
+	wantNone(t, err)
+}
+
 type deadlineConn interface {
 	net.Conn
 	io.WriterTo
@@ -184,9 +226,9 @@ func readByte(c net.Conn) error {
 
 func wantTimeout(t *testing.T, err error) {
 	t.Helper()
-	var timeout net.Error
-	if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Errorf("%v, want a timeout", err)
+	op, ok := err.(*net.OpError)
+	if !ok || !op.Timeout() || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%T %[1]v, want a timeout", err)
 	}
 }
 

@@ -2,7 +2,6 @@ package grace
 
 import (
 	"net"
-	"os"
 	"time"
 )
 
@@ -45,6 +44,10 @@ func (t *track) setReadDeadline(d time.Time) error {
 // setWriteDeadline is the server's. net/http takes one back after each request.
 func (t *track) setWriteDeadline(d time.Time) error {
 	t.mu.Lock()
+	if t.away {
+		t.mu.Unlock()
+		return net.ErrClosed
+	}
 	none := d.IsZero() && !t.timed && !t.bare && !t.closed
 	t.timed = t.timed || !d.IsZero()
 	t.mu.Unlock()
@@ -69,7 +72,7 @@ func (t *track) setLate() error {
 	case t.want.IsZero() && !t.limited:
 		t.late = false
 	case !t.want.IsZero() && !t.want.After(longAgo) && !t.closed:
-		return os.ErrDeadlineExceeded // it is there to stop a Read, and stays late
+		return t.l.expired // it is there to stop a Read, and stays late
 	default:
 		t.limit(t.want)
 	}
@@ -80,7 +83,7 @@ func (t *track) setLate() error {
 // at once, from now on.
 func (t *track) setBare() {
 	t.bare = true
-	if t.late {
+	if t.late && !t.away { // inner may be another track's by then
 		t.limit(t.want)
 	}
 }

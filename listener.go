@@ -19,6 +19,8 @@ type listener struct {
 	addr  net.Addr
 	open  func(addr string) (acceptor, error) // opens the same socket again
 
+	expired error // of a Read whose deadline is one in the past
+
 	custom bool // connections get options of the program's from the start
 
 	mu    sync.Mutex

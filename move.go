@@ -66,9 +66,10 @@ func Move(c net.Conn, unread []byte) error {
 	}
 	t.mu.Lock()
 	m, ending := t.mover, t.ending
-	rest := append(append([]byte(nil), unread...), t.unread...)
-	ok := m != nil && !t.closed && t.phase == phaseOther && len(rest) <= maxUnread
+	ok := m != nil && !t.closed && t.phase == phaseOther && len(unread)+len(t.unread) <= maxUnread
+	var rest []byte
 	if ok {
+		rest = append(append(rest, unread...), t.unread...)
 		t.closed, t.away = true, true
 	}
 	t.mu.Unlock()

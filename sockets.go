@@ -75,6 +75,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 	l := &listener{inner: inner, addr: inner.Addr(), gate: sock.gate, sock: sock, socks: s}
 	l.open = func(addr string) (acceptor, error) { return openListener(lc, network, addr) }
 	sock.listener = l
+	l.expired = &net.OpError{Op: "read", Net: l.addr.Network(), Source: l.addr, Err: os.ErrDeadlineExceeded}
 	l.custom = lc.KeepAlive != 0 || lc.KeepAliveConfig != (net.KeepAliveConfig{})
 	if err := s.add(sock); err != nil {
 		l.inner.Close()
