@@ -38,16 +38,7 @@ func TestDeadlines(t *testing.T) {
 			ln := listen(t)
 			for _, test := range deadlineTests {
 				t.Run(test.name, func(t *testing.T) {
-					client, err := net.Dial("tcp", ln.Addr().String())
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer client.Close()
-					c, err := ln.Accept()
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer c.Close()
+					client, c := connected(t, ln)
 					watch := time.AfterFunc(limit, func() { // a Read that no deadline ends
 						t.Error("still waiting")
 						client.Close()
@@ -68,15 +59,7 @@ func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	client, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	accepted, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	client, accepted := connected(t, ln)
 	before := accepted.(*TCPConn)
 	before.SetReadDeadline(longAgo)
 	before.mu.Lock()
@@ -100,6 +83,21 @@ func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 	wantNone(t, readByte(now))
 	_, err = now.Write([]byte("x"))
 	wantNone(t, err)
+}
+
+// connected gives both ends of a connection to ln.
+func connected(t *testing.T, ln net.Listener) (client, accepted net.Conn) {
+	t.Helper()
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	if accepted, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { accepted.Close() })
+	return client, accepted
 }
 
 type deadlineConn interface {

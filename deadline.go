@@ -1,0 +1,89 @@
+package grace
+
+import (
+	"net"
+	"time"
+)
+
+// The server sets a connection's deadlines, net/http several in each request:
+// one in the past, to get a Read out that has mostly not begun, and none where
+// there was none. A read deadline that comes when nobody reads is late: it is
+// set when a Read comes that needs it.
+
+// setReadDeadline is the server's. One that wakes a Read stays; the server's
+// comes back with the Read.
+func (t *track) setReadDeadline(d time.Time) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.away {
+		return net.ErrClosed
+	}
+	if t.idleFor != 0 && !t.touched && t.phase == phaseNew {
+		d = t.beginIdle(d)
+	}
+	if t.phase == phaseIdle {
+		// The second deadline since it became idle is that of a request, whose
+		// first bytes were in the server's buffer already: nobody has read them
+		// since, and the buffer may be empty again by the next Read.
+		t.begun = t.begun || t.waiting
+		t.waiting = true
+	}
+	t.want = d
+	if t.woken {
+		return nil
+	}
+	t.capped = false
+	if t.mayCap() {
+		return t.cap()
+	}
+	if t.reading > 0 || t.bare || t.closed {
+		return t.limit(d)
+	}
+	t.late = true
+	return nil
+}
+
+// setWriteDeadline is the server's. net/http takes one back after each request.
+func (t *track) setWriteDeadline(d time.Time) error {
+	t.mu.Lock()
+	if t.away {
+		t.mu.Unlock()
+		return net.ErrClosed
+	}
+	none := d.IsZero() && !t.timed && !t.bare && !t.closed
+	t.timed = t.timed || !d.IsZero()
+	t.mu.Unlock()
+	if none {
+		return nil
+	}
+	return t.inner.SetWriteDeadline(d)
+}
+
+// limit sets the read deadline of the inner connection.
+func (t *track) limit(d time.Time) error {
+	t.late, t.limited = false, !d.IsZero()
+	return t.inner.SetReadDeadline(d)
+}
+
+// setLate is called before a Read, which fails with its error.
+func (t *track) setLate() error {
+	switch {
+	case !t.late:
+	case t.want.IsZero() && !t.limited:
+		t.late = false
+	case !t.want.IsZero() && !t.want.After(longAgo) && !t.closed:
+		return t.l.expired // it is there to stop a Read, and stays late
+	default:
+		t.limit(t.want)
+	}
+	return nil
+}
+
+// setBare: the program may use the inner connection itself. That has deadlines
+// at once, from now on.
+func (t *track) setBare() {
+	t.bare = true
+	if t.late && !t.away { // inner may be another track's by then
+		t.limit(t.want)
+	}
+}
