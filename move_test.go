@@ -365,3 +365,32 @@ func TestOldDiesWhileConnectionsMove(t *testing.T) {
 	wantAnswer(t, c, r, "", "new")
 	receive(t, p.new.seen, "the connection")
 }
+
+// TestConnectionThatBeginsLate: one that is accepted while the process drains is
+// asked to leave like those before it, but not by a mover that has failed to
+// move it.
+func TestConnectionThatBeginsLate(t *testing.T) {
+	u, ln := newSolo(t)
+	t.Cleanup(u.Stop)
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	l := ln.(*listener)
+	l.live.adopt(phaseOther)
+	m := &mover{}
+	_, before := connected(t, ln)
+	l.release(m, false)
+	_, during := connected(t, ln)
+	again := tracked(trackOf(during).inner, l, nil, trackOf(during), m)
+	if trackOf(again).mover != nil {
+		t.Error("a mover has again what it could not move")
+	}
+	l.release(nil, true)
+	_, ending := connected(t, ln)
+	for name, c := range map[string]net.Conn{"before": before, "with a mover": during, "at the end": ending} {
+		c.SetReadDeadline(time.Now().Add(limit))
+		if _, err := c.Read(make([]byte, 1)); err != ErrMove {
+			t.Errorf("%s: %v, want %v", name, err, ErrMove)
+		}
+	}
+}
