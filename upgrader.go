@@ -328,6 +328,9 @@ func (u *Upgrader) onUpgrade(reply chan error) {
 			u.waiting = append(u.waiting, reply)
 		}
 		u.settle()
+		if u.pending {
+			u.log.Info("grace: upgrade asked; it waits its turn", "until", u.inTheWay())
+		}
 	}
 }
 
@@ -352,11 +355,29 @@ func (u *Upgrader) answer(err error) {
 	u.current = nil
 }
 
-// settle begins the upgrade that is wanted, as soon as nothing is in its way: a
-// successor, a drain that was called off, or the predecessor. At most two
-// generations run.
+// inTheWay says what an upgrade that is wanted waits for; "" is nothing. At most
+// two generations run.
+func (u *Upgrader) inTheWay() string {
+	switch {
+	case u.state == starting:
+		return "this process is ready"
+	case u.state == upgrading:
+		return "the upgrade under way is over"
+	case u.state != serving:
+		return "never"
+	case u.next != nil:
+		return "the new process that has given up is gone"
+	case u.drain != nil:
+		return "the drain that was called off is over"
+	case u.parent != nil && !u.parentGone:
+		return "the old process is gone"
+	}
+	return ""
+}
+
+// settle begins the upgrade that is wanted, as soon as nothing is in its way.
 func (u *Upgrader) settle() {
-	if !u.pending || u.state != serving || u.next != nil || u.drain != nil || (u.parent != nil && !u.parentGone) {
+	if !u.pending || u.inTheWay() != "" {
 		return
 	}
 	u.pending, u.passed = false, false

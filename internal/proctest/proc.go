@@ -19,6 +19,7 @@ type Stat struct {
 	Pid, Parent, Group int
 	State              byte // R, S, D, T, Z and so on
 	Exiting            bool // it is about to be dead: its descriptors may be closed
+	Forked             bool // it has not called exec: it is still its parent's program
 	Name               string
 }
 
@@ -42,6 +43,7 @@ func ReadStat(pid int) (Stat, bool) {
 	s.Group, _ = strconv.Atoi(fields[2])
 	flags, _ := strconv.ParseUint(fields[6], 10, 64)
 	s.Exiting = flags&0x4 != 0 // PF_EXITING of the kernel
+	s.Forked = flags&0x40 != 0 // PF_FORKNOEXEC
 	return s, true
 }
 
