@@ -71,6 +71,11 @@ type footprint struct {
 
 func (s *server) footprint() footprint {
 	s.t.Helper()
+	return settled(s.look)
+}
+
+func (s *server) look() footprint {
+	s.t.Helper()
 	return footprint{s.servingPid(), s.files(), s.mustGet("/goroutines")}
 }
 
@@ -98,7 +103,7 @@ func (s *server) files() string {
 func (s *server) mustBe(before footprint) {
 	s.t.Helper()
 	var now footprint
-	if !proctest.Poll(proctest.Limit, func() bool { now = s.footprint(); return now == before }) {
+	if !proctest.Poll(proctest.Limit, func() bool { now = s.look(); return now == before }) {
 		s.t.Fatalf("a failed upgrade has left something: before\n%+v\nafter\n%+v\n%s", before, now, s.mustGet("/goroutines?stacks=1"))
 	}
 	if got := s.filePid(); got != before.pid {
