@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	httpload "github.com/julofinance/grace/v3/internal/load"
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
@@ -166,19 +167,25 @@ func (l *http2Load) mustLoseNone(upgrades int) {
 
 // TestLosslessH2load upgrades under h2load, which does not send again what
 // GOAWAY says was not begun. So the servers must have begun exactly what it got
-// answers to: then what it has counted as failed can be sent again by others.
+// answers to: then what it has counted as failed can be sent again by others. A
+// relay sees to it that none of its connections is refused.
 func TestLosslessH2load(t *testing.T) {
 	h2load := needTool(t, "h2load", "nghttp2-client")
 	for _, way := range []string{"tls", "h2c"} {
 		t.Run(way, func(t *testing.T) {
 			s := startLoadServer(t, way)
+			relay, err := httpload.NewRelay("tcp", s.addr[way], 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer relay.Close()
 			scheme := map[string]string{"tls": "https", "h2c": "http"}[way]
 			stop := make(chan struct{})
 			done := make(chan h2loadResult)
 			go func() {
 				var sum h2loadResult
 				for ended := false; !ended && sum.err == nil; {
-					sum.add(runH2load(h2load, scheme+"://"+s.addr[way]+"/sized?n=1000"))
+					sum.add(runH2load(h2load, scheme+"://"+relay.Addr()+"/sized?n=1000"))
 					select {
 					case <-stop:
 						ended = true
@@ -201,6 +208,9 @@ func TestLosslessH2load(t *testing.T) {
 				if m := regexp.MustCompile(`^begun pid=\d+ n=(\d+)`).FindStringSubmatch(line); m != nil {
 					begun += atoi(t, m[1])
 				}
+			}
+			if relay.Close(); relay.Unserved() > 0 {
+				t.Errorf("%d connections of h2load were refused, or ended without a byte", relay.Unserved())
 			}
 			if sum.succeeded == 0 || begun != sum.succeeded {
 				t.Errorf("the servers have begun %d requests, and h2load got answers to %d (%d not begun)", begun, sum.succeeded, sum.failed)

@@ -15,9 +15,10 @@ type Relay struct {
 	ln            net.Listener
 	wg            sync.WaitGroup
 
-	mu     sync.Mutex
-	conns  map[net.Conn]bool
-	closed bool
+	mu       sync.Mutex
+	conns    map[net.Conn]bool
+	closed   bool
+	unserved int
 }
 
 // NewRelay listens on a port of the loopback for the server at addr.
@@ -41,6 +42,20 @@ func NewRelay(network, addr string, delay time.Duration) (*Relay, error) {
 
 // Addr is where clients connect to.
 func (r *Relay) Addr() string { return r.ln.Addr().String() }
+
+// Unserved says how many connections the server has refused, or ended without a
+// byte from it. It is true of all once Close has returned.
+func (r *Relay) Unserved() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.unserved
+}
+
+func (r *Relay) countUnserved() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.unserved++
+}
 
 // Close cuts all connections and waits for their end.
 func (r *Relay) Close() {
@@ -75,6 +90,7 @@ func (r *Relay) serve(client net.Conn) {
 	defer r.remove(client)
 	server, err := net.Dial(r.network, r.addr)
 	if err != nil {
+		r.countUnserved()
 		reset(client)
 		return
 	}
@@ -82,7 +98,11 @@ func (r *Relay) serve(client net.Conn) {
 	defer r.remove(server)
 	var both sync.WaitGroup
 	both.Go(func() { r.pass(client, server) })
-	both.Go(func() { r.pass(server, client) })
+	both.Go(func() {
+		if r.pass(server, client) == 0 {
+			r.countUnserved()
+		}
+	})
 	both.Wait()
 }
 
@@ -101,8 +121,9 @@ type piece struct {
 	due  time.Time
 }
 
-// pass passes everything on that src says, until its end.
-func (r *Relay) pass(src, dst net.Conn) {
+// pass passes everything on that src says, until its end, and says how many
+// bytes were read.
+func (r *Relay) pass(src, dst net.Conn) (read int) {
 	pieces := make(chan piece, 64)
 	dead := make(chan struct{}) // dst takes no more
 	go func() {
@@ -122,11 +143,12 @@ func (r *Relay) pass(src, dst net.Conn) {
 	}()
 	for p := range pieces {
 		time.Sleep(time.Until(p.due))
+		read += len(p.data)
 		if len(p.data) > 0 {
 			if _, err := dst.Write(p.data); err != nil {
 				close(dead)
 				reset(src)
-				return
+				return read
 			}
 		}
 		switch {
@@ -136,4 +158,5 @@ func (r *Relay) pass(src, dst net.Conn) {
 			reset(dst)
 		}
 	}
+	return read
 }

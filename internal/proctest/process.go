@@ -3,7 +3,6 @@
 package proctest
 
 import (
-	"bufio"
 	"os"
 	"regexp"
 	"slices"
@@ -43,11 +42,13 @@ type Process struct {
 	t     testing.TB
 	pid   int
 	stdin *os.File // the programs see its end when the test process is gone
-	read  chan struct{}
+	out   *os.File
+	read  chan struct{} // closed when out was read to its end
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at each new line and at each end
 	lines   []string
+	partial string // the beginning of the next one
 	used    []bool // consumed by WaitLine
 	exits   map[int]syscall.WaitStatus
 	killed  bool
@@ -72,7 +73,7 @@ func Start(t testing.TB, c Command) *Process {
 	}
 	defer inR.Close()
 	p := &Process{
-		t: t, stdin: inW, read: make(chan struct{}),
+		t: t, stdin: inW, out: outR, read: make(chan struct{}),
 		changed: make(chan struct{}), exits: map[int]syscall.WaitStatus{},
 	}
 	argv0 := c.Argv0
@@ -94,7 +95,7 @@ func Start(t testing.TB, c Command) *Process {
 	groups[p.pid] = p
 	groupsMu.Unlock()
 	reap() // it may have ended before it was known
-	go p.readLines(outR)
+	go p.readLines()
 	t.Cleanup(p.cleanup)
 	return p
 }
@@ -108,23 +109,57 @@ func environ() []string {
 	return append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 }
 
-func (p *Process) readLines(r *os.File) {
+func (p *Process) readLines() {
 	defer close(p.read)
-	defer r.Close()
-	b := bufio.NewReader(r)
+	defer p.out.Close()
+	raw, err := p.out.SyscallConn()
+	if err == nil {
+		err = raw.Read(p.readAll)
+	}
+	if err != nil {
+		p.t.Errorf("the output can't be read: %v", err)
+	}
+}
+
+// readNow reads what has been written so far: a program's line is known here
+// once its answer over another way is.
+func (p *Process) readNow() {
+	if raw, err := p.out.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { p.readAll(fd) }) // an error: it was read to its end
+	}
+}
+
+// readAll reads all that is there, and says whether it was the end.
+func (p *Process) readAll(fd uintptr) (end bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer p.wake()
+	buf := make([]byte, 64<<10)
 	for {
-		line, err := b.ReadString('\n')
-		if line != "" {
-			p.mu.Lock()
-			p.lines = append(p.lines, strings.TrimSuffix(line, "\n"))
-			p.used = append(p.used, false)
-			p.wake()
-			p.mu.Unlock()
-		}
-		if err != nil {
-			return
+		n, err := syscall.Read(int(fd), buf)
+		switch {
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
+			return false
+		case n <= 0:
+			if p.partial != "" {
+				p.addLine(p.partial)
+				p.partial = ""
+			}
+			return true
+		default:
+			lines := strings.Split(p.partial+string(buf[:n]), "\n")
+			p.partial = lines[len(lines)-1]
+			for _, line := range lines[:len(lines)-1] {
+				p.addLine(line)
+			}
 		}
 	}
+}
+
+func (p *Process) addLine(line string) {
+	p.lines = append(p.lines, line)
+	p.used = append(p.used, false)
 }
 
 // wake tells those who wait that something has changed. p.mu is held.
@@ -145,6 +180,7 @@ func (p *Process) Pid() int { return p.pid }
 
 // Lines gives what was written so far.
 func (p *Process) Lines() []string {
+	p.readNow()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return append([]string(nil), p.lines...)
