@@ -5,9 +5,11 @@ package grace
 import (
 	"bufio"
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"testing"
 )
@@ -142,6 +144,18 @@ func FuzzMove(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		newPlan(data).run(t)
 	})
+}
+
+// TestMoveAtRandom: the same with other bytes each time. The name of a failed
+// one has them, for f.Add.
+func TestMoveAtRandom(t *testing.T) {
+	for range 200 {
+		data := make([]byte, 1+rand.IntN(60))
+		for i := range data {
+			data[i] = byte(rand.Uint32())
+		}
+		t.Run(hex.EncodeToString(data), func(t *testing.T) { newPlan(data).run(t) })
+	}
 }
 
 func (p plan) run(t *testing.T) {
