@@ -75,6 +75,13 @@ func (s *connSet) left(hijacked bool) (n int) {
 		if !l.gate.isQuiet() {
 			n++
 		}
+	}
+	return n + s.open(hijacked)
+}
+
+// open counts the connections that are not over yet.
+func (s *connSet) open(hijacked bool) (n int) {
+	for _, l := range s.all() {
 		n += l.live.count(hijacked)
 	}
 	return n

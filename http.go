@@ -395,7 +395,7 @@ func (s *httpServer) drain(d *drain) drainReport {
 		s.resume()
 		return drainReport{}
 	}
-	cut := s.left(true)
+	cut := s.foreigners() + s.conns.open(true)
 	waited := max(0, hijacked-cut)
 	return drainReport{finished: max(0, begun-waited-cut), waited: waited, cut: cut}
 }
@@ -426,10 +426,13 @@ func (s *httpServer) offer(m *mover) {
 
 // left counts what is not over yet.
 func (s *httpServer) left(hijacked bool) int {
+	return s.foreigners() + s.conns.left(hijacked)
+}
+
+func (s *httpServer) foreigners() int {
 	s.mu.Lock()
-	n := len(s.foreign)
-	s.mu.Unlock()
-	return n + s.conns.left(hijacked)
+	defer s.mu.Unlock()
+	return len(s.foreign)
 }
 
 // resume serves on: the drain was called off.

@@ -143,7 +143,7 @@ func (s *otherServer) drain(d *drain) drainReport {
 		s.resume()
 		return drainReport{}
 	}
-	cut := s.conns.left(true)
+	cut := s.conns.open(true)
 	return drainReport{finished: max(0, begun-cut), cut: cut}
 }
 

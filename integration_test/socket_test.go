@@ -75,10 +75,10 @@ func TestNewConnectionsDuringUpgrades(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range clients {
 		wg.Go(func() {
-			for {
+			for last := false; !last; {
 				select {
 				case <-stop:
-					return
+					last = true // of the last generation, which is alone by now
 				default:
 				}
 				a := answer{begun: time.Now()}
