@@ -146,8 +146,9 @@ func (u *Upgrader) watch(s *successor) {
 		state, err := s.proc.wait()
 		// Grandchildren may hold the pipe and the channel open: what the dead
 		// process itself has written is read, and nobody is waited for.
-		s.pipe.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-		s.ch.conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		end := time.Now().Add(500 * time.Millisecond)
+		s.pipe.SetReadDeadline(end)
+		s.ch.conn.SetReadDeadline(end)
 		<-lineRead
 		<-channelRead
 		s.pipe.Close()
@@ -181,7 +182,7 @@ func (u *Upgrader) onLine(s *successor, line string, err error) {
 
 // hungUpGrace is how long a new process that has hung up may take to end by
 // itself.
-const hungUpGrace = 500 * time.Millisecond
+const hungUpGrace = time.Second
 
 // onHungUp: the pipe or the channel was closed before new was ready. The end of
 // the process closes them too, and its exit status says more: wait for it.

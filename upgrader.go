@@ -276,12 +276,13 @@ func (u *Upgrader) onReady() error {
 	if err := u.socks.openGates(); err != nil {
 		return err
 	}
+	// First this, then old's "standing by".
+	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
 	if u.parent != nil {
 		u.parent.ch.send(newMessage(msgAccepting, nil))
 		u.socks.dropUnclaimed()
 	}
 	u.tellMaster()
-	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
 	u.notify.ready(u.serves())
 	u.runWatchdog()
 	u.settle()
