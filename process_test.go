@@ -50,6 +50,7 @@ type generation struct {
 }
 
 func newHouse(t *testing.T, main func(*generation) error) *house {
+	deaths() // takes its time, once
 	h := &house{t: t, main: main, born: make(chan *generation, 100)}
 	h.opts = func(int) []Option { return nil }
 	return h

@@ -6,6 +6,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestStopSignalsThatUpgrade: a program may let signals upgrade that stop by
@@ -15,7 +16,7 @@ func TestStopSignalsThatUpgrade(t *testing.T) {
 		t.Fatalf("%v are left", got)
 	}
 	h := newHouse(t, func(g *generation) error { return g.Ready() })
-	h.opts = func(int) []Option { return []Option{Signals(stopSignals...)} }
+	h.opts = func(int) []Option { return []Option{Signals(stopSignals...), Probation(time.Hour)} }
 	g := h.first()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGWINCH); err != nil {
 		t.Fatal(err)

@@ -29,7 +29,7 @@ func underStrace(t *testing.T, options []string, program string, args ...string)
 		}
 		t.Skipf("system calls are seen, and made to fail, with strace: %v", err)
 	}
-	options = append([]string{"-f", "-qq", "-e", "signal=none"}, options...)
+	options = append([]string{"-f", "--seccomp-bpf", "-qq", "-e", "signal=none"}, options...)
 	return proctest.Command{Path: strace, Args: append(append(options, program), args...)}
 }
 

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -207,6 +209,7 @@ func (s *server) hold() *held {
 		s.t.Fatalf("POST /hold: %v", err)
 	}
 	h := &held{t: s.t, conn: c, body: bufio.NewReader(resp.Body)}
+	defer c.SetDeadline(time.Time{}) // how long it is held is the test's affair
 	line, err := h.body.ReadString('\n')
 	if err != nil {
 		s.t.Fatalf("POST /hold: %v", err)
@@ -218,6 +221,7 @@ func (s *server) hold() *held {
 // release ends the request and checks that its process has answered it.
 func (h *held) release() {
 	h.t.Helper()
+	h.conn.SetDeadline(time.Now().Add(2 * proctest.Limit))
 	fmt.Fprintf(h.conn, "0\r\n\r\n")
 	rest, err := io.ReadAll(h.body)
 	if want := fmt.Sprintf("done %d\n", h.pid); err != nil || string(rest) != want {
@@ -229,13 +233,18 @@ func (h *held) release() {
 // cutOff waits until the request's connection was cut off.
 func (h *held) cutOff() {
 	h.t.Helper()
+	h.conn.SetReadDeadline(time.Now().Add(2 * proctest.Limit))
 	rest, err := io.ReadAll(h.body)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		h.t.Errorf("a held request was not cut off")
+	}
 	if err == nil {
 		h.t.Errorf("a held request ended with %q; want it cut off", rest)
 	}
 }
 
-// A load asks the server for its pid all the time, each time over a new connection.
+// A load asks the server for its pid all the time, each time over a new
+// connection. It has done so once when startLoad returns.
 type load struct {
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -253,7 +262,7 @@ func (s *server) startLoad(clients int) *load {
 		err  error
 		from [2]int // client and round
 	}
-	answers := make(chan answer)
+	answers, first := make(chan answer), make(chan struct{})
 	for client := range clients {
 		go func() {
 			for ctx.Err() == nil {
@@ -267,8 +276,10 @@ func (s *server) startLoad(clients int) *load {
 	go func() {
 		defer close(l.done)
 		failed := map[[2]int]int{}
+		var once sync.Once
 		for ended := 0; ended < clients; {
 			a := <-answers
+			once.Do(func() { close(first) })
 			pid, err := strconv.Atoi(a.text)
 			switch {
 			case a.text == "end":
@@ -284,6 +295,7 @@ func (s *server) startLoad(clients int) *load {
 			}
 		}
 	}()
+	<-first
 	return l
 }
 

@@ -264,8 +264,9 @@ func TestUpgradeScript(t *testing.T) {
 	}
 	s.misbehave("exit=3@listen")
 	upgrade(1, "2")
+	s.WaitLine(`grace: upgrade failed`)
 	h := s.hold() // the old process has to wait for it
-	upgrade(3, "2")
+	upgrade(3, "10")
 	h.release()
 	s.Signal(s.WaitAlone(), syscall.SIGTERM)
 	s.WaitAllGone()

@@ -82,6 +82,9 @@ func exits(t *testing.T, p *proctest.Process, want int) {
 
 func TestUpgradesLoseNothing(t *testing.T) {
 	p, tmp := startDemo(t, "-upgrades", "3")
+	for range 3 {
+		p.WaitLine(upgradeLine)
+	}
 	exits(t, p, 0)
 	if m := line(t, p, `^lost: (\d+) of (\d+) requests`); m[1] != "0" || m[2] == "0" {
 		t.Errorf("%s", m[0])
@@ -113,7 +116,8 @@ func TestLossesAreSeen(t *testing.T) {
 func TestBrokenVersionsAreRolledBack(t *testing.T) {
 	for _, when := range []string{"starting", "serving"} {
 		t.Run(when, func(t *testing.T) {
-			p, tmp := startDemo(t, "-break", "2", "-broken", when, "-upgrades", "2")
+			p, tmp := startDemo(t, "-break", "2", "-broken", when, "-upgrades", "2",
+				"-pause", "500ms") // the losses to the broken one are counted by then
 			exits(t, p, 0)
 			line(t, p, `^upgrades: 1, rolled back: 1;`)
 			line(t, p, `rolled back after `)

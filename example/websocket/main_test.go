@@ -104,9 +104,9 @@ func TestGoodbye(t *testing.T) {
 	for range 3 {
 		s.mustEcho(c, s.pid, 10)
 		old := s.upgrade()
-		s.mustEcho(c, old, 10) // probation: nobody is sent away
+		s.mustEcho(c, old, 1) // probation: nobody is sent away
 		next := s.dial()
-		s.mustEcho(next, s.pid, 10)
+		s.mustEcho(next, s.pid, 1)
 		_, _, err := c.ReadMessage()
 		if !websocket.IsCloseError(err, websocket.CloseServiceRestart) {
 			t.Fatalf("got %v; want close code %d", err, websocket.CloseServiceRestart)
