@@ -102,6 +102,7 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	}
 	p.old.ch, p.new.ch = newChannel(theirs), newChannel(ours)
 	p.mover = newMover(&successor{ch: p.old.ch, handed: socks})
+	p.mover.patience = limit // for who tests something else
 	p.mover.learn(p.new.u.socks.claims())
 	p.recv = &receiver{ch: p.new.ch, find: p.new.u.socks.taker, held: map[uint32]received{}}
 	t.Cleanup(func() { p.old.ch.close(); p.new.ch.close() })

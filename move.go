@@ -92,6 +92,8 @@ func Move(c net.Conn, unread []byte) error {
 type mover struct {
 	ch      *channel
 	sockets map[*listener]int // their indexes in the manifest
+	// patience is how long new may take to say that it has taken a connection.
+	patience time.Duration
 
 	mu      sync.Mutex
 	takes   []string // by index
@@ -116,7 +118,7 @@ type moving struct {
 }
 
 func newMover(s *successor) *mover {
-	m := &mover{ch: s.ch, sockets: make(map[*listener]int, len(s.handed)), takes: make([]string, len(s.handed)), sent: map[uint32]*moving{}}
+	m := &mover{ch: s.ch, patience: tookPatience, sockets: make(map[*listener]int, len(s.handed)), takes: make([]string, len(s.handed)), sent: map[uint32]*moving{}}
 	for i, sock := range s.handed {
 		if sock.listener != nil {
 			m.sockets[sock.listener] = i
@@ -201,7 +203,7 @@ func (m *mover) onWritten(batch []*moving, err error) {
 	if err != nil || m.over {
 		back = m.withdraw(batch)
 	} else {
-		time.AfterFunc(tookPatience, m.impatient)
+		time.AfterFunc(m.patience, m.impatient)
 	}
 	if err != nil {
 		m.window--
@@ -296,7 +298,7 @@ func (m *mover) impatient() {
 	m.mu.Lock()
 	var back []*moving
 	for id, c := range m.sent {
-		if !c.at.IsZero() && time.Since(c.at) >= tookPatience {
+		if !c.at.IsZero() && time.Since(c.at) >= m.patience {
 			delete(m.sent, id)
 			back = append(back, c)
 		}

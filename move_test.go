@@ -141,6 +141,7 @@ func TestRefusedConnectionIsServed(t *testing.T) {
 // it knows that the connection is not its own.
 func TestConnectionThatNewDoesNotTake(t *testing.T) {
 	p := newCouple(t, saysSide)
+	p.mover.patience = 100 * time.Millisecond
 	p.runOld()
 	c, r := p.ask()
 	_, done := p.drain()
