@@ -92,7 +92,8 @@ func Move(c net.Conn, unread []byte) error {
 type mover struct {
 	ch      *channel
 	sockets map[*listener]int // their indexes in the manifest
-	// patience is how long new may take to say that it has taken a connection.
+	// patience is how long new may take to say that it has taken a connection,
+	// and to read that it is not to.
 	patience time.Duration
 
 	mu      sync.Mutex
@@ -118,7 +119,10 @@ type moving struct {
 }
 
 func newMover(s *successor) *mover {
-	m := &mover{ch: s.ch, patience: tookPatience, sockets: make(map[*listener]int, len(s.handed)), takes: make([]string, len(s.handed)), sent: map[uint32]*moving{}}
+	m := &mover{
+		ch: s.ch, patience: tookPatience,
+		sockets: make(map[*listener]int, len(s.handed)), takes: make([]string, len(s.handed)), sent: map[uint32]*moving{},
+	}
 	for i, sock := range s.handed {
 		if sock.listener != nil {
 			m.sockets[sock.listener] = i
@@ -251,7 +255,7 @@ func (m *mover) giveUp(back []*moving) {
 	var once sync.Once
 	serve := func() { once.Do(func() { m.takeBack(back) }) }
 	m.ch.sendThen(message{typ: msgVerdict, payload: encodeIDs(nil, ids)}, func(error) { serve() })
-	time.AfterFunc(tookPatience, serve)
+	time.AfterFunc(m.patience, serve)
 }
 
 // onTook: new has received these, and could not make use of those. A new process

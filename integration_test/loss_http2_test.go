@@ -181,7 +181,9 @@ func TestLosslessH2load(t *testing.T) {
 			defer relay.Close()
 			scheme := map[string]string{"tls": "https", "h2c": "http"}[way]
 			stop := make(chan struct{})
-			done := make(chan h2loadResult)
+			end := sync.OnceFunc(func() { close(stop) })
+			defer end()
+			done := make(chan h2loadResult, 1)
 			go func() {
 				var sum h2loadResult
 				for ended := false; !ended && sum.err == nil; {
@@ -195,7 +197,7 @@ func TestLosslessH2load(t *testing.T) {
 				done <- sum
 			}()
 			s.upgrades(variantRounds())
-			close(stop)
+			end()
 			sum := <-done
 			if sum.err != nil {
 				t.Fatal(sum.err)

@@ -5,6 +5,7 @@ package integration_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -211,17 +212,35 @@ func TestNewIsKilledWhileConnectionsMove(t *testing.T) {
 	clients := m.many(5000)
 	pid := m.upgrade()
 	m.WaitLine(fmt.Sprintf(`^state new .* pid=%d$`, pid))
+	m.Signal(pid, syscall.SIGSTOP)
+	proctest.WaitFor(t, proctest.Limit, "all threads of new to stop", func() bool { return allStopped(pid) })
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
 	m.Signal(pid, syscall.SIGKILL)
 	m.WaitLine(`rolled back`)
 	got := answers(clients)
-	// What new had received is lost with it, begun there or not.
-	if got[m.Pid()]+got[0] != len(clients) || got[m.Pid()] == 0 {
-		t.Errorf("answers by pid, 0 for none: %v; want all that new had not received by %d", got, m.Pid())
+	// What new had received is lost with it, begun there or not; no more.
+	if got[m.Pid()]+got[0] != len(clients) || got[m.Pid()] == 0 || got[0] > len(fds) {
+		t.Errorf("answers by pid, 0 for none: %v; new had %d descriptors, want all that it had not received by %d", got, len(fds), m.Pid())
 	}
 	if got := answers(m.many(10)); got[m.Pid()] != 10 {
 		t.Errorf("new connections: answers by pid %v, want all by %d", got, m.Pid())
 	}
 	t.Logf("%d of %d connections were lost with new", got[0], len(clients))
+}
+
+// allStopped says whether SIGSTOP has come to each thread of a process.
+func allStopped(pid int) bool {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, task := range tasks {
+		b, err := os.ReadFile(task)
+		if err != nil || !strings.Contains(string(b), ") T ") {
+			return false
+		}
+	}
+	return len(tasks) > 0
 }
 
 // New is killed before it has read any: nothing is lost.

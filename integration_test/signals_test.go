@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"sync"
 	"syscall"
@@ -116,6 +117,15 @@ func TestManySignals(t *testing.T) {
 	}
 	if n := s.Count(`level=(ERROR|WARN)`); n > 0 {
 		t.Errorf("%d errors or warnings were logged, want none", n)
+	}
+	serves := map[string]bool{}
+	for _, l := range s.Lines() {
+		if m := regexp.MustCompile(`msg="grace: serving" from=(\d+)`).FindStringSubmatch(l); m != nil {
+			serves[m[1]] = true
+		}
+		if m := regexp.MustCompile(`standing by" .*new=(\d+)`).FindStringSubmatch(l); m != nil && !serves[m[1]] {
+			t.Errorf("process %s serves before it has said so: %s", m[1], l)
+		}
 	}
 }
 
