@@ -98,7 +98,11 @@ func (u *Upgrader) runParent() {
 // file's, or ErrStopped. The program should exit; an old process goes on. A
 // second call does nothing and returns the result of the first.
 func (u *Upgrader) Ready() error {
-	u.readyOnce.Do(func() { u.readyErr = u.sayReady() })
+	u.readyOnce.Do(func() {
+		if u.readyErr = u.sayReady(); u.readyErr != nil {
+			u.opt.logs.flush() // the program exits now
+		}
+	})
 	return u.readyErr
 }
 

@@ -198,7 +198,10 @@ func (u *Upgrader) finish() {
 	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
 	u.handOverMain()
 	u.notify.flush()
-	close(u.done)
+	go func() { // not here: the log may be stuck
+		u.opt.logs.flush()
+		close(u.done)
+	}()
 }
 
 func (u *Upgrader) allServers() []drainer {

@@ -22,7 +22,8 @@ type options struct {
 	probation     time.Duration
 	signals       []os.Signal
 	noSignals     bool
-	log           *slog.Logger
+	log           *slog.Logger // what the program gave; then ours, which queues for it
+	logs          *logQueue
 	listenConfig  net.ListenConfig
 	readyCheck    func(context.Context) error
 	beforeUpgrade func(context.Context) error
@@ -43,7 +44,7 @@ func newOptions(opts []Option) (options, error) {
 		drainTimeout: 30 * time.Second,
 		probation:    time.Second,
 		signals:      upgradeSignals,
-		log:          slog.Default(),
+		logs:         &logQueue{},
 		move:         canMove,
 		idleGrace:    5 * time.Second,
 	}
@@ -55,6 +56,7 @@ func newOptions(opts []Option) (options, error) {
 			return o, fmt.Errorf("grace: %w", err)
 		}
 	}
+	o.log = o.logs.logger(o.log)
 	return o, nil
 }
 
@@ -141,7 +143,10 @@ func Signals(upgrade ...os.Signal) Option {
 }
 
 // Logger is where the log lines go; the README lists those that an operator
-// should know. Default [slog.Default]; a nil logger drops them.
+// should know. Default what [slog.Default] is at each line; a nil logger drops
+// them. They are queued and written by a goroutine of their own, so that a log
+// that can't be written holds nothing up. What is queued when the process ends
+// is written before Done is closed, if that takes no more than a second.
 func Logger(l *slog.Logger) Option {
 	return func(o *options) error {
 		if l == nil {

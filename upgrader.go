@@ -131,11 +131,16 @@ func New(opts ...Option) (*Upgrader, error) {
 	return u, nil
 }
 
-func newUpgrader(sys system, opts []Option) (*Upgrader, error) {
+func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	o, err := newOptions(opts)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			o.logs.flush() // the program exits now
+		}
+	}()
 	u := &Upgrader{
 		opt: o, log: o.log, sys: sys, generation: 1,
 		done: make(chan struct{}), events: make(chan func()), over: make(chan struct{}),

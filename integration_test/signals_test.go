@@ -111,8 +111,10 @@ func TestManySignals(t *testing.T) {
 		t.Errorf("process %d is left, the PID file names %d, %d answers", pid, s.filePid(), s.servingPid())
 	}
 	c.mustBeAtMostTwo(t)
+	gen := atoi(t, s.mustGet("/gen"))
+	proctest.WaitFor(t, proctest.Limit, "a line of each process that it serves", func() bool { return s.Count(`msg="grace: serving"`) >= gen })
 	begun, served := s.Count(`msg="grace: upgrade begins"`), s.Count(`msg="grace: serving"`)
-	if gen := atoi(t, s.mustGet("/gen")); begun != gen-1 || served != gen || gen < 3 {
+	if begun != gen-1 || served != gen || gen < 3 {
 		t.Errorf("%d upgrades began and %d processes served; generation %d is left", begun, served, gen)
 	}
 	if n := s.Count(`level=(ERROR|WARN)`); n > 0 {
@@ -123,8 +125,10 @@ func TestManySignals(t *testing.T) {
 		if m := regexp.MustCompile(`msg="grace: serving" from=(\d+)`).FindStringSubmatch(l); m != nil {
 			serves[m[1]] = true
 		}
+	}
+	for _, l := range s.Lines() {
 		if m := regexp.MustCompile(`standing by" .*new=(\d+)`).FindStringSubmatch(l); m != nil && !serves[m[1]] {
-			t.Errorf("process %s serves before it has said so: %s", m[1], l)
+			t.Errorf("process %s has not said that it serves: %s", m[1], l)
 		}
 	}
 }
