@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -17,6 +18,7 @@ type parent struct {
 	goAhead chan struct{} // closed when old has said go
 	gone    chan struct{} // closed when old is gone
 	claims  atomic.Bool   // they are being made: what comes later is told by itself
+	told    []int         // the sockets of the claims that old was told
 }
 
 // joinParent reads the manifest. Old wrote it before it started us.
@@ -144,6 +146,7 @@ func (u *Upgrader) handshake() error {
 	p := u.parent
 	p.claims.Store(true) // before it is looked up: nothing falls between
 	c := u.socks.claims()
+	p.told = c.Sockets
 	var pidFile *os.File
 	var lock []int
 	if u.pid != nil && !u.pid.held() {
@@ -179,6 +182,22 @@ func (u *Upgrader) handshake() error {
 		return err
 	}
 	return u.pid.take(pidFile)
+}
+
+// sayAccepting tells old that this process accepts, on which sockets if the
+// program has claimed or closed some since the claims. What it has not claimed
+// by now is old's.
+func (u *Upgrader) sayAccepting() {
+	c, dropped := u.socks.seal()
+	m := newMessage(msgAccepting, nil)
+	if !slices.Equal(c.Sockets, u.parent.told) {
+		m = newMessage(msgAccepting, &c)
+	}
+	u.parent.ch.send(m)
+	closeInherited(dropped)
+	if len(dropped) > 0 {
+		u.log.Warn("grace: this version does not use sockets that the old process has; it serves what is queued in them and closes them", "sockets", names(dropped))
+	}
 }
 
 // failReady tells old why, so that its log has the reason too.

@@ -35,6 +35,7 @@ func (u *Upgrader) File(name string) (*os.File, error) {
 	if !ok {
 		return nil, nil
 	}
+	defer u.socks.made(in)
 	f := inheritFile(in.fd, name)
 	if f == nil {
 		return nil, fmt.Errorf("grace: inherited file %q: bad descriptor %d", name, in.fd)
@@ -65,6 +66,7 @@ func (u *Upgrader) Conn(name string) (net.Conn, error) {
 	if !ok {
 		return nil, nil
 	}
+	defer u.socks.made(in)
 	c, err := inheritConn(in.fd)
 	if err != nil {
 		return nil, fmt.Errorf("grace: inherited connection %q (descriptor %d): %w", name, in.fd, err)

@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"strings"
@@ -101,15 +102,27 @@ func (u *Upgrader) Actor() (execute func() error, interrupt func(error)) {
 
 // Run runs the Upgrader's own [Upgrader.Actor] and the given ones until the
 // first returns, interrupts the others, waits for them and for the drain, and
-// returns the first's error. It is for who has no run.Group.
+// returns the first's error. It is for who has no run.Group. An actor may end with
+// net.ErrClosed when its socket is closed because this process ends: that is no
+// error.
 func (u *Upgrader) Run(actors ...Actor) error {
 	var g run.Group
 	g.Add(u.Actor())
 	for _, a := range actors {
-		g.Add(a.Execute, a.Interrupt)
+		g.Add(func() error { return u.ended(a.Execute()) }, a.Interrupt)
 	}
 	err := g.Run()
 	u.Close()
 	<-u.done
 	return err
+}
+
+// ended is how an actor has ended. The end of this process closes the sockets,
+// before Done: an actor that serves one by itself may be the first to see it.
+func (u *Upgrader) ended(err error) error {
+	if !errors.Is(err, net.ErrClosed) || u.ctx.Err() == nil {
+		return err
+	}
+	<-u.done
+	return nil
 }

@@ -19,7 +19,7 @@ import (
 //	new -> old  claims     the sockets that it took; the PID file's lock
 //	new -> old  "ready 1"  on the readiness pipe
 //	old -> new  go         old has decided: it won't kill new for being late any more
-//	new -> old  accepting  the PID file is switched, new accepts
+//	new -> old  accepting  the PID file is switched, new accepts; the claims, if they have changed
 //	old                    stops accepting; probation begins
 //
 // Without go, old could kill a new process that is late at the very moment in
@@ -105,7 +105,7 @@ const (
 	msgManifest  messageType = 'M' // old -> new: manifest
 	msgClaims    messageType = 'R' // new -> old: claims
 	msgGo        messageType = 'G' // old -> new
-	msgAccepting messageType = 'A' // new -> old
+	msgAccepting messageType = 'A' // new -> old: claims, if they have changed
 	msgStop      messageType = 'S' // either: stopMessage
 	msgUpgrade   messageType = 'U' // old -> new: upgrade once old is gone
 	msgFailed    messageType = 'F' // new -> old: why new gives up, as text

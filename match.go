@@ -10,31 +10,43 @@ import (
 )
 
 // claim takes the inherited socket that was asked for under this very name
-// before, or else one that the kernel has bound to the address asked for.
+// before, or else one that the kernel has bound to the address asked for. A host
+// name is resolved in between, which may take its time: nobody waits for that but
+// who asked.
 func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
+	if in, ok := s.claimIf(func(in inheritedSocket) bool {
+		return in.Kind == k && (in.Network == network && in.Addr == addr || network == systemdNetwork && in.Name == addr)
+	}); ok || k == kindFile || k == kindConn || !s.hasUnclaimed(k) {
+		return in, ok
+	}
+	w := want(network, addr)
+	if in, ok := s.claimIf(func(in inheritedSocket) bool { return in.Kind == k && w.is(in.entry) }); ok {
+		return in, true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := s.claimMasters(k, network, addr); i >= 0 {
+		return s.take(i), true
+	}
+	return inheritedSocket{}, false
+}
+
+// claimIf takes the first that is what is wanted. match is called with s.mu held.
+func (s *sockets) claimIf(match func(inheritedSocket) bool) (inheritedSocket, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, in := range s.unclaimed {
-		if in.Kind == k && (in.Network == network && in.Addr == addr || network == systemdNetwork && in.Name == addr) {
-			s.take(i)
-			return in, true
+		if match(in) {
+			return s.take(i), true
 		}
-	}
-	if k == kindFile || k == kindConn {
-		return inheritedSocket{}, false
-	}
-	for i, in := range s.unclaimed {
-		if in.Kind == k && sameBinding(in.entry, network, addr) {
-			s.take(i)
-			return in, true
-		}
-	}
-	if i := s.claimMasters(k, network, addr); i >= 0 {
-		in := s.unclaimed[i]
-		s.take(i)
-		return in, true
 	}
 	return inheritedSocket{}, false
+}
+
+func (s *sockets) hasUnclaimed(k kind) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.unclaimed, func(in inheritedSocket) bool { return in.Kind == k })
 }
 
 // askedFor notes by which name the socket was asked for. One that was asked for
@@ -46,37 +58,73 @@ func (e *entry) askedFor(network, addr string) {
 }
 
 // take removes the i-th. Most programs ask in the order of before, so that it is
-// the first: it costs nothing then, however many there are. s.mu is held.
-func (s *sockets) take(i int) {
+// the first: it costs nothing then, however many there are. Who has taken it calls
+// made once it is among s.all, or can't be. s.mu is held.
+func (s *sockets) take(i int) inheritedSocket {
+	in := s.unclaimed[i]
+	s.making = append(s.making, in.index)
 	if i == 0 {
 		s.unclaimed = s.unclaimed[1:]
-		return
+	} else {
+		s.unclaimed = slices.Delete(s.unclaimed, i, i+1)
 	}
-	s.unclaimed = slices.Delete(s.unclaimed, i, i+1)
+	return in
 }
 
-// sameBinding says whether opening network and addr would bind what e is bound to.
-func sameBinding(e entry, network, addr string) bool {
+// made ends what take has begun.
+func (s *sockets) made(in inheritedSocket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.making = slices.DeleteFunc(s.making, func(i int) bool { return i == in.index })
+}
+
+// A wanted is an address that was asked for, resolved.
+type wanted struct {
+	network, addr string
+	port          int          // 0: none that something is bound to
+	ips           []netip.Addr // nil: a wildcard
+}
+
+// want resolves the address. What can't be resolved is bound by nothing.
+func want(network, addr string) wanted {
+	w := wanted{network: network, addr: addr}
+	if !strings.HasPrefix(network, "tcp") && !strings.HasPrefix(network, "udp") {
+		return w
+	}
+	host, service, err := net.SplitHostPort(addr)
+	if err != nil {
+		return w
+	}
+	port, err := net.LookupPort(network, service)
+	if err != nil || port == 0 {
+		return w
+	}
+	if host != "" && host != "0.0.0.0" && host != "::" {
+		w.ips, err = net.DefaultResolver.LookupNetIP(context.Background(), "ip"+strings.TrimLeft(network, "tcpud"), host)
+		if err != nil {
+			return w
+		}
+	}
+	w.port = port
+	return w
+}
+
+// is says whether opening what is wanted would bind what e is bound to.
+func (w wanted) is(e entry) bool {
+	network := w.network
 	family := strings.TrimRight(network, "46")
 	if family != strings.TrimRight(e.Network, "46") {
 		return false
 	}
 	if family != "tcp" && family != "udp" {
-		return e.Network == network && (e.Bound == addr || hasPath(network, addr) && e.Path == absolute(addr))
+		return e.Network == network && (e.Bound == w.addr || hasPath(network, w.addr) && e.Path == absolute(w.addr))
 	}
 	bound, err := netip.ParseAddrPort(e.Bound)
-	if err != nil {
-		return false
-	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	if p, err := net.LookupPort(network, port); err != nil || p == 0 || uint16(p) != bound.Port() {
+	if err != nil || w.port == 0 || w.port != int(bound.Port()) {
 		return false
 	}
 	boundIP := bound.Addr().Unmap()
-	if host == "" || host == "0.0.0.0" || host == "::" {
+	if w.ips == nil {
 		// What net.Listen makes of a wildcard: tcp takes both families on one
 		// IPv6 socket, where the host has IPv6, whichever wildcard is written.
 		switch {
@@ -92,16 +140,7 @@ func sameBinding(e entry, network, addr string) bool {
 			return strings.TrimRight(e.Network, "4") == e.Network
 		}
 	}
-	ips, err := net.DefaultResolver.LookupNetIP(context.Background(), "ip"+strings.TrimLeft(network, "tcpud"), host)
-	if err != nil {
-		return false
-	}
-	for _, ip := range ips {
-		if ip.Unmap() == boundIP {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(w.ips, func(ip netip.Addr) bool { return ip.Unmap() == boundIP })
 }
 
 func absolute(path string) string {

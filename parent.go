@@ -230,6 +230,11 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		}
 		u.maybeGo(s)
 	case msgAccepting:
+		var c claims
+		if len(m.payload) > 0 && m.decode(&c) == nil && s.claims != nil { // they have changed since
+			s.claims.Sockets, s.claims.Takes = c.Sockets, c.Takes
+			s.mover.learn(c)
+		}
 		if s.went && u.state == upgrading {
 			u.onAccepting(s)
 		}

@@ -1,11 +1,13 @@
 package grace
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,9 +19,10 @@ type sockets struct {
 	mu         sync.Mutex
 	all        []*socket
 	unclaimed  []inheritedSocket
-	open       bool // gates open: this process is ready, and has not handed over
-	inherited  bool // some came from another process, which needs them until we are ready
-	handedOver bool // and not rolled back: what is closed may be needed again
+	making     []int // indexes of those that were claimed, and are not in all yet
+	open       bool  // gates open: this process is ready, and has not handed over
+	inherited  bool  // some came from another process, which needs them until we are ready
+	handedOver bool  // and not rolled back: what is closed may be needed again
 	closed     bool
 	anyAddr    bool // a master's listeners are given whatever address is asked for
 
@@ -47,6 +50,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 	var inner acceptor
 	in, ok := s.claim(kindListener, network, addr)
 	if ok {
+		defer s.made(in)
 		l, err := inheritListener(in.fd)
 		if err != nil {
 			return nil, fmt.Errorf("grace: inherited listener %s %s (descriptor %d): %w", network, addr, in.fd, err)
@@ -126,6 +130,7 @@ func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.P
 	var err error
 	in, ok := s.claim(kindPacket, network, addr)
 	if ok {
+		defer s.made(in)
 		if inner, err = inheritPacket(in.fd); err != nil {
 			return nil, fmt.Errorf("grace: inherited packet conn %s %s (descriptor %d): %w", network, addr, in.fd, err)
 		}
@@ -233,7 +238,9 @@ func (s *sockets) snapshot() []*socket {
 
 // claims are the sockets that this process took of the manifest that it got.
 func (s *sockets) claims() (c claims) {
-	for _, sock := range s.snapshot() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sock := range s.all {
 		if sock.index >= 0 {
 			proto := ""
 			if sock.listener != nil {
@@ -242,7 +249,21 @@ func (s *sockets) claims() (c claims) {
 			c.add(sock.index, proto)
 		}
 	}
+	for _, i := range s.making {
+		if !slices.Contains(c.Sockets, i) {
+			c.add(i, "")
+		}
+	}
 	return c
+}
+
+// seal gives the claims, after which nothing is claimed any more, and what nobody
+// has asked for: that is old's.
+func (s *sockets) seal() (c claims, dropped []inheritedSocket) {
+	s.mu.Lock()
+	dropped, s.unclaimed = s.unclaimed, nil
+	s.mu.Unlock()
+	return s.claims(), dropped
 }
 
 // taker is the listener that takes connections of the socket with this index in
@@ -304,15 +325,27 @@ func (s *sockets) hold(ls []*listener) bool {
 	return true
 }
 
-// dropUnclaimed closes what nobody in this process has asked for.
-func (s *sockets) dropUnclaimed() {
-	s.mu.Lock()
-	unclaimed := s.unclaimed
-	s.unclaimed = nil
-	s.mu.Unlock()
-	for _, in := range unclaimed {
+// closeInherited closes this process's copies.
+func closeInherited(dropped []inheritedSocket) {
+	for _, in := range dropped {
 		closeAll([]int{in.fd})
 	}
+}
+
+// names are for the log: the first ten.
+func names(dropped []inheritedSocket) string {
+	var b strings.Builder
+	for i, in := range dropped {
+		if i == 10 {
+			fmt.Fprintf(&b, " and %d more", len(dropped)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprint(&b, strings.TrimSpace(cmp.Or(in.Network, string(in.Kind))+" "+cmp.Or(in.Bound, in.Addr)))
+	}
+	return b.String()
 }
 
 // yield stops accepting on those of the handed sockets that new has claimed.
@@ -407,7 +440,8 @@ func (s *sockets) close() {
 			sock.gate.set(gateClosed)
 		}
 	}
-	s.dropUnclaimed()
+	_, dropped := s.seal()
+	closeInherited(dropped)
 }
 
 // listeners are those that listen on addr: one, or several with SO_REUSEPORT.

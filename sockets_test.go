@@ -80,14 +80,14 @@ func TestSameBinding(t *testing.T) {
 		{entry{Kind: kindListener, Network: "unix", Bound: "x", Path: "/elsewhere/x"}, "unix", "./x", false},
 	} {
 		t.Run(fmt.Sprintf("%s %s for %s %s", tc.e.Network, tc.e.Bound, tc.network, tc.addr), func(t *testing.T) {
-			if got := sameBinding(tc.e, tc.network, tc.addr); got != tc.want {
+			if got := want(tc.network, tc.addr).is(tc.e); got != tc.want {
 				t.Errorf("got %v, want %v", got, tc.want)
 			}
 		})
 	}
 }
 
-// What sameBinding says of wildcards is what net.Listen does here.
+// What is says of wildcards is what net.Listen does here.
 func TestSameBindingIsWhatTheKernelBinds(t *testing.T) {
 	for _, open := range []struct{ network, addr string }{
 		{"tcp", ":"}, {"tcp", "0.0.0.0:"}, {"tcp", "[::]:"}, {"tcp4", ":"}, {"tcp6", ":"},
@@ -99,7 +99,7 @@ func TestSameBindingIsWhatTheKernelBinds(t *testing.T) {
 		}
 		e := describe(kindListener, open.network, open.addr, l)
 		_, port, _ := net.SplitHostPort(l.Addr().String())
-		if !sameBinding(e, open.network, open.addr+port) {
+		if !want(open.network, open.addr+port).is(e) {
 			t.Errorf("%s %s%s is bound to %s (IPv6 only: %v), and not found again", open.network, open.addr, port, e.Bound, e.V6Only)
 		}
 		l.Close()

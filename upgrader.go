@@ -284,8 +284,7 @@ func (u *Upgrader) onReady() error {
 	// First this, then old's "standing by".
 	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
 	if u.parent != nil {
-		u.parent.ch.send(newMessage(msgAccepting, nil))
-		u.socks.dropUnclaimed()
+		u.sayAccepting()
 	}
 	u.tellMaster()
 	u.notify.ready(u.serves())

@@ -1,0 +1,152 @@
+//go:build unix
+
+package grace
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A host name is resolved for who asked, and nobody else waits for it.
+func TestHostNameIsResolvedOutsideOfTheLock(t *testing.T) {
+	asked, answer := make(chan struct{}, 9), make(chan struct{})
+	was := net.DefaultResolver
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		asked <- struct{}{}
+		<-answer
+		return nil, errors.New("no name server in this test")
+	}}
+	defer func() { net.DefaultResolver = was }()
+
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	s := newSockets(&manifest{Sockets: []entry{{Kind: kindListener, Network: "tcp", Addr: ":0", Bound: l.Addr().String()}}}, 1000)
+	named := make(chan error, 1)
+	go func() {
+		_, err := s.listen(net.ListenConfig{}, "tcp", "www.example.org:"+port)
+		named <- err
+	}()
+	receive(t, asked, "the question for a name")
+	other := make(chan error, 1)
+	go func() {
+		l, err := s.listen(net.ListenConfig{}, "tcp4", "127.0.0.1:0")
+		if err == nil {
+			err = l.Close()
+		}
+		other <- err
+	}()
+	if err := receive(t, other, "a Listen that needs no resolver"); err != nil {
+		t.Error(err)
+	}
+	close(answer)
+	if err := receive(t, named, "the Listen of a name"); err == nil {
+		t.Error("a name that nobody knows was listened on")
+	}
+}
+
+// The program claims its sockets at any time before it accepts, also when it has
+// said already which ones it takes.
+func TestListenAfterTheClaims(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	h := newHouse(t, func(g *generation) error {
+		if g.n > 1 {
+			if err := g.handshake(); err != nil {
+				return err
+			}
+		}
+		l, err := g.Listen("unix", path)
+		if err != nil {
+			return err
+		}
+		g.serve(l)
+		if g.n == 1 {
+			return g.Ready()
+		}
+		reply := make(chan error, 1)
+		g.post(func() { reply <- g.onReady() })
+		return <-reply
+	})
+	h.opts = func(int) []Option { return []Option{Probation(0)} }
+	old := h.first()
+	if old.err != nil {
+		t.Fatal(old.err)
+	}
+	done := old.upgrade()
+	next := h.next()
+	if next.err != nil {
+		t.Fatal(next.err)
+	}
+	if err := receive(t, done, "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, old.Done(), "Done of the old one")
+	if got := ask(t, &net.UnixAddr{Net: "unix", Name: path}); got != "2" {
+		t.Errorf("on the path answers %q, want generation 2", got)
+	}
+	next.Stop()
+	receive(t, next.Done(), "Done of the new one")
+}
+
+// What new does not use is said, by name.
+func TestDroppedListenerIsSaid(t *testing.T) {
+	var log bytes.Buffer
+	path := filepath.Join(t.TempDir(), "s")
+	h := newHouse(t, func(g *generation) error {
+		if g.n == 1 {
+			if _, err := g.Listen("unix", path); err != nil {
+				return err
+			}
+		}
+		return g.Ready()
+	})
+	h.opts = func(n int) []Option {
+		if n == 1 {
+			return []Option{Probation(0)}
+		}
+		return []Option{Logger(slog.New(slog.NewTextHandler(&log, nil)))}
+	}
+	done := h.first().upgrade()
+	next := h.next()
+	if err := receive(t, done, "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	next.Stop()
+	receive(t, next.Done(), "Done")
+	next.die()
+	if want := `does not use sockets that the old process has; it serves what is queued in them and closes them" sockets="unix ` + path; !strings.Contains(log.String(), want) {
+		t.Errorf("the log does not say %s:\n%s", want, log.String())
+	}
+}
+
+// An actor that reads packets by itself ends with net.ErrClosed when the process
+// ends, maybe before any other.
+func TestRunEndsWellWhenAnActorIsFirst(t *testing.T) {
+	u, _ := newSolo(t)
+	ran := make(chan error, 1)
+	go func() {
+		ran <- u.Run(Actor{Execute: func() error {
+			<-u.ctx.Done()
+			return &net.OpError{Op: "read", Net: "udp", Err: net.ErrClosed}
+		}, Interrupt: func(error) {}})
+	}()
+	u.Stop()
+	if err := receive(t, ran, "Run"); err != nil {
+		t.Errorf("Run returned %v after a stop", err)
+	}
+	// But not while it serves.
+	u, _ = newSolo(t)
+	err := u.Run(Actor{Execute: func() error { return net.ErrClosed }, Interrupt: func(error) {}})
+	if !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Run returned %v, want the actor's error", err)
+	}
+}
