@@ -2,6 +2,7 @@
 # make lint    gofmt, go vet, staticcheck, and the other platforms
 # make oldest  the tests that depend on what Go's own packages do, with the oldest
 #              Go that is supported
+# make mutants breaks one line of the code after the other, and sees that a test fails
 # make demo    upgrades before your eyes; ARGS="-h" shows what can be set
 # make bench   the cost, each against a baseline of the same run
 # make cover   the library's coverage, integration tests counted
@@ -28,7 +29,7 @@ TIMEOUT   ?= 60m
 ARGS      ?=
 
 
-.PHONY: all test oldest lint bench cover demo packages clean
+.PHONY: all test oldest lint mutants bench cover demo packages clean
 
 all: lint test
 
@@ -55,6 +56,7 @@ packages:
 lint:
 	@unformatted=$$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +); \
 	if [ -n "$$unformatted" ]; then echo "not gofmt'd:"; echo "$$unformatted"; exit 1; fi
+	@go run ./internal/mutants -check
 	@for dir in $(MODULES); do \
 		echo "== vet, staticcheck $$dir"; \
 		(cd $$dir && go vet ./... && go run $(STATICCHECK) ./...); \
@@ -70,6 +72,10 @@ lint:
 		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go build -o /dev/null . ; \
 		CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} go vet . ; \
 	done
+
+# ARGS="-run NAME" breaks only what is called so.
+mutants: packages
+	@go run ./internal/mutants $(ARGS)
 
 # Each benchmark measures its baseline itself, turn by turn with what it is
 # compared to, and prints the ratio: only that means something.
