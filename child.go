@@ -16,9 +16,11 @@ type parent struct {
 	ready   *os.File // readiness pipe
 	m       manifest
 	goAhead chan struct{} // closed when old has said go
-	gone    chan struct{} // closed when old is gone
-	claims  atomic.Bool   // they are being made: what comes later is told by itself
-	told    []int         // the sockets of the claims that old was told
+	deaf    chan struct{} // closed when nothing more is heard of old, dead or alive
+	gone    chan struct{} // closed when old is proven to be dead
+	life    lifeline
+	claims  atomic.Bool // they are being made: what comes later is told by itself
+	told    []int       // the sockets of the claims that old was told
 }
 
 // joinParent reads the manifest. Old wrote it before it started us.
@@ -30,7 +32,8 @@ func joinParent(h *handover, limit time.Duration) (*parent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("grace: control channel: %w", err)
 	}
-	p := &parent{ch: newChannel(conn), ready: ready, goAhead: make(chan struct{}), gone: make(chan struct{})}
+	p := &parent{ch: newChannel(conn), ready: ready, goAhead: make(chan struct{}), deaf: make(chan struct{}), gone: make(chan struct{})}
+	p.ch.most += maxPerSocket * min(h.count, 1<<14)
 	conn.SetReadDeadline(time.Now().Add(limit))
 	m, err := p.ch.next()
 	conn.SetReadDeadline(time.Time{})
@@ -77,6 +80,8 @@ func (u *Upgrader) runParent() {
 			if m.decode(&s) == nil {
 				u.post(func() { u.onStop(stopRequest{now: s.Now, passedOn: true}) })
 			}
+		case msgPing: // in a goroutine: it may hang, and what else old sends is to be read
+			go u.post(func() { p.ch.send(newMessage(msgPong, nil)) })
 		case msgUpgrade:
 			u.post(func() { u.onUpgrade(nil) })
 		case msgMain:
@@ -84,11 +89,32 @@ func (u *Upgrader) runParent() {
 		}
 		closeAll(m.fds)
 	}, func(err error) {
-		r.onEnd(err)
+		close(p.deaf)
+		if !u.outlive(err) {
+			return // this process ends first
+		}
+		r.onEnd()
+		p.ch.close()
+		p.life.close()
 		close(p.gone)
 		u.post(u.onParentGone)
 	})
 }
+
+// outlive waits until old is proven to be dead. The end of the channel, for the
+// reason err, does not prove that.
+func (u *Upgrader) outlive(err error) bool {
+	p := u.parent
+	warn := time.AfterFunc(deafPatience, func() {
+		u.log.Warn("grace: the old process can't be heard any more; what it has is left to it until the kernel says that it is dead", "old", p.m.Pid, "err", err)
+	})
+	defer warn.Stop()
+	return p.life.await(u.over)
+}
+
+// deafPatience is how long old may take to be dead when its end of the channel is
+// closed.
+const deafPatience = 2 * time.Second
 
 // Ready says that this process can serve: the listeners begin to accept, the
 // PID file names it, sockets that the old process had and nobody here asked
@@ -157,21 +183,13 @@ func (u *Upgrader) handshake() error {
 		c.PIDLock = true
 		lock = dupFile(pidFile)
 	}
-	m := newMessage(msgClaims, &c)
-	m.fds = lock
-	p.ch.sendThen(m, func(error) { closeAll(lock) })
+	u.sendClaims(c, lock)
 	_, err := p.ready.WriteString(readyLine)
 	p.ready.Close()
 	if err != nil && !errors.Is(err, errBrokenPipe) {
 		err = fmt.Errorf("grace: readiness pipe: %w", err)
 	} else {
-		err = nil
-		select {
-		case <-p.goAhead:
-		case <-p.gone:
-		case <-u.ctx.Done():
-			err = fmt.Errorf("grace: Ready: %w", ErrStopped)
-		}
+		err = u.awaitGo()
 	}
 	<-u.signals
 	if pidFile == nil {
@@ -200,10 +218,60 @@ func (u *Upgrader) sayAccepting() {
 	}
 }
 
+// sendClaims sends the claims with the PID file's lock, without it if the kernel
+// does not let a descriptor through: the user has too many in flight.
+func (u *Upgrader) sendClaims(c claims, lock []int) {
+	ch := u.parent.ch
+	c.Pongs = true
+	m := newMessage(msgClaims, &c)
+	m.fds = lock
+	if len(lock) == 0 {
+		ch.send(m)
+		return
+	}
+	ch.sendWithin(lockPatience, m, func(err error) {
+		closeAll(lock)
+		if errors.Is(err, errNotSent) {
+			u.log.Warn("grace: the lock of the PID file can't be passed to the old process; should this process die before the old one is gone, a third one may take the file", "err", err)
+			c.PIDLock = false
+			ch.send(newMessage(msgClaims, &c))
+		}
+	})
+}
+
+// lockPatience is how long the kernel may refuse the descriptor.
+const lockPatience = 2 * time.Second
+
+// awaitGo waits until old has said go, or is dead. If it lives and can't be heard
+// it may think that this process never accepts: then it must not.
+func (u *Upgrader) awaitGo() error {
+	p := u.parent
+	select {
+	case <-p.goAhead:
+		return nil
+	case <-p.gone:
+		return nil
+	case <-u.ctx.Done():
+		return fmt.Errorf("grace: Ready: %w", ErrStopped)
+	case <-p.deaf:
+	}
+	limit := time.NewTimer(deafPatience)
+	defer limit.Stop()
+	select {
+	case <-p.gone:
+		return nil
+	case <-u.ctx.Done():
+		return fmt.Errorf("grace: Ready: %w", ErrStopped)
+	case <-limit.C:
+		return fmt.Errorf("grace: Ready: %w: the old process, pid %d, lives, and its control channel can't be read", ErrProtocol, p.m.Pid)
+	}
+}
+
 // failReady tells old why, so that its log has the reason too.
 func (u *Upgrader) failReady(err error) error {
 	if u.parent != nil {
-		u.parent.ch.send(message{typ: msgFailed, payload: []byte(err.Error())})
+		why := err.Error()
+		u.parent.ch.send(message{typ: msgFailed, payload: []byte(why[:min(len(why), maxPayload)])})
 		u.parent.ch.flush(time.Second)
 	}
 	return err

@@ -127,7 +127,7 @@ func (p *couple) runNew() {
 		case msgVerdict:
 			p.recv.onVerdict(m)
 		}
-	}, p.recv.onEnd)
+	}, func(error) { p.recv.onEnd() })
 }
 
 // drain begins old's drain; what it gives ends with the drain.

@@ -97,6 +97,9 @@ func (u *Upgrader) onStop(r stopRequest) {
 	if r.now && u.drain != nil {
 		u.drain.hurry()
 	}
+	if u.next != nil {
+		u.unask(u.next)
+	}
 }
 
 // passStop tells the other process of a hand-over that the service is to end.
@@ -162,6 +165,17 @@ func (u *Upgrader) onDrained(d *drain) {
 		if u.cutSoon {
 			u.drain.hurry()
 		}
+		return
+	}
+	if s := u.next; s != nil && !d.over && !u.stopAsked && s.accepted {
+		// To exit now would leave nobody, if new is stopped or hangs.
+		d.over = true
+		u.drain = d
+		u.ask(s, func() {
+			if u.drain == d {
+				u.onDrained(d)
+			}
+		})
 		return
 	}
 	d.log(u.log)
@@ -240,6 +254,7 @@ type drain struct {
 	once   sync.Once
 	begun  time.Time
 	report drainReport
+	over   bool // nothing is left. Owned by loop
 }
 
 func newDrain(m *mover) *drain {

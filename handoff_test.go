@@ -185,7 +185,7 @@ func TestChannelKeepsDescriptorsWithTheirFrame(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, fd := range w {
-		if err := writeFrame(other, message{typ: messageType('2' + i), fds: []int{fd}}.frame(), []int{fd}); err != nil {
+		if _, err := writeSome(other, message{typ: messageType('2' + i), fds: []int{fd}}.frame(), []int{fd}); err != nil {
 			t.Fatal(err)
 		}
 		unix.Close(fd)
@@ -210,7 +210,7 @@ func TestChannelClosesWhatNobodyTook(t *testing.T) {
 	r, w := pipes(t, 1)
 	// The frame never comes whole.
 	b := message{typ: 'F', payload: []byte("abcdef"), fds: w}.frame()
-	if err := writeFrame(other, b[:10], w); err != nil {
+	if _, err := writeSome(other, b[:10], w); err != nil {
 		t.Fatal(err)
 	}
 	closeAll(w)
@@ -236,6 +236,7 @@ func TestManifestLargerThanTheSocketBuffer(t *testing.T) {
 	}
 	c.send(message{typ: msgGo}) // queued behind it
 	peer := newChannel(other)
+	peer.most += maxPerSocket * len(want.Sockets)
 	messages, _ := reading(peer)
 	reading(c)
 	m := receive(t, messages, "the manifest")

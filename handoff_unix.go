@@ -14,10 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errTooManyInFlight: the kernel has as many descriptors in flight for this
-// user as it allows (unix(7), ETOOMANYREFS); nothing was sent, and later it may go.
-var errTooManyInFlight error = unix.ETOOMANYREFS
-
 // controlPair makes the control channel: old's end, and the descriptor of new's.
 func controlPair() (*net.UnixConn, int, error) {
 	syscall.ForkLock.RLock()
@@ -92,24 +88,33 @@ func writeNonblock(c *net.UnixConn, b []byte, fds []int) (n int, err error) {
 	return n, cmp.Or(err, werr)
 }
 
-// writeFrame waits until all is written.
-func writeFrame(c *net.UnixConn, b []byte, fds []int) error {
-	if len(b) == 0 {
-		return nil
-	}
+// writeSome waits until something is written, unless there is an error.
+func writeSome(c *net.UnixConn, b []byte, fds []int) (n int, err error) {
 	if len(fds) == 0 {
-		_, err := c.Write(b)
-		return err
+		return c.Write(b)
 	}
-	n, _, err := c.WriteMsgUnix(b, unix.UnixRights(fds...), nil)
-	if err == nil && n < len(b) {
-		_, err = c.Write(b[n:])
-	}
-	return err
+	n, _, err = c.WriteMsgUnix(b, unix.UnixRights(fds...), nil)
+	return n, err
 }
 
-// fill reads more of the channel into c.in and c.inFDs.
-func (c *channel) fill() error {
+// passes says whether what the kernel refuses now with this error may work in a
+// moment: it is short of something, or the user has too many descriptors in
+// flight. Anything that does not say that the other end, or this one, is gone
+// may pass: the peer's end is proven otherwise.
+func passes(err error) bool {
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case unix.EPIPE, unix.ECONNRESET, unix.ENOTCONN, unix.ESHUTDOWN, unix.EBADF, unix.ENOTSOCK, unix.EINVAL, unix.EFAULT:
+		return false
+	}
+	return true
+}
+
+// receive reads once.
+func (c *channel) receive() error {
 	var buf [16 << 10]byte
 	var oob [maxFDs*4 + 64]byte
 	n, oobn, _, _, err := c.conn.ReadMsgUnix(buf[:], oob[:])
@@ -145,12 +150,14 @@ func (c *channel) hungUp() bool {
 		return true
 	}
 	hungUp := false
-	err = rc.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd)}}
-		n, _ := unix.Poll(p, 0)
-		hungUp = n > 0 && p[0].Revents&unix.POLLHUP != 0
-	})
+	err = rc.Control(func(fd uintptr) { hungUp = pollHup(int(fd)) })
 	return hungUp || err != nil
+}
+
+func pollHup(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
+	n, _ := unix.Poll(p, 0)
+	return n > 0 && p[0].Revents&unix.POLLHUP != 0
 }
 
 func closeAll(fds []int) {
@@ -159,10 +166,7 @@ func closeAll(fds []int) {
 	}
 }
 
-var (
-	errBrokenPipe error = unix.EPIPE
-	errConnReset  error = unix.ECONNRESET
-)
+var errBrokenPipe error = unix.EPIPE
 
 // dupFile gives another descriptor for the same open file, to be sent.
 func dupFile(f *os.File) []int {

@@ -20,8 +20,12 @@ import (
 // What new has not taken stays with old: the kernel drops the descriptors that
 // new's table has no room for, and new may have no such listener any more. If
 // new dies before it took one, old has it still, and nothing was read from it.
-// If old dies after new took one, it is new's. No second descriptor is needed
-// in either process.
+// If old dies after new took one, it is new's, unless it bears the mark of one that
+// old has taken back: see takenBack. No second descriptor is needed in either process.
+//
+// Old takes back what is not taken in time, and moves nothing more: a message that
+// the kernel does not take, or that new does not read, holds no connection for
+// longer than patience.
 
 const (
 	batchConns   = 128      // connections in a message, at most maxFDs
@@ -95,6 +99,8 @@ type mover struct {
 	// patience is how long new may take to say that it has taken a connection,
 	// and to read that it is not to.
 	patience time.Duration
+	// stuck is told, once, why connections can't be moved any more. May be nil.
+	stuck func(error)
 
 	mu      sync.Mutex
 	takes   []string // by index
@@ -160,6 +166,7 @@ func (m *mover) move(t *track, unread []byte) bool {
 		return false
 	}
 	custom := t.isCustom()
+	unmark(fd)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	i, ok := m.sockets[t.l]
@@ -192,32 +199,48 @@ func (m *mover) flush() {
 	m.writing = true
 	m.window++
 	// Not here: a failed channel answers at once, and m.mu is held.
-	go m.ch.sendThen(encodeConns(batch), func(err error) { m.onWritten(batch, err) })
+	go m.ch.sendWithin(m.patience, encodeConns(batch), func(err error) { m.onWritten(batch, err) })
 }
 
-// onWritten: a message was written, or could not be: then its connections stay.
+// onWritten: a message was written, or could not be: then its connections stay,
+// and those that wait behind them.
 func (m *mover) onWritten(batch []*moving, err error) {
 	var back []*moving
 	m.mu.Lock()
 	m.writing = false
-	now := time.Now()
-	for _, c := range batch {
-		c.at = now
+	if err == nil || errors.Is(err, errCutShort) { // new has, or will have, the descriptors
+		now := time.Now()
+		for _, c := range batch {
+			c.at = now
+		}
 	}
-	if err != nil || m.over {
+	first := err != nil && !m.over
+	switch {
+	case first:
+		back = append(m.withdraw(batch), m.end()...)
+	case err != nil || m.over:
 		back = m.withdraw(batch)
-	} else {
+	default:
 		time.AfterFunc(m.patience, m.impatient)
-	}
-	if err != nil {
-		m.window--
 	}
 	m.flush()
 	m.mu.Unlock()
-	if err != nil {
-		m.takeBack(back) // new has got nothing
-	} else {
-		m.giveUp(back)
+	m.giveUp(back)
+	if first {
+		m.isStuck(err)
+	}
+}
+
+// end ends moving, and returns what is not on its way yet. m.mu is held.
+func (m *mover) end() (back []*moving) {
+	m.over = true
+	back, m.queue = m.queue, nil
+	return back
+}
+
+func (m *mover) isStuck(err error) {
+	if m.stuck != nil {
+		m.stuck(err)
 	}
 }
 
@@ -238,19 +261,26 @@ func (m *mover) takeBack(back []*moving) {
 	}
 }
 
-// giveUp takes back what new may have got. New is told before this process
-// reads on: should this one die then, new must not take for its own what half a
-// request was read from. If the channel is full new reads nothing, and old can't
-// wait for it.
-func (m *mover) giveUp(back []*moving) {
+// giveUp takes back what new has not taken. Of what it may have got it is told
+// before this process reads on: should this one die then, new must not take for
+// its own what half a request was read from. The message lets go of new's copy,
+// too; but if the channel is full new reads nothing, and old can't wait for it:
+// then the mark says it.
+func (m *mover) giveUp(all []*moving) {
+	var back, kept []*moving
+	var ids []uint32
+	for _, c := range all {
+		if c.lent = !c.at.IsZero(); c.lent {
+			markTakenBack(c.fd)
+			ids = append(ids, c.id)
+			back = append(back, c)
+		} else {
+			kept = append(kept, c)
+		}
+	}
+	m.takeBack(kept)
 	if len(back) == 0 {
 		return
-	}
-	var ids []uint32
-	for _, c := range back {
-		if c.lent = !c.at.IsZero(); c.lent {
-			ids = append(ids, c.id)
-		}
 	}
 	var once sync.Once
 	serve := func() { once.Do(func() { m.takeBack(back) }) }
@@ -307,22 +337,22 @@ func (m *mover) impatient() {
 			back = append(back, c)
 		}
 	}
+	first := len(back) > 0 && !m.over
 	if len(back) > 0 {
-		back = append(back, m.queue...)
-		m.queue = nil
-		m.over = true
+		back = append(back, m.end()...)
 	}
 	m.mu.Unlock()
 	m.giveUp(back)
+	if first {
+		m.isStuck(fmt.Errorf("it has not taken them within %v", m.patience))
+	}
 }
 
-// stop ends moving: new is dead, or gives up. A message that is being written
+// stop ends moving: new is dead, can't be heard, or gives up. A message that is being written
 // names descriptors: what it holds comes back when the channel has let go of it.
 func (m *mover) stop() {
 	m.mu.Lock()
-	m.over = true
-	back := m.queue
-	m.queue = nil
+	back := m.end()
 	for id, c := range m.sent {
 		if !c.at.IsZero() {
 			delete(m.sent, id)
@@ -368,12 +398,12 @@ func decodeConns(b []byte) (batch []moving, err error) {
 		}
 		socket := binary.BigEndian.Uint32(b[4:])
 		c := moving{id: binary.BigEndian.Uint32(b), socket: int(socket &^ customBit), custom: socket&customBit != 0}
-		n := int(binary.BigEndian.Uint32(b[8:]))
-		if n > len(b)-12 {
+		n := binary.BigEndian.Uint32(b[8:])
+		if uint64(n) > uint64(len(b)-12) { // above 2^31 it is negative as an int of 32 bit
 			return nil, errBadMessage
 		}
-		c.unread = append([]byte(nil), b[12:12+n]...)
-		b = b[12+n:]
+		c.unread = append([]byte(nil), b[12:12+int(n)]...)
+		b = b[12+int(n):]
 		batch = append(batch, c)
 	}
 	return batch, nil

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +22,32 @@ func descriptor(c net.Conn) (int, error) {
 	fd := -1
 	err = raw.Control(func(n uintptr) { fd = int(n) })
 	return fd, err
+}
+
+// takenBack marks a connection that new was offered, and old has taken back. Both
+// have the same socket, so the mark is there for new at once, whatever becomes of
+// the channel between them and of old: if old dies, new serves what it was offered,
+// and must not serve on what a part of a request was read from. The mark is a
+// receive timeout, which has no meaning for a socket that does not block. It is
+// small enough for the clock ticks of a kernel of 32 bit.
+const takenBack = 765432 * time.Second
+
+func markTakenBack(fd int) {
+	tv := unix.NsecToTimeval(int64(takenBack))
+	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+}
+
+func isTakenBack(fd int) bool {
+	tv := unix.NsecToTimeval(int64(takenBack))
+	got, err := unix.GetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO)
+	return err == nil && *got == tv
+}
+
+// unmark takes the mark away, before the connection is offered to another process.
+func unmark(fd int) {
+	if isTakenBack(fd) {
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, new(unix.Timeval))
+	}
 }
 
 // receiveConn makes a connection of fd, which it takes. net.FileConn sets

@@ -7,4 +7,7 @@ import "net"
 const canMove = false
 
 func descriptor(net.Conn) (int, error)        { return -1, ErrNotSupported }
+func markTakenBack(int)                       {}
+func isTakenBack(int) bool                    { return false }
+func unmark(int)                              {}
 func receiveConn(int, bool) (net.Conn, error) { return nil, ErrNotSupported }

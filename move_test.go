@@ -211,9 +211,9 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 	p.new.ch.mu.Unlock()
 	p.recv.onConns(m)
 	p.new.ch.close()
-	p.recv.onEnd(ErrProtocol)
 	receive(t, p.old.seen, "the connection")
 	receive(t, p.old.seen, "the connection to come back")
+	p.recv.onEnd() // old dies
 	d.cancel()
 	receive(t, done, "the drain to end")
 	wantAnswer(t, c, r, "", "old")

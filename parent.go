@@ -30,6 +30,15 @@ type successor struct {
 	told     error   // why it says that it gives up
 	late     *time.Timer
 	launched time.Time
+
+	unkillable bool  // a kill has failed
+	handedOver bool  // it has a successor of its own
+	deaf       error // why this process can't hear it any more; it lives
+	// Whether it is well: how often it was asked, how often it has answered, and
+	// what waits for an answer. See ask.
+	pings, pongs int
+	waiting      []func()
+	silence      *time.Timer
 }
 
 // launch starts the new process. It runs outside of the Upgrader's goroutine,
@@ -90,6 +99,8 @@ func (u *Upgrader) start() (s *successor, err error) {
 					return fmt.Errorf("control channel: %w", err)
 				}
 				s.mover = newMover(s)
+				s.mover.stuck = func(err error) { u.post(func() { u.onStuck(s, err) }) }
+				ch.most += maxPerSocket * min(len(socks), 1<<14)
 				s.proc, err = u.sys.start(cmd, int(ready), theirs, fds)
 				return err
 			})
@@ -136,11 +147,7 @@ func (u *Upgrader) watch(s *successor) {
 	}, func(err error) {
 		s.mover.stop()
 		close(channelRead)
-		u.post(func() {
-			if s == u.next && u.state == upgrading {
-				u.onHungUp(s, fmt.Errorf("the control channel has ended: %w", err))
-			}
-		})
+		u.post(func() { u.onDeaf(s, err) })
 	})
 	go func() {
 		state, err := s.proc.wait()
@@ -236,8 +243,15 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 			s.mover.learn(c)
 		}
 		if s.went && u.state == upgrading {
+			if s.unkillable { // so it was late, no more
+				s.killed = nil
+			}
 			u.onAccepting(s)
 		}
+	case msgPong:
+		u.onPong(s)
+	case msgHanded:
+		s.handedOver = len(m.payload) == 0
 	case msgStop:
 		var stop stopMessage
 		if m.decode(&stop) == nil {
@@ -266,14 +280,6 @@ func (u *Upgrader) maybeGo(s *successor) {
 	}
 }
 
-// kill ends the new process; onExit follows.
-func (u *Upgrader) kill(s *successor, why error) {
-	if s.killed == nil {
-		s.killed = why
-	}
-	s.proc.kill()
-}
-
 // reason says what ended a new process that was not ready yet.
 func (s *successor) reason(state *os.ProcessState) error {
 	if s.killed == nil || !killedBySIGKILL(state) {
@@ -294,14 +300,13 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 	failure := &UpgradeError{Pid: s.proc.pid(), State: state, Err: errors.Join(s.told, err)}
 	switch {
 	case u.state == stopped:
-		if !s.orderly && !u.stopAsked {
-			u.log.Error("grace: the new process died when this one had finished; nobody serves", "new", s.proc.pid(), "status", status(state))
-		}
+		u.reportDeath(s, state)
 	case u.held:
 		u.held = false
 		u.finish()
 	case u.stopAsked || s.orderly:
 		// The service is to end, and its drain has begun: nobody takes over again.
+		u.unask(s)
 	case s.left:
 		u.settle()
 	case s.accepted:
@@ -310,6 +315,17 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 	default:
 		failure.Reason = s.reason(state)
 		u.upgradeFailed(failure)
+	}
+}
+
+// reportDeath tells of the end of new after this process's own.
+func (u *Upgrader) reportDeath(s *successor, state *os.ProcessState) {
+	switch {
+	case s.orderly || s.handedOver || u.stopAsked:
+	case s.deaf != nil:
+		u.log.Warn("grace: the new process has ended when this one had finished; it could not say whether another one serves", "new", s.proc.pid(), "status", status(state))
+	default:
+		u.log.Error("grace: the new process died when this one had finished; nobody serves", "new", s.proc.pid(), "status", status(state))
 	}
 }
 
@@ -333,12 +349,16 @@ func (u *Upgrader) rollBack(err error) {
 	if u.drain != nil {
 		u.drain.cancel()
 	}
+	u.tellParentOfSuccessor("gone")
 	u.retakePIDFile()
 	u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
 	u.tellFailed("the upgrade was rolled back", err)
 	u.answer(err)
 	if u.passed { // to the one that is dead
 		u.pending = true
+	}
+	if d := u.drain; d != nil && d.over { // it has waited only for new to say that it is well
+		u.onDrained(d)
 	}
 	u.settle()
 }
@@ -374,7 +394,13 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 	}
 	s.left = true
 	s.mover.stop()
-	s.late = time.AfterFunc(u.opt.drainTimeout+u.opt.readyTimeout, func() { s.proc.kill() })
+	s.late = time.AfterFunc(u.opt.drainTimeout+u.opt.readyTimeout, func() {
+		u.post(func() {
+			if s == u.next {
+				u.kill(s, ErrRolledBack)
+			}
+		})
+	})
 	u.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: s.proc.pid(), Err: errors.New("it has stopped by itself")})
 }
 

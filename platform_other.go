@@ -19,10 +19,8 @@ var (
 	stopSignals    = []os.Signal{syscall.SIGTERM, os.Interrupt}
 	pipeSignals    = []os.Signal(nil)
 
-	errTooManyInFlight = errors.New("too many descriptors in flight")
-	errConnReset       = errors.New("connection reset")
-	errBrokenPipe      = errors.New("broken pipe")
-	errLocked          = errors.New("locked")
+	errBrokenPipe = errors.New("broken pipe")
+	errLocked     = errors.New("locked")
 )
 
 type handover struct{ version, first, count int }
@@ -41,8 +39,10 @@ func startProcess(command, int, int, []int) (process, error) { return nil, ErrNo
 func controlPair() (*net.UnixConn, int, error)                { return nil, -1, ErrNotSupported }
 func growSendBuffer(*net.UnixConn, int)                       {}
 func writeNonblock(*net.UnixConn, []byte, []int) (int, error) { return 0, ErrNotSupported }
-func writeFrame(*net.UnixConn, []byte, []int) error           { return ErrNotSupported }
-func (c *channel) fill() error                                { return ErrNotSupported }
+func writeSome(*net.UnixConn, []byte, []int) (int, error)     { return 0, ErrNotSupported }
+func passes(error) bool                                       { return false }
+func (c *channel) receive() error                             { return ErrNotSupported }
+func parentLife(*net.UnixConn, int) lifeline                  { return nil }
 func closeAll([]int)                                          {}
 func dupFile(*os.File) []int                                  { return nil }
 func inheritListener(int) (acceptor, error)                   { return nil, ErrNotSupported }

@@ -74,8 +74,10 @@ func (h *house) begin(sys system) *generation {
 	h.last++
 	n := h.last
 	h.mu.Unlock()
-	sys.start = h.start
 	g := &generation{house: h, n: n, given: sys.inherited, made: make(chan struct{}), ended: make(chan struct{})}
+	sys.start = func(c command, ready, control int, socks []int) (process, error) {
+		return h.start(g, ready, control, socks)
+	}
 	if h.tamper != nil && sys.inherited != nil {
 		h.tamper(n, sys.inherited)
 	}
@@ -168,8 +170,31 @@ var deaths = sync.OnceValue(func() (d struct{ exited, killed *os.ProcessState })
 	return d
 })
 
-// start is system.start.
-func (h *house) start(_ command, ready, control int, socks []int) (process, error) {
+// An oldLife is the lifeline of a generation's parent.
+type oldLife struct{ g *generation }
+
+func (l oldLife) over() bool {
+	select {
+	case <-l.g.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+func (l oldLife) await(stop <-chan struct{}) bool {
+	select {
+	case <-l.g.ended:
+		return true
+	case <-stop:
+		return false
+	}
+}
+
+func (l oldLife) close() {}
+
+// start is system.start of the generation old.
+func (h *house) start(old *generation, ready, control int, socks []int) (process, error) {
 	fds := append([]int{ready, control}, socks...)
 	base, err := dupInOrder(fds)
 	if err != nil {
@@ -177,7 +202,7 @@ func (h *house) start(_ command, ready, control int, socks []int) (process, erro
 	}
 	return h.begin(system{inherited: &handover{
 		version: protocolVersion, ready: base, control: base + 1, first: base + 2, count: len(socks),
-	}}), nil
+	}, parentLife: func(*net.UnixConn, int) lifeline { return oldLife{old} }}), nil
 }
 
 var dupMu sync.Mutex

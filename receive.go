@@ -1,10 +1,6 @@
 package grace
 
-import (
-	"errors"
-	"io"
-	"net"
-)
+import "net"
 
 // A receiver takes moved connections in the new process. All of it runs in the
 // goroutine that reads the channel.
@@ -76,15 +72,15 @@ func (r *receiver) onVerdict(m message) error {
 	return nil
 }
 
-// onEnd: the channel has ended. If old is dead, what we took is ours. If it was
-// this process that could read no more, old still has them and serves them.
-func (r *receiver) onEnd(err error) {
-	dead := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errConnReset)
-	for id := range r.held {
-		if dead {
-			r.deliver(id)
-		} else {
+// onEnd: old is dead, and what it has sent was read. What we took is ours, though
+// no verdict has come, unless old had taken it back: perhaps it has read a part
+// of a request.
+func (r *receiver) onEnd() {
+	for id, c := range r.held {
+		if fd, err := descriptor(c.conn); err != nil || isTakenBack(fd) {
 			r.drop(id)
+		} else {
+			r.deliver(id)
 		}
 	}
 }

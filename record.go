@@ -221,6 +221,7 @@ func (e *entry) field(f *field) {
 // The first record of claims is about all of them, the others have a socket each.
 func (c *claims) encode(r *records) {
 	r.flag("pidlock", c.PIDLock)
+	r.flag("pongs", c.Pongs)
 	r.end()
 	for i, socket := range c.Sockets {
 		r.number("socket", uint64(socket))
@@ -240,6 +241,8 @@ func (c *claims) decode(payload []byte) error {
 		switch {
 		case n == 0 && f.key == "pidlock":
 			c.PIDLock = f.flag()
+		case n == 0 && f.key == "pongs":
+			c.Pongs = f.flag()
 		case n > 0 && f.key == "socket":
 			c.Sockets[n-1] = f.int()
 		case n > 0 && f.key == "takes":

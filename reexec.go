@@ -128,16 +128,11 @@ func withHandover(env []string, v string) []string {
 	return append(out, handoverVariable+"="+v)
 }
 
-// A process is a started one: an *os.Process, or a test's.
+// A process is a started one: a child, a sibling, or a test's.
 type process interface {
 	pid() int
 	kill() error
-	// wait returns when the process has ended and was reaped.
+	// wait returns when the process has ended, and was reaped if that can be. The
+	// error says why it can't be told how: it never means that the process lives.
 	wait() (*os.ProcessState, error)
 }
-
-type osProcess struct{ p *os.Process }
-
-func (p osProcess) pid() int                        { return p.p.Pid }
-func (p osProcess) kill() error                     { return p.p.Kill() }
-func (p osProcess) wait() (*os.ProcessState, error) { return p.p.Wait() }

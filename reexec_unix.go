@@ -26,20 +26,19 @@ func (c command) start(fds []uintptr) (process, error) {
 	if c.sibling {
 		return startSibling(c, files)
 	}
-	pid, _, err := syscall.StartProcess(c.path, c.argv, &syscall.ProcAttr{
-		Dir: c.dir, Env: c.env, Files: files,
-	})
+	l, err := startChild(c.path, c.argv, &syscall.ProcAttr{Dir: c.dir, Env: c.env, Files: files})
 	if err != nil {
 		return nil, fmt.Errorf("start %s in %s: %w", c.path, c.dir, err)
 	}
-	p, err := os.FindProcess(pid) // holds a pidfd: ours until we have waited for it
+	p, err := os.FindProcess(l.pid)
 	if err != nil {
-		syscall.Kill(pid, syscall.SIGKILL)
+		l.kill()
 		var ws syscall.WaitStatus
-		syscall.Wait4(pid, &ws, 0, nil)
+		syscall.Wait4(l.pid, &ws, 0, nil)
+		l.close()
 		return nil, fmt.Errorf("start %s: %w", c.path, err)
 	}
-	return osProcess{p}, nil
+	return &child{p, l}, nil
 }
 
 // standardStream is fd if it is still what the process was started with: a

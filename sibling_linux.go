@@ -3,7 +3,6 @@ package grace
 import (
 	"fmt"
 	"os"
-	"sync"
 	"syscall"
 	"unsafe"
 
@@ -16,11 +15,7 @@ import (
 // not wait, and kills.
 //
 // What becomes of a process that is not our child is seen through its pidfd.
-type sibling struct {
-	p     int
-	mu    sync.Mutex
-	pidfd int // -1 once the process has ended
-}
+type sibling struct{ life *life }
 
 // canSibling says whether this kernel has what siblings take.
 func canSibling() bool {
@@ -36,49 +31,24 @@ func canSibling() bool {
 }
 
 func startSibling(c command, files []uintptr) (process, error) {
-	s := &sibling{pidfd: -1}
-	var err error
-	s.p, _, err = syscall.StartProcess(c.path, c.argv, &syscall.ProcAttr{
-		Dir: c.dir, Env: c.env, Files: files,
-		Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT, PidFD: &s.pidfd},
+	l, err := startChild(c.path, c.argv, &syscall.ProcAttr{
+		Dir: c.dir, Env: c.env, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 	})
 	if err != nil {
-		if s.pidfd >= 0 {
-			unix.Close(s.pidfd)
-		}
 		return nil, fmt.Errorf("start %s in %s: %w", c.path, c.dir, err)
 	}
-	return s, nil
+	return &sibling{l}, nil
 }
 
-func (s *sibling) pid() int { return s.p }
-
-func (s *sibling) kill() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.pidfd < 0 {
-		return os.ErrProcessDone
-	}
-	return unix.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil, 0)
-}
+func (s *sibling) pid() int    { return s.life.pid }
+func (s *sibling) kill() error { return s.life.kill() }
 
 // wait returns when the process has ended. How is in the error, if the kernel
 // (6.15 or newer) tells those who are not the parent.
 func (s *sibling) wait() (*os.ProcessState, error) {
-	p := []unix.PollFd{{Fd: int32(s.pidfd), Events: unix.POLLIN}}
-	for {
-		if _, err := unix.Poll(p, -1); err == nil {
-			break
-		} else if err != unix.EINTR {
-			return nil, os.NewSyscallError("poll", err)
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	err := s.howEnded()
-	unix.Close(s.pidfd)
-	s.pidfd = -1
-	return nil, err
+	defer s.life.close()
+	s.life.await(nil)
+	return nil, howEnded(s.life.pidfd)
 }
 
 // pidfdInfo is struct pidfd_info of <linux/pidfd.h>.
@@ -89,13 +59,13 @@ type pidfdInfo struct {
 	exitCode        int32
 }
 
-func (s *sibling) howEnded() error {
+func howEnded(pidfd int) error {
 	const (
 		getInfo  = 3<<30 | uint(unsafe.Sizeof(pidfdInfo{}))<<16 | 0xff<<8 | 11 // PIDFD_GET_INFO
 		infoExit = 1 << 3                                                      // PIDFD_INFO_EXIT
 	)
 	info := pidfdInfo{mask: infoExit}
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s.pidfd), uintptr(getInfo), uintptr(unsafe.Pointer(&info)))
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(pidfd), uintptr(getInfo), uintptr(unsafe.Pointer(&info)))
 	if errno != 0 || info.mask&infoExit == 0 {
 		return nil
 	}

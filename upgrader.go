@@ -59,23 +59,24 @@ type Upgrader struct {
 	release func()        // handles them no more
 
 	// Owned by loop.
-	state      state
-	next       *successor   // the new process, from its start to its end
-	pending    bool         // an upgrade is wanted as soon as one can begin
-	passed     bool         // one was passed on to new; wanted again if new dies
-	waiting    []chan error // callers of Upgrade whose upgrade has not begun
-	current    []chan error // callers of Upgrade whose upgrade is running
-	asked      []chan error // callers of Upgrade whose upgrade a master was asked for
-	launching  bool         // a new process may exist that next does not name yet
-	parentGone bool
-	stopAsked  bool
-	toldOnly   bool // so far by the other process of a hand-over, not by a signal or a call
-	cutSoon    bool // the drain that is to begin cuts off at once
-	ends       bool // the service does, not only this process
-	held       bool // drained; for systemd this process outlives new
-	left       bool // this process has given up, and its parent serves on
-	probation  *time.Timer
-	drain      *drain // running, or nil
+	state        state
+	pongPatience time.Duration // how long new may take to say that it is well
+	next         *successor    // the new process, from its start to its end
+	pending      bool          // an upgrade is wanted as soon as one can begin
+	passed       bool          // one was passed on to new; wanted again if new dies
+	waiting      []chan error  // callers of Upgrade whose upgrade has not begun
+	current      []chan error  // callers of Upgrade whose upgrade is running
+	asked        []chan error  // callers of Upgrade whose upgrade a master was asked for
+	launching    bool          // a new process may exist that next does not name yet
+	parentGone   bool
+	stopAsked    bool
+	toldOnly     bool // so far by the other process of a hand-over, not by a signal or a call
+	cutSoon      bool // the drain that is to begin cuts off at once
+	ends         bool // the service does, not only this process
+	held         bool // drained; for systemd this process outlives new
+	left         bool // this process has given up, and its parent serves on
+	probation    *time.Timer
+	drain        *drain // running, or nil
 
 	serversMu sync.Mutex
 	servers   []drainer
@@ -90,13 +91,14 @@ type system struct {
 	manager      *serviceManager // nil without systemd's notify socket
 	managerErr   error
 	start        func(c command, ready, control int, sockets []int) (process, error)
+	parentLife   func(control *net.UnixConn, pid int) lifeline
 }
 
 func realSystem() system {
 	return system{
 		inherited: inherited, inheritedErr: inheritedErr,
 		master: theMaster, masterErr: theMasterErr,
-		manager: theServiceManager, managerErr: theServiceManagerErr, start: startProcess,
+		manager: theServiceManager, managerErr: theServiceManagerErr, start: startProcess, parentLife: parentLife,
 	}
 }
 
@@ -144,7 +146,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	u := &Upgrader{
 		opt: o, log: o.log, sys: sys, generation: 1,
 		done: make(chan struct{}), events: make(chan func()), over: make(chan struct{}),
-		probation: time.NewTimer(0),
+		probation: time.NewTimer(0), pongPatience: pongPatience,
 	}
 	u.probation.Stop()
 	u.ctx, u.cancel = context.WithCancel(context.Background())
@@ -171,6 +173,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 			go u.parent.ch.writeLoop()
 			u.failReady(err)
 			u.parent.ch.close()
+			u.parent.life.close()
 		}
 		close(u.over)
 		return nil, err
@@ -207,6 +210,7 @@ func (u *Upgrader) findPlace() (err error) {
 		return err
 	}
 	m := &u.parent.m
+	u.parent.life = u.sys.parentLife(u.parent.ch.conn, m.Pid)
 	u.generation = m.Generation
 	u.home = home{dir: m.Dir, path: m.Path}
 	u.socks = newSockets(m, h.first)
@@ -332,6 +336,7 @@ func (u *Upgrader) onLate(s *successor, went bool) {
 func (u *Upgrader) onAccepting(s *successor) {
 	s.late.Stop()
 	s.accepted = true
+	u.tellParentOfSuccessor("")
 	u.socks.yield(s.handed, s.claims.Sockets)
 	u.state = yielded
 	u.log.Info("grace: the new process is ready; standing by", "new", s.proc.pid(), "took", time.Since(s.launched), "probation", u.opt.probation)
@@ -350,13 +355,32 @@ func (u *Upgrader) onAccepting(s *successor) {
 }
 
 func (u *Upgrader) onProbationOver() {
-	if u.state != yielded {
-		return
+	if s := u.next; u.state == yielded {
+		u.ask(s, func() {
+			if u.state == yielded && s == u.next {
+				u.onWell()
+			}
+		})
 	}
+}
+
+// onWell: probation is over, and new is well.
+func (u *Upgrader) onWell() {
 	u.log.Info("grace: upgrade done; draining", "new", u.next.proc.pid(), "timeout", u.opt.drainTimeout)
 	u.notify.status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
 	u.answer(nil)
 	u.beginDrain(u.next.mover)
+	s, d := u.next, u.drain
+	time.AfterFunc(pingEvery, func() { u.post(func() { u.checkUp(s, d) }) })
+}
+
+// tellParentOfSuccessor tells a parent that has finished, and hangs on its way
+// out, whether a third process serves: so that it is not the end of the service
+// for it when this one ends. gone is not empty if that one is gone.
+func (u *Upgrader) tellParentOfSuccessor(gone string) {
+	if u.parent != nil {
+		u.parent.ch.send(message{typ: msgHanded, payload: []byte(gone)})
+	}
 }
 
 // onParentGone: the old process has exited, however.

@@ -1,0 +1,99 @@
+package grace
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// parentLife is that of the old process, with this pid, which has made conn.
+// SO_PEERPIDFD (Linux 6.5) is that of the very process. Otherwise the pid is
+// looked up; and if the channel is still open then, or that process is our
+// parent, it was the old one that was found: nobody else can have got its pid.
+func parentLife(conn *net.UnixConn, pid int) lifeline {
+	l := &life{pid: pid, pidfd: -1}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return l
+	}
+	raw.Control(func(fd uintptr) {
+		if n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD); err == nil {
+			l.pidfd = n
+			return
+		}
+		n, err := unix.PidfdOpen(pid, 0)
+		l.parent = os.Getppid() == pid
+		switch {
+		case err == nil && (l.parent || !pollHup(int(fd))):
+			l.pidfd = n
+		case err == nil: // whose it is can't be told: old's end is closed, so it is dead
+			unix.Close(n)
+			l.ended = true
+		case l.parent:
+		default:
+			l.start, _ = startOf(pid)
+			l.ended = pollHup(int(fd)) // as above
+		}
+	})
+	return l
+}
+
+// pollPidfd waits for the end of a process; false if it has not come by then, or
+// can't be waited for.
+func pollPidfd(pidfd, milliseconds int) bool {
+	p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(p, milliseconds)
+		if err == unix.EINTR {
+			continue
+		}
+		return err == nil && n > 0 && p[0].Revents&unix.POLLIN != 0
+	}
+}
+
+func pidfdOver(pidfd int) bool { return pollPidfd(pidfd, 0) }
+func awaitPidfd(pidfd int)     { pollPidfd(pidfd, -1) }
+
+func killPidfd(pidfd int) error { return unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) }
+
+// startOf is when the process was started, in ticks since the boot; 0 if only its
+// pid is left until it is reaped. See proc_pid_stat(5). False: it can't be told.
+func startOf(pid int) (start uint64, ok bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, false
+	}
+	_, rest, _ := bytes.Cut(b[max(0, bytes.LastIndexByte(b, ')')):], []byte(" "))
+	fields := bytes.Fields(rest) // from the third on
+	if len(fields) < 20 {
+		return 0, false
+	}
+	if fields[0][0] == 'Z' || fields[0][0] == 'X' {
+		return 0, true
+	}
+	start, err = strconv.ParseUint(string(fields[19]), 10, 64)
+	return start, err == nil
+}
+
+// startChild starts a process, with a pidfd of it if the kernel gives one.
+func startChild(path string, argv []string, attr *syscall.ProcAttr) (*life, error) {
+	l := &life{pidfd: -1}
+	if attr.Sys == nil {
+		attr.Sys = &syscall.SysProcAttr{}
+	}
+	attr.Sys.PidFD = &l.pidfd
+	var err error
+	if l.pid, _, err = syscall.StartProcess(path, argv, attr); err != nil {
+		l.close()
+		return nil, err
+	}
+	if l.pidfd < 0 {
+		l.start, _ = startOf(l.pid)
+	}
+	return l, nil
+}
