@@ -21,6 +21,7 @@ type parent struct {
 	life    lifeline
 	claims  atomic.Bool // they are being made: what comes later is told by itself
 	told    []int       // the sockets of the claims that old was told
+	pidLock *os.File    // the lock of old's PID file; nil: it has none
 }
 
 // joinParent reads the manifest. Old wrote it before it started us.
@@ -152,7 +153,6 @@ func (u *Upgrader) sayReady() error {
 		if err := u.pid.takeOver(); err != nil {
 			return err
 		}
-		go u.pid.guard(u.ctx.Done())
 	}
 	reply := make(chan error, 1)
 	if !u.post(func() { reply <- u.onReady() }) {
@@ -173,17 +173,14 @@ func (u *Upgrader) handshake() error {
 	p.claims.Store(true) // before it is looked up: nothing falls between
 	c := u.socks.claims()
 	p.told = c.Sockets
-	var pidFile *os.File
-	var lock []int
-	if u.pid != nil && !u.pid.held() {
-		var err error
-		if pidFile, err = u.pid.prepare(); err != nil {
+	takes := u.pid != nil && !u.pid.held()
+	if takes {
+		if err := u.pid.prepare(); err != nil {
 			return err
 		}
-		c.PIDLock = true
-		lock = dupFile(pidFile)
 	}
-	u.sendClaims(c, lock)
+	c.Pongs = true
+	p.ch.send(newMessage(msgClaims, &c))
 	_, err := p.ready.WriteString(readyLine)
 	p.ready.Close()
 	if err != nil && !errors.Is(err, errBrokenPipe) {
@@ -192,14 +189,14 @@ func (u *Upgrader) handshake() error {
 		err = u.awaitGo()
 	}
 	<-u.signals
-	if pidFile == nil {
+	if !takes {
 		return err
 	}
 	if err != nil {
-		u.pid.discard(pidFile)
+		u.pid.discard()
 		return err
 	}
-	return u.pid.take(pidFile)
+	return u.pid.take()
 }
 
 // sayAccepting tells old that this process accepts, on which sockets if the
@@ -217,30 +214,6 @@ func (u *Upgrader) sayAccepting() {
 		u.log.Warn("grace: this version does not use sockets that the old process has; it serves what is queued in them and closes them", "sockets", names(dropped))
 	}
 }
-
-// sendClaims sends the claims with the PID file's lock, without it if the kernel
-// does not let a descriptor through: the user has too many in flight.
-func (u *Upgrader) sendClaims(c claims, lock []int) {
-	ch := u.parent.ch
-	c.Pongs = true
-	m := newMessage(msgClaims, &c)
-	m.fds = lock
-	if len(lock) == 0 {
-		ch.send(m)
-		return
-	}
-	ch.sendWithin(lockPatience, m, func(err error) {
-		closeAll(lock)
-		if errors.Is(err, errNotSent) {
-			u.log.Warn("grace: the lock of the PID file can't be passed to the old process; should this process die before the old one is gone, a third one may take the file", "err", err)
-			c.PIDLock = false
-			ch.send(newMessage(msgClaims, &c))
-		}
-	})
-}
-
-// lockPatience is how long the kernel may refuse the descriptor.
-const lockPatience = 2 * time.Second
 
 // awaitGo waits until old has said go, or is dead. If it lives and can't be heard
 // it may think that this process never accepts: then it must not.

@@ -11,7 +11,7 @@ import (
 // process that exists has everything, whatever becomes of old from then on.
 // The rest is a conversation of typed messages, in this order:
 //
-//	new -> old  claims     the sockets that it took; the PID file's lock
+//	new -> old  claims     the sockets that it took
 //	new -> old  "ready 1"  on the readiness pipe
 //	old -> new  go         old has decided: it won't kill new for being late any more
 //	new -> old  accepting  the PID file is switched, new accepts; the claims, if they have changed
@@ -36,7 +36,6 @@ type manifest struct {
 	Generation int    // of new
 	Dir        string // working directory of the first start
 	Path       string // binary of the first start
-	PIDFile    string
 	// Systemd is there if it is to be told of what happens.
 	Systemd *serviceManager
 	// Sockets[i] has the descriptor handover.first+i.
@@ -69,6 +68,8 @@ const (
 	kindPacket   kind = "packet"
 	kindFile     kind = "file"
 	kindConn     kind = "conn"
+	// kindPIDLock is the locked file beside the PID file; it comes last.
+	kindPIDLock kind = "pidlock"
 )
 
 // claims is what new says before it is ready.
@@ -77,9 +78,6 @@ type claims struct {
 	// Takes says for each of Sockets of which protocol new takes moved
 	// connections. What it comes to take later has a message of its own.
 	Takes []string
-	// PIDLock says that the message carries the locked PID file of new: old
-	// keeps the lock with it, should new die.
-	PIDLock bool
 	// Pongs says that new answers when it is asked whether it is well.
 	Pongs bool
 }

@@ -89,19 +89,32 @@ func (u *Upgrader) start() (s *successor, err error) {
 		return nil, err
 	}
 	defer theirPipe.Close()
+	var lock []int // of the PID file, or none
+	if u.pid != nil {
+		if lock, err = u.pid.lend(); err != nil {
+			pipe.Close()
+			ch.close()
+			return nil, err
+		}
+		defer closeAll(lock)
+	}
 	s = &successor{ch: ch, pipe: pipe, launched: time.Now()}
 	raw, err := theirPipe.SyscallConn()
 	if err == nil {
 		cerr := raw.Control(func(ready uintptr) {
 			err = withFDs(u.socks.snapshot(), func(socks []*socket, fds []int) error {
 				s.handed = socks
-				if err := ch.prewrite(newMessage(msgManifest, u.manifest(socks))); err != nil {
+				m := u.manifest(socks)
+				for range lock {
+					m.Sockets = append(m.Sockets, entry{Kind: kindPIDLock})
+				}
+				if err := ch.prewrite(newMessage(msgManifest, m)); err != nil {
 					return fmt.Errorf("control channel: %w", err)
 				}
 				s.mover = newMover(s)
 				s.mover.stuck = func(err error) { u.post(func() { u.onStuck(s, err) }) }
 				ch.most += maxPerSocket * min(len(socks), 1<<14)
-				s.proc, err = u.sys.start(cmd, int(ready), theirs, fds)
+				s.proc, err = u.sys.start(cmd, int(ready), theirs, append(fds, lock...))
 				return err
 			})
 		})
@@ -119,9 +132,6 @@ func (u *Upgrader) manifest(socks []*socket) *manifest {
 	m := &manifest{
 		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
 		Dir: u.home.dir, Path: u.home.path, Systemd: u.notify.manager(), Sockets: make([]entry, 0, len(socks)),
-	}
-	if u.pid != nil {
-		m.PIDFile = u.pid.path
 	}
 	for _, s := range socks {
 		m.Sockets = append(m.Sockets, s.entry)
@@ -231,10 +241,6 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		}
 		s.claims = &c
 		s.mover.learn(c)
-		if c.PIDLock && len(m.fds) > 0 && u.pid != nil {
-			u.pid.keepPeer(m.fds[0])
-			m.fds = m.fds[1:]
-		}
 		u.maybeGo(s)
 	case msgAccepting:
 		var c claims

@@ -4,294 +4,429 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
 // A pidFile names the process that serves. It is replaced by rename, so that a
-// reader sees one whole pid or the other, and held by a lock on the file that
-// the name points to: the lock goes with the process, whatever ends it.
+// reader sees one whole pid or the other; what proves that a process of ours
+// lives is the lock of another file beside it, see pidfile_lock.go. All
+// generations share that lock, from the first start to the last stop: the old
+// process passes its open file to the new one, as it passes sockets. So when new
+// dies no third process can come in before the old one has put its pid back.
 //
-// At an upgrade new puts its own locked file in old's place. Old keeps its
-// file, which has no name any more, and gets a copy of new's descriptor: so the
-// name always points to a locked file, and if new dies no third process can
-// take the place before old has put back its own.
+// Beside app.pid there are .app.pid.lock, as long as the service runs, and
+// .app.pid.PID, in the moment before it is renamed. One that was left by a process
+// that was killed in that moment is removed when the file changes hands next.
+//
+// While this process is the one to be named, keep looks every few seconds whether
+// it is: a cleaner of temporary files, or another program that was given the path
+// by mistake, may have removed the files.
+//
+// All methods may be called from any goroutine. They wait for the disk.
 type pidFile struct {
-	path string
-	// shared: siblings that know nothing of each other replace and remove it,
-	// under a lock of the directory.
-	shared bool
+	path     string // absolute
+	lockPath string
+	log      *slog.Logger
+	// master is "" or names the one that has started us. Its children overlap
+	// without knowing of each other, and the newest takes the lock from the others.
+	master string
 
+	// wanted says that the file is to name this process; between the start of a new
+	// process and its failure it is the new one's. It is changed before mu is
+	// taken, so that the last one to change it is right.
+	wanted atomic.Bool
+
+	// mu guards what follows, and is held while this process changes the files.
 	mu       sync.Mutex
-	file     *os.File // ours, locked
-	peer     *os.File // the successor's, kept locked while we stand by
+	lock     *os.File    // locked, for reading only; nil: not ours, or none (see supported)
+	written  fs.FileInfo // of the file that this process has put in place last
+	prepared fs.FileInfo // of the one that is to be put in place next
+	force    bool        // put ours in place whatever is there
 	released bool
+	kept     bool          // keep runs
+	wake     chan struct{} // buffered 1: keep looks at once
+	over     chan struct{} // closed when released
 }
 
-// newPIDFile gives the PID file of path, which nobody holds yet.
-func newPIDFile(path, dir string) *pidFile {
+// How often the file is looked at, and how soon it is tried again when it could
+// not be written.
+const (
+	pidFileEvery = 2 * time.Second
+	pidFileRetry = 50 * time.Millisecond
+)
+
+func newPIDFile(path, dir string, log *slog.Logger) *pidFile {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(dir, path)
 	}
-	return &pidFile{path: path}
+	path = filepath.Clean(path)
+	return &pidFile{
+		path: path, lockPath: besidePIDFile(path, "lock"), log: log,
+		wake: make(chan struct{}, 1), over: make(chan struct{}),
+	}
 }
 
-// acquire takes the file at a first start: one that does not exist, or that no
-// living process holds. Otherwise the error is a *RunningError.
+func besidePIDFile(path, suffix string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+suffix)
+}
+
+// acquire takes the file at a first start, whatever it says. If a living process
+// holds its lock the error is a *RunningError.
 func (p *pidFile) acquire() error {
-	tmp, err := p.prepare()
-	if err != nil {
-		return err
-	}
-	for end := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
-		placed, err := p.place(tmp)
-		if placed {
-			p.file = tmp
-			return nil
-		}
-		// A lock whose holder is not the one that the file names is held by
-		// somebody who replaces the file right now.
-		var running *RunningError
-		if err != nil && !(errors.As(err, &running) && !alive(running.Pid) && time.Now().Before(end)) {
-			p.discard(tmp)
-			return err
-		}
-	}
-}
-
-// place gives tmp the name, or neither that nor an error if the name has changed
-// hands meanwhile. A file that bears the name already is locked first: only who
-// holds the lock of the file that the name points to may replace it.
-func (p *pidFile) place(tmp *os.File) (placed bool, err error) {
-	old, err := os.OpenFile(p.path, os.O_RDWR, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		// link, not rename: of two that start at once, one finds the name taken.
-		err = os.Link(tmp.Name(), p.path)
-		if errors.Is(err, os.ErrExist) {
-			return false, nil
-		}
-		if err != nil {
-			return false, p.failed(err)
-		}
-		os.Remove(tmp.Name())
-		return true, nil
-	}
-	if err != nil {
-		return false, p.failed(err)
-	}
-	defer old.Close()
-	if err := tryLock(old); errors.Is(err, errLocked) {
-		return false, &RunningError{Path: p.path, Pid: readPID(old)}
-	} else if err != nil {
-		return false, p.failed(err)
-	}
-	if !p.names(old) {
-		return false, nil
-	}
-	if err := p.rename(tmp); err != nil {
-		return false, err
-	}
-	return true, nil
-}
-
-// prepare writes our pid into a locked file beside the PID file.
-func (p *pidFile) prepare() (*os.File, error) {
-	tmp, err := os.CreateTemp(filepath.Dir(p.path), "."+filepath.Base(p.path)+".")
-	if err != nil {
-		return nil, p.failed(err)
-	}
-	_, err = fmt.Fprintf(tmp, "%d\n", os.Getpid())
-	if err == nil {
-		err = tmp.Chmod(0o644)
-	}
-	if err == nil {
-		err = tryLock(tmp)
-	}
-	if err != nil {
-		p.discard(tmp)
-		return nil, p.failed(err)
-	}
-	return tmp, nil
-}
-
-// take puts a prepared file in place, whoever has it: the predecessor, who has
-// agreed, or a successor that is dead.
-func (p *pidFile) take(tmp *os.File) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	err := p.failed(ErrStopped)
-	if !p.released {
-		err = p.rename(tmp)
+	if err := p.mustBeRegular(); err != nil {
+		return p.failed(err)
 	}
+	if err := p.takeLock(); err != nil {
+		return p.failed(err)
+	}
+	err := p.write()
 	if err != nil {
-		p.discard(tmp)
-		return err
+		p.dropLock(true)
+		return p.failed(err)
 	}
-	if p.file != nil {
-		p.file.Close()
-	}
-	p.file = tmp
+	p.nowOurs()
 	return nil
 }
 
-// takeOver puts this process's own file in place of that of a sibling, which
-// does not know of it: under a master siblings overlap by design.
-func (p *pidFile) takeOver() error {
-	tmp, err := p.prepare()
-	if err != nil {
-		return err
+// takeOver is acquire under a master: the lock may be a sibling's.
+func (p *pidFile) takeOver() error { return p.acquire() }
+
+// inherit takes the lock that the old process has passed, if it is the lock of
+// this file, by whatever path the old process knows it. Otherwise it is closed.
+func (p *pidFile) inherit(lock *os.File) bool {
+	if lock == nil {
+		return false
 	}
-	unlock, err := p.lockDir()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !pointsTo(p.lockPath, lock) {
+		lock.Close()
+		return false
+	}
+	p.lock = lock
+	return true
+}
+
+// lend gives a descriptor of the lock, for a new process that is about to start.
+// From here on the file may be the new process's, until retake.
+func (p *pidFile) lend() ([]int, error) {
+	p.wanted.Store(false)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !supported || p.released {
+		return nil, nil
+	}
+	if err := p.reclaimLock(); err != nil {
+		return nil, p.failed(err)
+	}
+	fds := dupFile(p.lock)
+	if fds == nil {
+		return nil, p.failed(errors.New("no descriptor to pass its lock to a new process"))
+	}
+	return fds, nil
+}
+
+// prepare writes our pid beside the file: what can fail does so here, before the
+// old process has stopped accepting. take or discard follows.
+func (p *pidFile) prepare() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.mustBeRegular()
+	if err == nil {
+		err = p.writeBeside()
+	}
+	return p.failed(err)
+}
+
+// take puts the prepared file in place: the old process has agreed, or is dead.
+func (p *pidFile) take() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.released {
+		p.removePrepared()
+		return p.failed(ErrStopped)
+	}
+	err := p.putInPlace()
+	if errors.Is(err, os.ErrNotExist) { // somebody has tidied up
+		err = p.write()
+	}
 	if err != nil {
-		p.discard(tmp)
 		return p.failed(err)
 	}
-	defer unlock()
-	return p.take(tmp)
+	p.nowOurs()
+	return nil
 }
 
-// guard takes the file back if the sibling that has taken it over dies before it
-// was our turn to end, until over is closed. Nobody tells us of either.
-func (p *pidFile) guard(over <-chan struct{}) {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-over:
-			return
-		case <-tick.C:
-			p.takeFromDead()
-		}
-	}
-}
-
-func (p *pidFile) takeFromDead() {
+func (p *pidFile) discard() {
 	p.mu.Lock()
-	ours := p.file == nil || p.names(p.file)
-	p.mu.Unlock()
-	if ours {
-		return
-	}
-	unlock, err := p.lockDir()
-	if err != nil {
-		return
-	}
-	defer unlock()
-	if f, err := os.OpenFile(p.path, os.O_RDWR, 0); err == nil {
-		defer f.Close()
-		if tryLock(f) != nil {
-			return // it lives
-		}
-	}
-	if tmp, err := p.prepare(); err == nil {
-		p.take(tmp)
-	}
+	defer p.mu.Unlock()
+	p.removePrepared()
 }
 
-// lockDir lets only one sibling at a time replace or remove the file.
-func (p *pidFile) lockDir() (unlock func(), err error) {
-	dir, err := os.Open(filepath.Dir(p.path))
-	if err != nil {
-		return nil, err
-	}
-	if err := lockFor(dir, 5*time.Second); err != nil {
-		dir.Close()
-		return nil, err
-	}
-	return func() { dir.Close() }, nil
-}
-
-// retake names this process again after the successor has died, if it had put
-// its own file in place.
+// retake names this process again, after a new one has died or given up. If that
+// fails it is tried again until it is right.
 func (p *pidFile) retake() error {
+	p.wanted.Store(true)
 	p.mu.Lock()
-	ours := p.file == nil || p.names(p.file)
-	p.mu.Unlock()
-	if ours {
-		p.forgetPeer()
+	defer p.mu.Unlock()
+	if p.released || !p.wanted.Load() {
 		return nil
 	}
-	tmp, err := p.prepare()
-	if err == nil {
-		err = p.take(tmp)
+	p.force = true
+	_, err := p.look()
+	if err != nil {
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
 	}
-	p.forgetPeer()
-	return err
+	return p.failed(err)
 }
 
-// held says whether this process has the file, or had.
+// held reports whether this process has put its pid there, now or before.
 func (p *pidFile) held() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.file != nil
+	return p.written != nil
 }
 
-// keepPeer keeps the successor's file locked, should it die.
-func (p *pidFile) keepPeer(fd int) {
-	p.forgetPeer()
+// names reports whether the file is the one that this process has put there.
+func (p *pidFile) names() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.peer = os.NewFile(uintptr(fd), p.path)
+	ours, _ := p.read()
+	return ours
 }
 
-func (p *pidFile) forgetPeer() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.peer != nil {
-		p.peer.Close()
-		p.peer = nil
-	}
-}
+// rest leaves the file as it is from now on, until retake or release.
+func (p *pidFile) rest() { p.wanted.Store(false) }
 
-// release gives up the lock. With remove, the file goes too if it is still ours;
-// without, a predecessor takes it back.
+// release gives the file up. With remove, it goes if it still names this process,
+// or one that is dead; without, the old process takes it back. A new process keeps it.
 func (p *pidFile) release(remove bool) {
-	p.forgetPeer()
-	if p.shared && p.held() { // before p.mu, as guard has it
-		if unlock, err := p.lockDir(); err == nil {
-			defer unlock()
-		}
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.released = true
-	if p.file == nil {
+	if p.released {
 		return
 	}
-	if remove && p.names(p.file) {
+	p.released = true
+	close(p.over)
+	p.removePrepared()
+	ours, pid := p.read()
+	dead := pid > 0 && !alive(pid)
+	if remove && (ours || dead) && p.holdsLock() {
 		os.Remove(p.path)
 	}
-	p.file.Close()
-	p.file = nil
+	p.dropLock(remove && (ours || dead || p.wanted.Load()))
 }
 
-// names says whether the name points to f.
-func (p *pidFile) names(f *os.File) bool {
-	a, err := f.Stat()
+// nowOurs: the file names this process; see to it that it goes on to do so.
+func (p *pidFile) nowOurs() {
+	p.wanted.Store(true)
+	if !p.kept {
+		p.kept = true
+		go p.keep()
+	}
+}
+
+// keep puts the file right while it is to name this process, until release.
+func (p *pidFile) keep() {
+	timer := time.NewTimer(pidFileEvery)
+	defer timer.Stop()
+	retry := pidFileRetry
+	var said string // the last thing logged
+	for {
+		select {
+		case <-p.over:
+			return
+		case <-p.wake:
+		case <-timer.C:
+		}
+		done, err := p.lookAgain()
+		wait := pidFileEvery
+		switch {
+		case err != nil:
+			if said != err.Error() {
+				p.log.Error("grace: the PID file is not right; it is tried again until it is", "err", p.failed(err))
+				said = err.Error()
+			}
+			wait, retry = retry, min(2*retry, 10*time.Second)
+		case done:
+			p.log.Info("grace: the PID file names this process again", "path", p.path)
+			fallthrough
+		default:
+			said, retry = "", pidFileRetry
+		}
+		timer.Reset(wait)
+	}
+}
+
+func (p *pidFile) lookAgain() (done bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.released || !p.wanted.Load() {
+		return false, nil
+	}
+	return p.look()
+}
+
+// look puts right what is not. Another living process that the file names has
+// been put there by somebody: that is said, and left, unless ours is to be there
+// whatever is.
+func (p *pidFile) look() (done bool, err error) {
+	if err := p.reclaimLock(); errors.Is(err, errLocked) && p.master != "" {
+		return false, nil // a newer sibling has it
+	} else if err != nil {
+		return false, err
+	}
+	ours, pid := p.read()
+	if !ours {
+		if err := p.mustBeRegular(); err != nil {
+			return false, err
+		}
+		if alive(pid) && pid != os.Getpid() && !p.force && p.master == "" {
+			return false, fmt.Errorf("another program has put the number of process %d there; give it a PID file of its own", pid)
+		}
+		if err := p.write(); err != nil {
+			return false, err
+		}
+	}
+	p.force = false
+	p.removeLeftovers()
+	return !ours, nil
+}
+
+// write puts our pid in place.
+func (p *pidFile) write() error {
+	if err := p.writeBeside(); err != nil {
+		return err
+	}
+	return p.putInPlace()
+}
+
+func (p *pidFile) besides() string { return besidePIDFile(p.path, strconv.Itoa(os.Getpid())) }
+
+// writeBeside writes our pid into a file that is not in place yet.
+func (p *pidFile) writeBeside() error {
+	name := p.besides()
+	open := func() (*os.File, error) { return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) }
+	f, err := open()
+	if errors.Is(err, os.ErrExist) { // a process with our pid was killed right here
+		os.Remove(name)
+		f, err = open()
+	}
 	if err != nil {
-		return false
+		return err
 	}
-	b, err := os.Stat(p.path)
-	return err == nil && os.SameFile(a, b)
+	f.Chmod(0o644) // whatever the umask; some file systems have no modes
+	_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
+	if err == nil {
+		p.prepared, err = f.Stat()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		os.Remove(name)
+		p.prepared = nil
+	}
+	return err
 }
 
-func (p *pidFile) rename(tmp *os.File) error {
-	if err := os.Rename(tmp.Name(), p.path); err != nil {
-		return p.failed(err)
+func (p *pidFile) putInPlace() error {
+	if p.prepared == nil {
+		return errors.New("nothing is prepared")
 	}
+	err := os.Rename(p.besides(), p.path)
+	if err != nil {
+		p.removePrepared()
+		return err
+	}
+	p.written, p.prepared = p.prepared, nil
+	p.removeLeftovers()
 	return nil
 }
 
-func (p *pidFile) discard(tmp *os.File) {
-	os.Remove(tmp.Name())
-	tmp.Close()
+func (p *pidFile) removePrepared() {
+	if p.prepared != nil {
+		os.Remove(p.besides())
+		p.prepared = nil
+	}
+}
+
+// removeLeftovers removes what processes that were killed have left beside the file.
+func (p *pidFile) removeLeftovers() {
+	names, _ := os.ReadDir(filepath.Dir(p.path))
+	prefix := "." + filepath.Base(p.path) + "."
+	for _, e := range names {
+		number, ok := strings.CutPrefix(e.Name(), prefix)
+		pid, err := strconv.Atoi(strings.TrimPrefix(number, "lock."))
+		if ok && err == nil && pid > 0 && pid != os.Getpid() && !alive(pid) && e.Type().IsRegular() {
+			os.Remove(filepath.Join(filepath.Dir(p.path), e.Name()))
+		}
+	}
+}
+
+// read reports whether the file is the one that this process has put there, and
+// gives the pid in it; 0 if it has none.
+func (p *pidFile) read() (ours bool, pid int) {
+	fi, err := os.Lstat(p.path)
+	if err != nil || !fi.Mode().IsRegular() {
+		return false, 0
+	}
+	f, err := os.Open(p.path)
+	if err != nil {
+		return false, 0
+	}
+	defer f.Close()
+	pid = readPID(f)
+	return pid == os.Getpid() && p.written != nil && os.SameFile(fi, p.written), pid
+}
+
+// mustBeRegular: a rename would replace a device or a socket without a word, and
+// a link would be replaced, not followed.
+func (p *pidFile) mustBeRegular() error {
+	fi, err := os.Lstat(p.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	switch t := fi.Mode().Type(); {
+	case t == 0:
+		return nil
+	case t&fs.ModeDir != 0:
+		return fmt.Errorf("%w; name a file in it", syscall.EISDIR)
+	case t&fs.ModeSymlink != 0:
+		to, _ := os.Readlink(p.path)
+		return fmt.Errorf("it is a symbolic link, to %s; name that file, or remove the link", to)
+	default:
+		return fmt.Errorf("it is no regular file (%v); use another path", fi.Mode())
+	}
 }
 
 func (p *pidFile) failed(err error) error {
-	return fmt.Errorf("grace: PID file %s: %w", p.path, err)
+	var running *RunningError
+	if err == nil || errors.As(err, &running) {
+		return err
+	}
+	var hint string
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		hint = "; this process must be allowed to make, rename and remove files in its directory"
+	}
+	return fmt.Errorf("grace: PID file %s: %w%s", p.path, err, hint)
 }
 
 func readPID(f *os.File) int {

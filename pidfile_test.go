@@ -5,6 +5,7 @@ package grace
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,14 +55,14 @@ func TestPIDFileReplacesWhatNobodyHolds(t *testing.T) {
 			if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			p := newPIDFile(path, "")
+			p := newPIDFile(path, "", slog.Default())
 			if err := p.acquire(); err != nil {
 				t.Fatal(err)
 			}
 			if got := readFile(t, path); got != ours {
 				t.Errorf("the file has %q, want %q", got, ours)
 			}
-			alone(t, dir, "pid")
+			alone(t, dir, ".pid.lock", "pid")
 			p.release(true)
 			alone(t, dir)
 			p.release(true) // does nothing
@@ -72,12 +73,12 @@ func TestPIDFileReplacesWhatNobodyHolds(t *testing.T) {
 func TestPIDFileOfARunningProcess(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "pid")
-	p := newPIDFile("pid", dir)
+	p := newPIDFile("pid", dir, slog.Default())
 	if err := p.acquire(); err != nil {
 		t.Fatal(err)
 	}
 	want := readFile(t, path)
-	other := newPIDFile(path, "")
+	other := newPIDFile(path, "", slog.Default())
 	err := other.acquire()
 	var running *RunningError
 	if !errors.Is(err, ErrAlreadyRunning) || !errors.As(err, &running) || running.Pid != os.Getpid() || running.Path != path {
@@ -89,7 +90,7 @@ func TestPIDFileOfARunningProcess(t *testing.T) {
 	if got := readFile(t, path); got != want {
 		t.Errorf("the file has %q, want %q", got, want)
 	}
-	alone(t, dir, "pid")
+	alone(t, dir, ".pid.lock", "pid")
 	p.release(true)
 	if err := other.acquire(); err != nil {
 		t.Errorf("after release: %v", err)
@@ -108,7 +109,7 @@ func TestPIDFileErrors(t *testing.T) {
 		"directory is a file": {filepath.Join(os.Args[0], "pid"), syscall.ENOTDIR},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := newPIDFile(tc.path, "").acquire()
+			err := newPIDFile(tc.path, "", slog.Default()).acquire()
 			if !errors.Is(err, tc.want) || !strings.HasPrefix(err.Error(), "grace: PID file ") || !strings.Contains(err.Error(), tc.path) {
 				t.Errorf("got %v, want one that is %v and names %s", err, tc.want, tc.path)
 			}
@@ -138,7 +139,7 @@ func TestPIDFileHasOneHolder(t *testing.T) {
 		start := make(chan struct{})
 		for range n {
 			wg.Go(func() {
-				p := newPIDFile(path, "")
+				p := newPIDFile(path, "", slog.Default())
 				<-start
 				err := p.acquire()
 				mu.Lock()
@@ -155,7 +156,7 @@ func TestPIDFileHasOneHolder(t *testing.T) {
 		if len(holders) != 1 {
 			t.Fatalf("round %d: %d hold the file, want 1", round, len(holders))
 		}
-		if !holders[0].names(holders[0].file) {
+		if !holders[0].names() {
 			t.Fatalf("round %d: the name does not point to the holder's file", round)
 		}
 		holders[0].release(true)
@@ -173,7 +174,7 @@ func TestPIDFileChangesHands(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for got := 0; got < 50; {
-				p := newPIDFile(path, "")
+				p := newPIDFile(path, "", slog.Default())
 				if err := p.acquire(); err != nil {
 					if !errors.Is(err, ErrAlreadyRunning) {
 						t.Errorf("%v, want ErrAlreadyRunning", err)
@@ -185,7 +186,7 @@ func TestPIDFileChangesHands(t *testing.T) {
 					t.Error("two hold the file")
 					return
 				}
-				if !p.names(p.file) {
+				if !p.names() {
 					t.Error("the name does not point to the holder's file")
 				}
 				got++
@@ -201,7 +202,11 @@ func TestPIDFileChangesHands(t *testing.T) {
 func TestPIDFileHandOver(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "pid")
-	old, next, third := newPIDFile(path, ""), newPIDFile(path, ""), newPIDFile(path, "")
+	files := make([]*pidFile, 3)
+	for i := range files {
+		files[i] = newPIDFile(path, "", slog.Default())
+	}
+	old, next, third := files[0], files[1], files[2]
 	if err := old.acquire(); err != nil {
 		t.Fatal(err)
 	}
@@ -211,40 +216,44 @@ func TestPIDFileHandOver(t *testing.T) {
 			t.Errorf("%s: a third process got %v, want ErrAlreadyRunning", when, err)
 		}
 	}
-	tmp, err := next.prepare()
-	if err != nil {
-		t.Fatal(err)
+	handOver := func() {
+		t.Helper()
+		fds, err := old.lend()
+		if err != nil || len(fds) != 1 {
+			t.Fatalf("lend: %v, error %v; want one descriptor", fds, err)
+		}
+		if !next.inherit(os.NewFile(uintptr(fds[0]), "lock")) {
+			t.Fatal("new does not see that the lock is that of its own file")
+		}
+		if err := next.prepare(); err != nil {
+			t.Fatal(err)
+		}
+		refused("prepared")
+		if err := next.take(); err != nil {
+			t.Fatal(err)
+		}
+		alone(t, dir, ".pid.lock", "pid")
+		refused("taken")
+		if old.names() || !next.names() {
+			t.Error("the name is not the new one's")
+		}
 	}
-	refused("prepared")
-	old.peer = os.NewFile(uintptr(dupFile(tmp)[0]), path)
-	if err := next.take(tmp); err != nil {
-		t.Fatal(err)
-	}
-	alone(t, dir, "pid")
-	refused("taken")
-	if old.names(old.file) || !next.names(next.file) {
-		t.Error("the name is not the new one's")
-	}
-	// New dies: its lock lives on with old until old has the name again.
-	next.file.Close()
+	handOver()
+	// New dies: the lock lives on with old.
+	next.release(false)
 	refused("new is dead")
 	if err := old.retake(); err != nil {
 		t.Fatal(err)
 	}
 	refused("taken back")
-	if !old.names(old.file) || old.peer != nil {
+	if !old.names() {
 		t.Error("the name is not old's again")
 	}
 	// A second hand-over that ends well: old goes, and leaves new's file alone.
-	if tmp, err = next.prepare(); err != nil {
-		t.Fatal(err)
-	}
-	old.peer = os.NewFile(uintptr(dupFile(tmp)[0]), path)
-	if err := next.take(tmp); err != nil {
-		t.Fatal(err)
-	}
+	next = newPIDFile(path, "", slog.Default())
+	handOver()
 	old.release(true)
-	alone(t, dir, "pid")
+	alone(t, dir, ".pid.lock", "pid")
 	refused("old is gone")
 	next.release(true)
 	alone(t, dir)
@@ -254,7 +263,7 @@ func TestPIDFileHandOver(t *testing.T) {
 func TestPIDFileOfSomebodyElseStays(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "pid")
-	p := newPIDFile(path, "")
+	p := newPIDFile(path, "", slog.Default())
 	if err := p.acquire(); err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +283,7 @@ func TestPIDFileOfSomebodyElseStays(t *testing.T) {
 // The new version names another file, which is taken: it says so to old.
 func TestUpgradeToATakenPIDFile(t *testing.T) {
 	dir := t.TempDir()
-	taken := newPIDFile(filepath.Join(dir, "b"), "")
+	taken := newPIDFile(filepath.Join(dir, "b"), "", slog.Default())
 	if err := taken.acquire(); err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +301,7 @@ func TestUpgradeToATakenPIDFile(t *testing.T) {
 	if failed := h.next(); !errors.Is(failed.err, ErrAlreadyRunning) {
 		t.Errorf("New of the new one: %v, want ErrAlreadyRunning", failed.err)
 	}
-	alone(t, dir, "a", "b")
+	alone(t, dir, ".a.lock", ".b.lock", "a", "b")
 	// The next one names a free file; old's goes with old.
 	done := g.upgrade()
 	next := h.next()
@@ -300,8 +309,8 @@ func TestUpgradeToATakenPIDFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	receive(t, g.Done(), "Done")
-	alone(t, dir, "b", "c")
+	alone(t, dir, ".b.lock", ".c.lock", "b", "c")
 	next.Stop()
 	receive(t, next.Done(), "Done")
-	alone(t, dir, "b")
+	alone(t, dir, ".b.lock", "b")
 }

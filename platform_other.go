@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"syscall"
-	"time"
 )
 
 // Where sockets can't be handed over, everything else works as usual.
@@ -51,8 +50,9 @@ func inheritConn(int) (net.Conn, error)                       { return nil, ErrN
 func inheritFile(int, string) *os.File                        { return nil }
 func fileID(string) (dev, ino uint64, err error)              { return 0, 0, ErrNotSupported }
 func whenGone(int, func())                                    {}
-func lockFor(*os.File, time.Duration) error                   { return nil }
 func tryLock(*os.File) error                                  { return nil }
+func tryLockShared(*os.File) error                            { return nil }
+func openLock(string) (*os.File, error)                       { return nil, ErrNotSupported }
 func alive(int) bool                                          { return false }
 func killedBySIGKILL(*os.ProcessState) bool                   { return false }
 

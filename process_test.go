@@ -134,8 +134,8 @@ func (g *generation) exit() {
 		})
 		<-u.over
 		u.socks.close()
-		if u.pid != nil && u.pid.file != nil {
-			u.pid.file.Close()
+		if u.pid != nil {
+			u.pid.release(false)
 		}
 	})
 }

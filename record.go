@@ -123,7 +123,6 @@ func (m *manifest) encode(r *records) {
 	r.number("generation", uint64(m.Generation))
 	r.text("dir", m.Dir)
 	r.text("path", m.Path)
-	r.text("pidfile", m.PIDFile)
 	if s := m.Systemd; s != nil {
 		r.text("notify", s.Socket)
 		r.number("watchdog", uint64(s.Watchdog))
@@ -178,8 +177,6 @@ func (m *manifest) field(f *field) {
 		m.Dir = f.value
 	case "path":
 		m.Path = f.value
-	case "pidfile":
-		m.PIDFile = f.value
 	case "notify":
 		m.Systemd = &serviceManager{Socket: f.value}
 	case "watchdog":
@@ -220,7 +217,6 @@ func (e *entry) field(f *field) {
 
 // The first record of claims is about all of them, the others have a socket each.
 func (c *claims) encode(r *records) {
-	r.flag("pidlock", c.PIDLock)
 	r.flag("pongs", c.Pongs)
 	r.end()
 	for i, socket := range c.Sockets {
@@ -239,8 +235,6 @@ func (c *claims) decode(payload []byte) error {
 		}
 	}, func(f *field) {
 		switch {
-		case n == 0 && f.key == "pidlock":
-			c.PIDLock = f.flag()
 		case n == 0 && f.key == "pongs":
 			c.Pongs = f.flag()
 		case n > 0 && f.key == "socket":

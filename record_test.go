@@ -13,7 +13,7 @@ func TestRecords(t *testing.T) {
 	for _, want := range []body{
 		&manifest{Version: 1, Pid: 7, Generation: 3, Dir: "/", Path: "/bin/app", Sockets: []entry{}},
 		&manifest{
-			Version: 1, Pid: 1 << 30, Generation: 1000, Dir: odd, Path: odd, PIDFile: odd,
+			Version: 1, Pid: 1 << 30, Generation: 1000, Dir: odd, Path: odd,
 			Systemd: &serviceManager{Socket: "@x y", Watchdog: 3 * time.Second, Parent: true},
 			Sockets: []entry{
 				{},
@@ -22,7 +22,7 @@ func TestRecords(t *testing.T) {
 			},
 		},
 		&claims{},
-		&claims{PIDLock: true, Sockets: []int{0, 3, 1}, Takes: []string{protocolHTTP1, "", odd}},
+		&claims{Sockets: []int{0, 3, 1}, Takes: []string{protocolHTTP1, "", odd}},
 		&stopMessage{},
 		&stopMessage{Now: true, Leave: true},
 	} {

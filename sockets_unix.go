@@ -156,22 +156,6 @@ func lockFor(f *os.File, d time.Duration) error {
 
 var errLocked error = unix.EWOULDBLOCK
 
-// tryLock takes the exclusive flock(2) of f, or errLocked.
-func tryLock(f *os.File) error {
-	rc, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	cerr := rc.Control(func(fd uintptr) {
-		for {
-			if err = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB); err != unix.EINTR {
-				return
-			}
-		}
-	})
-	return errors.Join(cerr, err)
-}
-
 // readable says whether an Accept on the socket would not block.
 func readable(sock *socket) bool {
 	ready := false

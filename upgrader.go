@@ -213,25 +213,37 @@ func (u *Upgrader) findPlace() (err error) {
 	u.parent.life = u.sys.parentLife(u.parent.ch.conn, m.Pid)
 	u.generation = m.Generation
 	u.home = home{dir: m.Dir, path: m.Path}
+	if last := len(m.Sockets) - 1; last >= 0 && m.Sockets[last].Kind == kindPIDLock {
+		m.Sockets = m.Sockets[:last]
+		u.parent.pidLock = inheritFile(h.first+last, "PID file's lock")
+	}
 	u.socks = newSockets(m, h.first)
 	return nil
 }
 
 func (u *Upgrader) takePIDFile() error {
+	var lock *os.File
+	if u.parent != nil {
+		lock = u.parent.pidLock
+	}
 	if u.opt.pidFile == "" {
+		if lock != nil {
+			lock.Close() // old's alone
+		}
 		return nil
 	}
-	p := newPIDFile(u.opt.pidFile, u.home.dir)
+	p := newPIDFile(u.opt.pidFile, u.home.dir, u.log)
 	switch {
 	case u.underMaster(): // siblings overlap: the newest takes it when it is ready
-		p.shared = true
-	case u.parent == nil || u.parent.m.PIDFile != p.path:
+		p.master = fmt.Sprintf("%s %d\n", u.master.name, u.master.pid)
+	case !p.inherit(lock):
 		<-u.signals // it names us from here on
 		if err := p.acquire(); err != nil {
 			return err
 		}
 	}
 	u.pid = p
+	context.AfterFunc(u.ctx, p.rest)
 	return nil
 }
 

@@ -247,7 +247,7 @@ func TestRollBackInProbation(t *testing.T) {
 		if got := ask(t, addr); got != "1" {
 			t.Errorf("rolled back: generation %s answers, want 1", got)
 		}
-		if !g.Upgrader.pid.names(g.Upgrader.pid.file) {
+		if !g.Upgrader.pid.names() {
 			t.Error("rolled back, and the PID file is not the old one's again")
 		}
 	}

@@ -103,7 +103,8 @@ func onlyFile(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if name := e.Name(); name != filepath.Base(path) && strings.Contains(name, filepath.Base(path)) {
+		name, base := e.Name(), filepath.Base(path)
+		if name != base && name != "."+base+".lock" && strings.Contains(name, base) {
 			t.Errorf("%s is left beside the PID file", name)
 		}
 	}

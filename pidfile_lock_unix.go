@@ -1,0 +1,54 @@
+//go:build unix
+
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// openLock opens a lock's file, or makes it. Whatever else is there is not waited
+// for (a named pipe), and not followed.
+func openLock(path string) (*os.File, error) {
+	const flags = os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	f, err := os.OpenFile(path, os.O_RDONLY|flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file (%v); remove it", path, fi.Mode())
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	if fi.Mode().Perm()&0o077 != 0 {
+		f.Chmod(0o600) // made by somebody else; some file systems have no modes
+	}
+	return f, nil
+}
+
+// tryLock takes the exclusive flock(2) of f, or errLocked.
+func tryLock(f *os.File) error { return flock(f, unix.LOCK_EX) }
+
+// tryLockShared takes the shared one.
+func tryLockShared(f *os.File) error { return flock(f, unix.LOCK_SH) }
+
+func flock(f *os.File, how int) error {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := rc.Control(func(fd uintptr) {
+		for {
+			if err = unix.Flock(int(fd), how|unix.LOCK_NB); err != unix.EINTR {
+				return
+			}
+		}
+	})
+	return errors.Join(cerr, err)
+}
