@@ -2,9 +2,9 @@ package grace
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"reflect"
@@ -20,9 +20,10 @@ import (
 // [Upgrader.Close].
 //
 // ln is one that [Upgrader.Listen] gave, or that wraps one. srv may serve
-// several, with a call of HTTP for each. HTTP sets srv's Handler, ConnState and
-// TLSNextProto to its own, which call the former ones; all must be set before,
-// and srv must not be served or shut down otherwise.
+// several, with a call of HTTP for each. HTTP sets srv's Handler, ConnState,
+// ConnContext and BaseContext to its own, which call the former ones; all of srv
+// must be set before, and it must not be served or shut down otherwise. HTTP/1
+// and HTTP/2 connections are served by two servers: srv, and a copy of it.
 //
 // The drain after an upgrade: a plaintext HTTP/1 connection that srv has from
 // our listener itself, unwrapped, is moved to the new process when it is idle,
@@ -40,14 +41,10 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 	}
 	s := u.httpServer(srv)
 	own := u.listensWith(&s.conns, ln)
-	for _, l := range own {
-		// Who wraps our listener may speak TLS. That is seen when the first
-		// connection comes: connState.
-		if _, ours := ln.(*listener); ours {
-			u.takes(l, protocolHTTP1)
-		}
+	if l, ours := ln.(*listener); ours { // who wraps it may speak TLS, or want a header first
+		u.takes(l, protocolHTTP1)
 	}
-	return func() error { return s.serve(ln, own, (*http.Server).Serve) }, func(error) { u.Close() }
+	return func() error { return s.serveHTTP(ln, own) }, func(error) { u.Close() }
 }
 
 // HTTPS is [Upgrader.HTTP] over TLS; the files and srv.TLSConfig are used as by
@@ -58,8 +55,7 @@ func (u *Upgrader) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile st
 	}
 	s := u.httpServer(srv)
 	own := u.listensWith(&s.conns, ln)
-	serve := func(srv *http.Server, ln net.Listener) error { return srv.ServeTLS(ln, certFile, keyFile) }
-	return func() error { return s.serve(ln, own, serve) }, func(error) { u.Close() }
+	return func() error { return s.serveTLS(ln, own, certFile, keyFile) }, func(error) { u.Close() }
 }
 
 // nilServer is the actor of a server that was not given.
@@ -71,18 +67,26 @@ func nilServer(method string) func() error {
 // Shutdown alone would: that closes connections that are idle at that moment,
 // while a client may be sending.
 type httpServer struct {
-	u       *Upgrader
-	handler http.Handler // the user's, like the next
-	state   func(net.Conn, http.ConnState)
-	twin    *http.Server // owns the HTTP/2 connections, to send them GOAWAY
+	u           *Upgrader
+	user        *http.Server // as the user knows it
+	template    *http.Server // what the user had set of it, but for our Handler and hooks: copied by clone
+	bound       bool         // the user has set TLSNextProto: HTTP/2 is bound to that very server
+	handler     http.Handler // the user's, like the next
+	state       func(net.Conn, http.ConnState)
+	connContext func(context.Context, net.Conn) context.Context
+	baseContext func(net.Listener) context.Context
 
 	draining atomic.Pointer[drain] // nil if it does not drain
 	finished chan struct{}         // closed by shutdown: execute returns
+	userShut atomic.Bool           // user.Shutdown was called, which is once
 
-	conns connSet
+	conns    connSet
+	arrivals arrivals
 
 	mu      sync.Mutex
-	srv     *http.Server
+	srv     *http.Server      // serves HTTP/1
+	twin    *twin             // serves HTTP/2; nil before the first connection of it
+	twinErr error             // why it can't
 	mover   *mover            // while it drains after an upgrade
 	since   time.Time         // when the drain began
 	foreign map[net.Conn]bool // connections that none of our listeners has accepted
@@ -95,65 +99,31 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 	u.serversMu.Lock()
 	defer u.serversMu.Unlock()
 	for _, d := range u.servers {
-		if s, ok := d.(*httpServer); ok && s.srv == srv {
+		if s, ok := d.(*httpServer); ok && s.user == srv {
 			return s
 		}
 	}
 	s := &httpServer{
-		u: u, srv: srv, handler: srv.Handler, state: srv.ConnState,
+		u: u, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
+		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
 		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]bool{},
 	}
-	s.adoptHTTP2()
-	srv.Handler = s
-	srv.ConnState = s.connState
+	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
+	s.template = clone(srv)
+	s.template.TLSNextProto = maps.Clone(srv.TLSNextProto)
+	if srv.TLSConfig != nil {
+		s.template.TLSConfig = srv.TLSConfig.Clone()
+	}
+	if s.bound {
+		s.srv = s.http1Clone()
+	}
 	u.servers = append(u.servers, s)
 	return s
 }
 
-// adoptHTTP2 lets another server own the HTTP/2 connections of srv. net/http
-// sends GOAWAY in Shutdown only, to the connections of the server on which
-// HTTP/2 was configured; the twin has no others, and can be shut down first.
-func (s *httpServer) adoptHTTP2() {
-	next := s.srv.TLSNextProto
-	if next == nil {
-		s.twin = &http.Server{
-			ReadTimeout: s.srv.ReadTimeout, IdleTimeout: s.srv.IdleTimeout,
-			HTTP2: s.srv.HTTP2, Protocols: s.srv.Protocols, ErrorLog: s.srv.ErrorLog,
-		}
-		s.twin.Serve(closedListener{}) // configures HTTP/2, and returns
-		next = s.twin.TLSNextProto
-	}
-	if next == nil {
-		return
-	}
-	s.srv.TLSNextProto = make(map[string]func(*http.Server, *tls.Conn, http.Handler), len(next))
-	for proto, serve := range next {
-		s.srv.TLSNextProto[proto] = func(srv *http.Server, c *tls.Conn, h http.Handler) {
-			if t := s.trackOf(plainConn(c)); t != nil {
-				t.setPhase(phaseHTTP2)
-			}
-			serve(srv, c, h)
-		}
-	}
-}
-
-// plainConn is c, or what net/http passes for cleartext HTTP/2 in its place.
-func plainConn(c *tls.Conn) net.Conn {
-	if p, ok := c.NetConn().(interface{ UnencryptedNetConn() net.Conn }); ok {
-		return p.UnencryptedNetConn()
-	}
-	return c
-}
-
-type closedListener struct{}
-
-func (closedListener) Accept() (net.Conn, error) { return nil, net.ErrClosed }
-func (closedListener) Close() error              { return nil }
-func (closedListener) Addr() net.Addr            { return &net.TCPAddr{} }
-
 // serve serves ln until the drain is over, again if a drain was called off.
 // own are the listeners of ours that ln is, or wraps.
-func (s *httpServer) serve(ln net.Listener, own []*listener, serve func(*http.Server, net.Listener) error) error {
+func (s *httpServer) serve(ln net.Listener, own []*listener) error {
 	for {
 		for _, l := range own { // the Serve before has ended, and closed it
 			l.hold(false)
@@ -164,17 +134,12 @@ func (s *httpServer) serve(ln net.Listener, own []*listener, serve func(*http.Se
 		s.mu.Lock()
 		srv, resumed := s.srv, s.resumed
 		s.mu.Unlock()
-		err := serve(srv, ln)
+		err := srv.Serve(ln)
 		s.mu.Lock()
 		isShut := s.isShut
 		s.mu.Unlock()
-		// First this, then whether the drain was called off right now. While it
-		// drains any error comes from our closing the listener: one that wraps it
-		// may say so in its own words.
-		byProgram := !isShut && s.draining.Load() == nil && s.u.ctx.Err() == nil
-		if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
-			byProgram = byProgram && !s.u.socks.keep(nil)
-		}
+		// First this, then whether the drain was called off right now.
+		byProgram := !isShut && !s.ending(err)
 		select {
 		case <-s.finished:
 			return nil
@@ -193,10 +158,25 @@ func (s *httpServer) serve(ln net.Listener, own []*listener, serve func(*http.Se
 	}
 }
 
+// ending says whether err, from a listener, comes from the end of this process's
+// part. While it drains any error comes from our closing the listener: one that
+// wraps it may say so in its own words.
+func (s *httpServer) ending(err error) bool {
+	closed := errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)
+	return s.draining.Load() != nil || s.u.ctx.Err() != nil || closed && s.u.socks.keep(nil)
+}
+
+// whenResumed gives what is closed when the next drain is called off.
+func (s *httpServer) whenResumed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.resumed
+}
+
 // ServeHTTP tells the client of a connection that can't be moved to open
 // another one for its next request.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if s.ends() {
+	if r.ProtoMajor < 2 && s.ends() { // HTTP/2 gets GOAWAY
 		addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 		t := s.conns.find(addr)
 		if t != nil {
@@ -205,7 +185,7 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if t == nil || !t.movable() || time.Since(s.begun()) > s.u.opt.idleGrace {
 			// Also where one pipelined request after the other leaves no
 			// moment in which it could move.
-			w.Header().Set("Connection", "close") // HTTP/2: GOAWAY
+			w.Header().Set("Connection", "close")
 		}
 	}
 	h := s.handler
@@ -230,6 +210,10 @@ func (s *httpServer) begun() time.Time {
 }
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
+	if state == http.StateNew && s.arrivals.remove(c) {
+		return // the door has told it
+	}
+	c = hookConn(c)
 	t := trackOf(c)
 	if t == nil && state == http.StateNew {
 		s.wrapped(c)
@@ -284,11 +268,6 @@ func (s *httpServer) begin(c net.Conn, t *track) {
 	switch c.(type) {
 	case *TCPConn, *UnixConn:
 		t.setDirect()
-	case *tls.Conn:
-	default: // through a wrapper that we know nothing of comes plaintext
-		if _, isTLS := c.(interface{ ConnectionState() tls.ConnectionState }); !isTLS {
-			s.u.takes(t.l, protocolHTTP1)
-		}
 	}
 	if t.moved {
 		srv := s.server()
@@ -380,14 +359,17 @@ func (s *httpServer) drain(d *drain) drainReport {
 	begun := len(s.conns.tracks())
 	s.offer(d.mover)
 	s.endAllIdleForeign()
-	if s.twin != nil {
-		s.twin.Shutdown(d.ctx)
+	for _, c := range s.arrivals.all() {
+		s.boundArrival(c)
 	}
+	s.goAway()
 	hijacked := 0
 	if s.conns.wait(d, func() bool { return s.left(false) == 0 }) {
 		if hijacked = s.left(true); hijacked > 0 {
 			// Only hijacked ones are left: tell their owners.
-			s.shut(d.ctx, s.server())
+			if !s.bound { // goAway has
+				s.shut(d.ctx, s.server())
+			}
 			s.conns.wait(d, func() bool { return s.left(true) == 0 })
 		}
 	}
@@ -411,6 +393,7 @@ func (s *httpServer) shut(ctx context.Context, srv *http.Server) {
 	s.mu.Lock()
 	s.isShut = true
 	s.mu.Unlock()
+	s.userShut.Store(true)
 	go srv.Shutdown(ctx)
 }
 
@@ -448,20 +431,10 @@ func (s *httpServer) resume() {
 	defer s.mu.Unlock()
 	s.mover = nil
 	if s.isShut {
-		s.srv, s.isShut = clone(s.srv), false // it can't serve again
+		s.srv, s.isShut = s.http1Clone(), false // it can't serve again
 	}
 	close(s.resumed)
 	s.resumed = make(chan struct{})
-}
-
-func clone(s *http.Server) *http.Server {
-	return &http.Server{
-		Addr: s.Addr, Handler: s.Handler, DisableGeneralOptionsHandler: s.DisableGeneralOptionsHandler,
-		TLSConfig: s.TLSConfig, ReadTimeout: s.ReadTimeout, ReadHeaderTimeout: s.ReadHeaderTimeout,
-		WriteTimeout: s.WriteTimeout, IdleTimeout: s.IdleTimeout, MaxHeaderBytes: s.MaxHeaderBytes,
-		TLSNextProto: s.TLSNextProto, ConnState: s.ConnState, ErrorLog: s.ErrorLog,
-		BaseContext: s.BaseContext, ConnContext: s.ConnContext, HTTP2: s.HTTP2, Protocols: s.Protocols,
-	}
 }
 
 func (s *httpServer) server() *http.Server {
@@ -480,11 +453,13 @@ func (s *httpServer) shutdown() {
 	if s.left(true) > 0 {
 		cancel()
 	}
+	s.goAway()
 	// A second Shutdown would call what was registered with RegisterOnShutdown
 	// a second time.
 	if isShut || srv.Shutdown(ctx) != nil {
 		srv.Close()
 	}
+	s.closeTwin()
 	for _, t := range s.conns.tracks() {
 		t.cut()
 	}

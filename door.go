@@ -1,0 +1,420 @@
+package grace
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"reflect"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A door accepts connections whose protocol is not known before something has
+// been read: TLS, where ALPN tells, and plaintext that may be HTTP/2. Each one
+// is looked at in a goroutine of its own, so that a slow client holds nobody up,
+// and then given to the twin, or to the server of HTTP/1, whose listener the
+// door is. What needs no look passes through.
+//
+// Up to there the door does what net/http would: it calls BaseContext,
+// ConnContext and ConnState, bounds the handshake, and logs what goes wrong.
+type door struct {
+	net.Listener // the user's
+	s            *httpServer
+	config       *tls.Config // of HTTPS; nil if the listener may do TLS itself
+	unencrypted  bool        // HTTP/2 without TLS is spoken here
+
+	out chan accepted
+
+	mu     sync.Mutex
+	base   context.Context // what BaseContext gave
+	closed chan struct{}   // by Close; nil while nobody serves
+}
+
+type accepted struct {
+	conn net.Conn
+	err  error
+}
+
+func newDoor(s *httpServer, ln net.Listener) *door {
+	return &door{Listener: ln, s: s, out: make(chan accepted)}
+}
+
+// Accept gives HTTP/1 connections.
+func (d *door) Accept() (net.Conn, error) {
+	d.mu.Lock()
+	if d.closed == nil { // the first one, since it began or was closed
+		d.closed = make(chan struct{})
+		go d.run(d.closed)
+	}
+	closed := d.closed
+	d.mu.Unlock()
+	select {
+	case a := <-d.out:
+		return a.conn, a.err
+	case <-closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept. A server may begin anew after that, if a drain is called off.
+func (d *door) Close() error {
+	d.mu.Lock()
+	if d.closed != nil {
+		close(d.closed)
+		d.closed = nil
+	}
+	d.mu.Unlock()
+	return d.Listener.Close()
+}
+
+// run accepts until closed is. An error is net/http's to judge, which ends the
+// server by it: not while connections are still to come to it. Then the error
+// waits until the drain is called off, or over.
+func (d *door) run(closed chan struct{}) {
+	for {
+		resumed := d.s.whenResumed()
+		c, err := d.Listener.Accept()
+		if err == nil {
+			d.meet(c)
+		} else {
+			if d.s.ending(err) {
+				select {
+				case <-resumed:
+				case <-closed:
+					return
+				}
+			}
+			select {
+			case d.out <- accepted{err: err}:
+				if ne, ok := err.(net.Error); ok && ne.Temporary() { // net/http waits a little, and asks again
+					continue
+				}
+				d.mu.Lock()
+				if d.closed == closed {
+					d.closed = nil
+				}
+				d.mu.Unlock()
+				return
+			case <-closed:
+			}
+		}
+		select {
+		case <-closed:
+			return
+		default:
+		}
+	}
+}
+
+// A handshaker is a *tls.Conn, or what takes its place.
+type handshaker interface {
+	net.Conn
+	HandshakeContext(context.Context) error
+	ConnectionState() tls.ConnectionState
+}
+
+// meet sees to a connection that was accepted.
+func (d *door) meet(c net.Conn) {
+	if d.config != nil {
+		c = tls.Server(c, d.config)
+	}
+	if h, ok := c.(handshaker); ok && reflect.TypeOf(c).Comparable() {
+		ctx := d.greet(c)
+		go d.attend(c, func() (bool, error) { return d.handshake(ctx, h) })
+		return
+	}
+	if !d.unencrypted {
+		d.give(c)
+		return
+	}
+	switch c.(type) {
+	case *TCPConn, *UnixConn:
+	default:
+		c = &peekedConn{Conn: c}
+	}
+	d.greet(c)
+	go d.attend(c, func() (bool, error) { return d.peek(c) })
+}
+
+// give is false if the process ends, and nobody takes c.
+func (d *door) give(c net.Conn) bool {
+	select {
+	case d.out <- accepted{conn: c}:
+		return true
+	case <-d.s.finished:
+		c.Close()
+		return false
+	}
+}
+
+// greet calls the hooks of a new connection, as net/http does in its Serve.
+func (d *door) greet(c net.Conn) context.Context {
+	d.mu.Lock()
+	ctx := d.base
+	d.mu.Unlock()
+	ctx = d.s.newContext(context.WithValue(ctx, http.ServerContextKey, d.s.contextServer()), c)
+	d.s.connState(c, http.StateNew)
+	d.s.arrivals.add(c, ctx)
+	if d.s.ends() {
+		d.s.boundArrival(c)
+	}
+	return ctx
+}
+
+// attend finds out whether c is HTTP/2, and gives it to who serves that.
+func (d *door) attend(c net.Conn, look func() (http2 bool, err error)) {
+	over := true
+	defer func() {
+		if err := recover(); err != nil { // in the user's GetCertificate, say
+			buf := make([]byte, 64<<10)
+			d.s.logf("http: panic serving %v: %v\n%s", c.RemoteAddr(), err, buf[:runtime.Stack(buf, false)])
+		}
+		if over {
+			d.s.arrivals.remove(c)
+			c.Close()
+			d.s.connState(c, http.StateClosed)
+		}
+	}()
+	http2, err := look()
+	if err != nil {
+		return
+	}
+	if !http2 {
+		over = !d.give(c)
+		return
+	}
+	if err := d.s.serveHTTP2(c); err != nil {
+		d.s.logf("http: HTTP/2 can't be served to %v: %v", c.RemoteAddr(), err)
+		return
+	}
+	over = false
+}
+
+// handshake does what net/http does before it looks at ALPN.
+func (d *door) handshake(ctx context.Context, c handshaker) (http2 bool, err error) {
+	timeout := handshakeTimeout(d.s.template)
+	if timeout > 0 {
+		end := time.Now().Add(timeout)
+		c.SetReadDeadline(end)
+		c.SetWriteDeadline(end)
+	}
+	if err := c.HandshakeContext(context.WithValue(ctx, http.LocalAddrContextKey, c.LocalAddr())); err != nil {
+		reason := err.Error()
+		if re, ok := err.(tls.RecordHeaderError); ok && re.Conn != nil && looksLikeHTTP(re.RecordHeader) {
+			io.WriteString(re.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+			re.Conn.Close()
+			reason = "client sent an HTTP request to an HTTPS server"
+		}
+		d.s.logf("http: TLS handshake error from %s: %v", c.RemoteAddr(), reason)
+		return false, err
+	}
+	if timeout > 0 {
+		c.SetReadDeadline(time.Time{})
+		c.SetWriteDeadline(time.Time{})
+	}
+	if t := d.s.trackOf(c); t != nil {
+		t.awaitRequest()
+	}
+	return d.s.isHTTP2(c.ConnectionState().NegotiatedProtocol), nil
+}
+
+// isHTTP2 says whether the twin serves what was agreed on by ALPN.
+func (s *httpServer) isHTTP2(proto string) bool {
+	return proto == "h2" || proto != "http/1.1" && s.template.TLSNextProto[proto] != nil
+}
+
+// handshakeTimeout is that of net/http.
+func handshakeTimeout(s *http.Server) (least time.Duration) {
+	for _, d := range []time.Duration{s.ReadHeaderTimeout, s.ReadTimeout, s.WriteTimeout} {
+		if d > 0 && (least == 0 || d < least) {
+			least = d
+		}
+	}
+	return least
+}
+
+func looksLikeHTTP(header [5]byte) bool {
+	switch string(header[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO":
+		return true
+	}
+	return false
+}
+
+// preface is how a client begins that knows that HTTP/2 is spoken here. No
+// HTTP/1 request has this line.
+const preface = "PRI * HTTP/2.0"
+
+// A peeker can be given back what was read from it.
+type peeker interface {
+	net.Conn
+	unpeek([]byte)
+}
+
+// peek reads no more than it needs to tell, and gives it back. Until then the
+// connection is one that has asked for nothing, and moves as such.
+func (d *door) peek(c net.Conn) (http2 bool, err error) {
+	timeout := d.s.template.ReadHeaderTimeout
+	if timeout == 0 {
+		timeout = d.s.template.ReadTimeout
+	}
+	if timeout > 0 {
+		c.SetReadDeadline(time.Now().Add(timeout))
+	}
+	b := make([]byte, 0, len(preface))
+	for len(b) < len(preface) && err == nil && strings.HasPrefix(preface, string(b)) {
+		var n int
+		n, err = c.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+	}
+	// After a part of a line and the end, net/http has something to say.
+	if err != nil && (len(b) == 0 || err != io.EOF) {
+		return false, err
+	}
+	c.(peeker).unpeek(b)
+	if timeout > 0 {
+		c.SetReadDeadline(time.Time{})
+	}
+	return string(b) == preface, nil
+}
+
+// A peekedConn is one that is not ours: some listener has wrapped it.
+type peekedConn struct {
+	net.Conn
+	unread []byte
+}
+
+func (c *peekedConn) unpeek(b []byte) { c.unread = b }
+
+func (c *peekedConn) Read(p []byte) (int, error) {
+	if len(c.unread) > 0 {
+		n := copy(p, c.unread)
+		c.unread = c.unread[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// CloseWrite is needed by net/http, to end without a reset.
+func (c *peekedConn) CloseWrite() error {
+	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// hookConn is the connection as the user's hooks know it.
+func hookConn(c net.Conn) net.Conn {
+	if p, ok := c.(*peekedConn); ok {
+		return p.Conn
+	}
+	return c
+}
+
+// unpeek puts b before what the connection reads next.
+func (t *track) unpeek(b []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(b) > 0 {
+		t.ownDetour()
+		t.unread = append(b, t.unread...)
+	}
+}
+
+// awaitRequest: what has been read so far was no request. While the process ends
+// it may be idle for the idle grace only.
+func (t *track) awaitRequest() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.begun = false
+	if !t.closed && t.mayCap() {
+		t.cap()
+	}
+}
+
+// arrivals are connections of which the hooks have been told, and the server not
+// yet, with the context that ConnContext gave.
+type arrivals struct {
+	n  atomic.Int32 // most servers never have any
+	mu sync.Mutex
+	m  map[net.Conn]context.Context
+}
+
+func (a *arrivals) add(c net.Conn, ctx context.Context) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.m == nil {
+		a.m = map[net.Conn]context.Context{}
+	}
+	a.m[c] = ctx
+	a.n.Add(1)
+}
+
+// context is nil if c is none of them.
+func (a *arrivals) context(c net.Conn) context.Context {
+	if a.n.Load() == 0 || !mayArrive(c) {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.m[c]
+}
+
+// remove says whether it was there.
+func (a *arrivals) remove(c net.Conn) bool {
+	if a.n.Load() == 0 || !mayArrive(c) {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.m[c]
+	if ok {
+		delete(a.m, c)
+		a.n.Add(-1)
+	}
+	return ok
+}
+
+func (a *arrivals) all() (conns []net.Conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for c := range a.m {
+		conns = append(conns, c)
+	}
+	return conns
+}
+
+// mayArrive: others may not even be comparable.
+func mayArrive(c net.Conn) bool {
+	switch c.(type) {
+	case *TCPConn, *UnixConn, *peekedConn, *tls.Conn:
+		return true
+	}
+	_, ok := c.(handshaker)
+	return ok
+}
+
+// boundArrival: while the process ends, nobody may take longer than the idle
+// grace to say what he speaks.
+func (s *httpServer) boundArrival(c net.Conn) {
+	time.AfterFunc(s.u.opt.idleGrace, func() {
+		if s.ends() && s.arrivals.context(c) != nil {
+			c.SetDeadline(longAgo)
+		}
+	})
+}
+
+func (s *httpServer) logf(format string, args ...any) {
+	if l := s.template.ErrorLog; l != nil {
+		l.Printf(format, args...)
+		return
+	}
+	log.Printf(format, args...)
+}

@@ -1,0 +1,90 @@
+package grace
+
+import (
+	"context"
+	"net"
+	"net/http"
+)
+
+// serveHTTP serves ln as [net/http.Server.Serve] does.
+func (s *httpServer) serveHTTP(ln net.Listener, own []*listener) error {
+	_, ours := ln.(*listener)
+	unencrypted := false
+	if p := s.template.Protocols; p != nil && p.UnencryptedHTTP2() {
+		var err error
+		if _, _, unencrypted, err = speaks(s.template); err != nil {
+			return err
+		}
+	}
+	if ours && !unencrypted {
+		return s.serve(ln, own) // HTTP/1, and nothing else
+	}
+	d := newDoor(s, ln)
+	d.unencrypted = unencrypted
+	return s.serve(d, own)
+}
+
+// serveTLS serves ln as [net/http.Server.ServeTLS] does.
+func (s *httpServer) serveTLS(ln net.Listener, own []*listener, certFile, keyFile string) error {
+	http1, http2, _, err := speaks(s.template)
+	if err != nil {
+		return err
+	}
+	d := newDoor(s, ln)
+	if d.config, err = tlsConfig(s.template, http1, http2, certFile, keyFile); err != nil {
+		return err
+	}
+	return s.serve(d, own)
+}
+
+// baseOf is BaseContext: the user's is asked about the user's listener.
+func (s *httpServer) baseOf(ln net.Listener) context.Context {
+	if _, fed := ln.(*feed); fed { // what comes from there brings its context along
+		return context.Background()
+	}
+	d, ok := ln.(*door)
+	if ok {
+		ln = d.Listener
+	}
+	ctx := context.Background()
+	if s.baseContext != nil {
+		ctx = s.baseContext(ln)
+	}
+	if ok && ctx != nil { // else net/http panics
+		d.mu.Lock()
+		d.base = ctx
+		d.mu.Unlock()
+	}
+	return ctx
+}
+
+// contextOf is ConnContext.
+func (s *httpServer) contextOf(ctx context.Context, c net.Conn) context.Context {
+	if known := s.arrivals.context(c); known != nil {
+		return known
+	}
+	if srv := s.contextServer(); ctx.Value(http.ServerContextKey) != srv {
+		ctx = context.WithValue(ctx, http.ServerContextKey, srv)
+	}
+	return s.newContext(ctx, c)
+}
+
+// newContext calls the user's ConnContext.
+func (s *httpServer) newContext(ctx context.Context, c net.Conn) context.Context {
+	if s.connContext == nil {
+		return ctx
+	}
+	if ctx = s.connContext(ctx, hookConn(c)); ctx == nil {
+		panic("ConnContext returned nil")
+	}
+	return ctx
+}
+
+// contextServer is the server that a request's context names: the user's, or
+// what has taken its place once it was shut down.
+func (s *httpServer) contextServer() *http.Server {
+	if s.userShut.Load() {
+		return s.server()
+	}
+	return s.user
+}
