@@ -189,6 +189,7 @@ type detour struct {
 	grace    time.Duration
 	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
 	firstFor time.Duration // and how long the server then waits for the rest
+	first    []byte        // of a connection of a live that keeps them: see proof.go
 	stays    *mover        // has failed to, and is not to try again and again
 }
 
@@ -258,6 +259,9 @@ func (t *track) read(p []byte) (int, error) {
 		t.mu.Unlock()
 		n, err := t.inner.Read(p)
 		t.mu.Lock()
+		if !t.touched {
+			t.keep(p[:n])
+		}
 		t.offered = 0
 		t.reading--
 		again, err := t.afterRead(n, size, err)

@@ -41,8 +41,10 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 	}
 	s := u.httpServer(srv)
 	own := u.listensWith(&s.conns, ln)
-	if l, ours := ln.(*listener); ours { // who wraps it may speak TLS, or want a header first
+	if l, ours := ln.(*listener); ours {
 		u.takes(l, protocolHTTP1)
+	} else {
+		s.doubt(own)
 	}
 	return func() error { return s.serveHTTP(ln, own) }, func(error) { u.Close() }
 }
@@ -82,6 +84,7 @@ type httpServer struct {
 
 	conns    connSet
 	arrivals arrivals
+	doubts   atomic.Bool // doubted has some
 
 	mu      sync.Mutex
 	srv     *http.Server      // serves HTTP/1
@@ -92,6 +95,7 @@ type httpServer struct {
 	foreign map[net.Conn]bool // connections that none of our listeners has accepted
 	resumed chan struct{}     // closed when a drain was called off
 	isShut  bool              // srv.Shutdown was called
+	doubted []*listener       // see proof.go
 }
 
 // httpServer gives the one server of srv.
@@ -176,6 +180,9 @@ func (s *httpServer) whenResumed() <-chan struct{} {
 // ServeHTTP tells the client of a connection that can't be moved to open
 // another one for its next request.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.doubts.Load() {
+		s.prove(r)
+	}
 	if r.ProtoMajor < 2 && s.ends() { // HTTP/2 gets GOAWAY
 		addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 		t := s.conns.find(addr)

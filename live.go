@@ -19,6 +19,7 @@ type live struct {
 	phase  phase
 	mover  *mover
 	ending bool
+	first  bool // its first bytes are kept
 
 	// byAddr is there once somebody has looked for a connection. The keys are what
 	// RemoteAddr and LocalAddr return: pointers of the connection's own, which most
@@ -33,6 +34,10 @@ func (s *live) add(t, old *track) {
 	t.phase, t.ending = s.phase, s.ending
 	if s.mover != t.stays {
 		t.mover = s.mover
+	}
+	if s.first {
+		t.ownDetour()
+		t.detour.first = make([]byte, 0, provable)
 	}
 	if old != nil {
 		s.unlink(old)
