@@ -34,6 +34,9 @@ type house struct {
 	mu   sync.Mutex
 	last int
 	born chan *generation // each, once its main has returned
+
+	// unkillable: a kill fails.
+	unkillable atomic.Bool
 }
 
 // A generation stands for a process.
@@ -46,6 +49,8 @@ type generation struct {
 	ended   chan struct{}
 	endOnce sync.Once
 	death   atomic.Pointer[os.ProcessState] // how it ended, or is ending
+	dying   chan struct{}                   // closed by SIGKILL
+	dieOnce sync.Once
 	given   *handover
 }
 
@@ -74,7 +79,7 @@ func (h *house) begin(sys system) *generation {
 	h.last++
 	n := h.last
 	h.mu.Unlock()
-	g := &generation{house: h, n: n, given: sys.inherited, made: make(chan struct{}), ended: make(chan struct{})}
+	g := &generation{house: h, n: n, given: sys.inherited, made: make(chan struct{}), ended: make(chan struct{}), dying: make(chan struct{})}
 	sys.start = func(c command, ready, control int, socks []int) (process, error) {
 		return h.start(g, ready, control, socks)
 	}
@@ -143,12 +148,16 @@ func (g *generation) exit() {
 // die is SIGKILL.
 func (g *generation) die() {
 	g.death.CompareAndSwap(nil, deaths().killed)
+	g.dieOnce.Do(func() { close(g.dying) })
 	g.exit()
 }
 
 func (g *generation) pid() int { return 100000 + g.n }
 
 func (g *generation) kill() error {
+	if g.house.unkillable.Load() {
+		return unix.EPERM
+	}
 	g.death.CompareAndSwap(nil, deaths().killed)
 	go g.die()
 	return nil

@@ -1,0 +1,292 @@
+//go:build unix
+
+package grace
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// soon is how long who breaks a rule on purpose has.
+const soon = 50 * time.Millisecond
+
+// hangs is a main whose state goroutine hangs from the moment at which it accepts.
+func (g *generation) hangs() error {
+	if err := g.handshake(); err != nil {
+		return err
+	}
+	ready := make(chan error, 1)
+	g.post(func() {
+		ready <- g.onReady()
+		<-g.dying
+	})
+	return <-ready
+}
+
+// hang lets the state goroutine hang until the generation is killed.
+func (g *generation) hang() { g.post(func() { <-g.dying }) }
+
+// New hangs as soon as it is ready: it is killed, and old accepts again.
+func TestNewHangsAfterReady(t *testing.T) {
+	for name, probation := range map[string]time.Duration{"probation": soon, "no probation": 0} {
+		t.Run(name, func(t *testing.T) {
+			addrs := make(chan net.Addr, 9)
+			h := newHouse(t, func(g *generation) error {
+				l, err := g.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					return err
+				}
+				g.serve(l)
+				addrs <- l.Addr()
+				if g.n == 1 {
+					g.pongPatience = soon
+				}
+				if g.n == 2 {
+					return g.hangs()
+				}
+				return g.Ready()
+			})
+			h.opts = func(int) []Option { return []Option{Probation(probation)} }
+			g := h.first()
+			addr := <-addrs
+			done := g.upgrade()
+			h.next()
+			err := receive(t, done, "Upgrade")
+			wantErr(t, err, ErrRolledBack)
+			if !strings.Contains(err.Error(), "did not answer for") {
+				t.Errorf("the error is %q, want one that says why", err)
+			}
+			if got := ask(t, addr); got != "1" {
+				t.Errorf("after the roll back generation %s answers, want 1", got)
+			}
+			// A version that is well is not killed.
+			g.post(func() { g.pongPatience = limit })
+			done = g.upgrade()
+			next := h.next()
+			if err := receive(t, done, "Upgrade"); err != nil {
+				t.Fatal(err)
+			}
+			receive(t, g.Done(), "Done")
+			next.Stop()
+			receive(t, next.Done(), "Done of the new one")
+		})
+	}
+}
+
+// New hangs while old drains: old does not exit, which would leave nobody.
+func TestNewHangsInTheDrain(t *testing.T) {
+	addrs := make(chan net.Addr, 9)
+	h := newHouse(t, oneListener(addrs))
+	h.opts = func(int) []Option { return []Option{Probation(0)} }
+	g := h.first()
+	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
+	g.serversMu.Lock()
+	g.servers = append(g.servers, slow)
+	g.serversMu.Unlock()
+	done := g.upgrade()
+	next := h.next()
+	if err := receive(t, done, "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, slow.begun, "the drain")
+	next.hang()
+	g.post(func() { g.pongPatience = soon })
+	slow.notice <- struct{}{} // nothing is left
+	receive(t, next.ended, "the end of the new one")
+	g.await(serving)
+	if got := ask(t, <-addrs); got != "1" {
+		t.Errorf("after the roll back generation %s answers, want 1", got)
+	}
+	select {
+	case <-g.Done():
+		t.Error("old ends, and leaves nobody")
+	default:
+	}
+	slow.notice <- struct{}{}
+	g.Stop()
+	receive(t, g.Done(), "Done")
+}
+
+// Old is told to stop while it waits for new to say that it is well.
+func TestStopWhileNewHangs(t *testing.T) {
+	h := newHouse(t, oneListener(make(chan net.Addr, 9)))
+	h.opts = func(int) []Option { return []Option{Probation(0)} }
+	g := h.first()
+	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
+	g.serversMu.Lock()
+	g.servers = append(g.servers, slow)
+	g.serversMu.Unlock()
+	done := g.upgrade()
+	next := h.next()
+	if err := receive(t, done, "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, slow.begun, "the drain")
+	next.hang()
+	slow.notice <- struct{}{}
+	for asked := make(chan bool, 1); ; {
+		if g.post(func() { asked <- g.drain != nil && g.drain.over }); receive(t, asked, "the loop") {
+			break
+		}
+	}
+	g.Stop()
+	receive(t, g.Done(), "Done")
+	next.die()
+}
+
+// A new process that is not ready in time can't be killed: who waits is told so,
+// and the next upgrade begins when it is gone.
+func TestKillFailsBeforeReady(t *testing.T) {
+	h := newHouse(t, func(g *generation) error {
+		if g.n == 2 {
+			g.house.born <- g
+			<-g.dying
+			return errors.New("killed")
+		}
+		return g.Ready()
+	})
+	h.opts = func(n int) []Option {
+		if n == 1 {
+			return []Option{ReadyTimeout(soon), Probation(0)}
+		}
+		return nil
+	}
+	g := h.first()
+	h.unkillable.Store(true)
+	done := g.upgrade()
+	next := h.next()
+	err := receive(t, done, "Upgrade")
+	wantErr(t, err, ErrReadyTimeout)
+	if !strings.Contains(err.Error(), "can't be killed: operation not permitted") {
+		t.Errorf("the error is %q, want one that says that new can't be killed", err)
+	}
+	g.await(upgrading)
+	g.post(func() { g.opt.readyTimeout = limit })
+	h.unkillable.Store(false)
+	again := g.upgrade()
+	next.die()
+	<-h.born // its main has returned
+	h.next()
+	if err := receive(t, again, "the next Upgrade"); err != nil {
+		t.Errorf("the next upgrade: %v", err)
+	}
+}
+
+// A new process that hangs after it was ready can't be killed: somebody must
+// accept, which is old.
+func TestKillFailsAfterReady(t *testing.T) {
+	h := newHouse(t, func(g *generation) error {
+		if g.n == 1 {
+			g.pongPatience = soon
+			return g.Ready()
+		}
+		return g.hangs()
+	})
+	h.opts = func(int) []Option { return []Option{Probation(0)} }
+	g := h.first()
+	h.unkillable.Store(true)
+	done := g.upgrade()
+	next := h.next()
+	err := receive(t, done, "Upgrade")
+	wantErr(t, err, ErrRolledBack)
+	if !strings.Contains(err.Error(), "can't be killed: operation not permitted") {
+		t.Errorf("the error is %q, want one that says that new can't be killed", err)
+	}
+	g.await(serving)
+	next.die()
+	g.Stop()
+	receive(t, g.Done(), "Done")
+}
+
+// New has read go, and its accepting does not arrive, since the channel broke:
+// old, which has never stopped to accept, has it killed.
+func TestAcceptingIsLost(t *testing.T) {
+	addrs := make(chan net.Addr, 9)
+	h := newHouse(t, func(g *generation) error {
+		l, err := g.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		g.serve(l)
+		addrs <- l.Addr()
+		if g.n == 1 {
+			return g.Ready()
+		}
+		if err := g.handshake(); err != nil {
+			return err
+		}
+		g.parent.ch.conn.CloseWrite()
+		ready := make(chan error, 1)
+		g.post(func() { ready <- g.onReady() })
+		return <-ready
+	})
+	g := h.first()
+	done := g.upgrade()
+	h.next()
+	wantErr(t, receive(t, done, "Upgrade"), ErrProtocol)
+	g.await(serving)
+	if got := ask(t, <-addrs); got != "1" {
+		t.Errorf("generation %s answers, want 1", got)
+	}
+}
+
+// The channel ends while old lives: new does not begin to accept, or serves on,
+// but takes old for alive until it is dead.
+func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
+	h := newHouse(t, oneListener(make(chan net.Addr, 9)))
+	h.opts = func(int) []Option { return []Option{Probation(time.Hour)} }
+	g := h.first()
+	g.upgrade()
+	next := h.next()
+	if next.err != nil {
+		t.Fatal(next.err)
+	}
+	g.await(yielded)
+	g.post(func() { g.next.ch.conn.CloseWrite() })
+	receive(t, next.parent.deaf, "the end of the channel")
+	again := next.upgrade()
+	next.await(serving)
+	select {
+	case <-next.parent.gone:
+		t.Error("old is taken for dead")
+	default:
+	}
+	g.die()
+	third := h.next()
+	if third.err != nil {
+		t.Fatal(third.err)
+	}
+	next.await(yielded)
+	next.post(next.onProbationOver)
+	if err := receive(t, again, "the upgrade that has waited for old's end"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWhoServesAfterNewHasEnded(t *testing.T) {
+	const nobody, unknown = "nobody serves", "could not say"
+	for name, tc := range map[string]struct {
+		s    successor
+		want string
+	}{
+		"it was the only one":    {successor{}, nobody},
+		"it was told to stop":    {successor{orderly: true}, ""},
+		"it has a successor":     {successor{handedOver: true}, ""},
+		"nothing is heard of it": {successor{deaf: errors.New("no memory")}, unknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			tc.s.proc = &generation{n: 2}
+			u := &Upgrader{log: slog.New(slog.NewTextHandler(&log, nil))}
+			u.reportDeath(&tc.s, nil)
+			if got := log.String(); tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+				t.Errorf("logged %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
