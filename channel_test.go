@@ -99,7 +99,7 @@ func TestLife(t *testing.T) {
 			if err != nil {
 				t.Skip(err)
 			}
-			l, err := command{path: path, argv: []string{"sleep", "1000"}}.start(nil)
+			l, err := command{path: path, argv: []string{"sleep", "1000"}}.start(t.Context(), nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -128,12 +128,14 @@ func TestWaitOfReapedChild(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	p, err := command{path: path, argv: []string{"sleep", "1000"}}.start(nil)
+	p, err := command{path: path, argv: []string{"sleep", "1000"}}.start(t.Context(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := p.(*child)
-	c.p.Release() // from here on its Wait fails
+	if p, err := c.process(); err == nil {
+		p.Release() // from here on its Wait fails
+	}
 	ended := make(chan error, 1)
 	go func() { _, err := c.wait(); ended <- err }()
 	select {

@@ -45,6 +45,9 @@ func serve(addr string, h http.Handler, opts []Option, actor func(*Upgrader, *ht
 	if err != nil {
 		u.Close()
 		<-u.Done()
+		if errors.Is(err, ErrStopped) { // told to stop before it served
+			return nil
+		}
 		return err
 	}
 	return u.Run(actor(u, u.opt.server(addr, h), ln))

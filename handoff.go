@@ -36,6 +36,7 @@ type manifest struct {
 	Generation int    // of new
 	Dir        string // working directory of the first start
 	Path       string // binary of the first start
+	Binary     string // where Path led to then
 	// Systemd is there if it is to be told of what happens.
 	Systemd *serviceManager
 	// Sockets[i] has the descriptor handover.first+i.

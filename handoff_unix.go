@@ -166,7 +166,11 @@ func closeAll(fds []int) {
 	}
 }
 
-var errBrokenPipe error = unix.EPIPE
+var (
+	errBrokenPipe error = unix.EPIPE
+	errAddrInUse  error = unix.EADDRINUSE
+	errTextBusy   error = unix.ETXTBSY
+)
 
 // dupFile gives another descriptor for the same open file, to be sent.
 func dupFile(f *os.File) []int {

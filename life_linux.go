@@ -57,7 +57,21 @@ func pollPidfd(pidfd, milliseconds int) bool {
 }
 
 func pidfdOver(pidfd int) bool { return pollPidfd(pidfd, 0) }
-func awaitPidfd(pidfd int)     { pollPidfd(pidfd, -1) }
+
+// awaitPidfd waits for the end of a process. The poller does: a thread that is
+// blocked in the kernel for as long as that is one that the runtime has to make
+// anew, which it can't everywhere.
+func awaitPidfd(pidfd int) {
+	if fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+		unix.SetNonblock(fd, true) // what os.NewFile takes for the poller's
+		f := os.NewFile(uintptr(fd), "pidfd")
+		defer f.Close()
+		if raw, err := f.SyscallConn(); err == nil && raw.Read(func(fd uintptr) bool { return pidfdOver(int(fd)) }) == nil {
+			return
+		}
+	}
+	pollPidfd(pidfd, -1)
+}
 
 func killPidfd(pidfd int) error { return unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) }
 

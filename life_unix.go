@@ -87,31 +87,54 @@ func (l *life) close() {
 // A child is a started process. The os package waits for it; its life is proven
 // besides, since that wait may fail while it lives.
 type child struct {
-	p    *os.Process
 	life *life
+	once sync.Once
+	p    *os.Process
+	err  error
 }
 
 func (c *child) pid() int { return c.life.pid }
+
+// process is the child as the os package has it. To look at it the package may
+// start a process of its own, so it is looked at late.
+func (c *child) process() (*os.Process, error) {
+	c.once.Do(func() { c.p, c.err = os.FindProcess(c.life.pid) })
+	return c.p, c.err
+}
 
 func (c *child) kill() error {
 	err := c.life.kill()
 	if err == nil || errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	return c.p.Kill()
+	p, err := c.process()
+	if err != nil {
+		return err
+	}
+	return p.Kill()
 }
 
 // wait returns when the process has ended. If the kernel does not say how, the
-// error says why.
+// error says why. With a pidfd no thread is held for it.
 func (c *child) wait() (*os.ProcessState, error) {
 	defer c.life.close()
-	state, err := c.p.Wait()
-	if err == nil {
-		return state, nil
+	if c.life.pidfd < 0 { // what else proves its end may need its status to be taken first
+		if state, err := c.reap(); err == nil {
+			return state, nil
+		}
 	}
 	c.life.await(nil)
-	if state, again := c.p.Wait(); again == nil { // else it would be a zombie
-		return state, nil
+	state, err := c.reap() // else it would be a zombie
+	if err != nil {
+		return nil, fmt.Errorf("how it ended is not known: %w", err)
 	}
-	return nil, fmt.Errorf("how it ended is not known: %w", err)
+	return state, nil
+}
+
+func (c *child) reap() (*os.ProcessState, error) {
+	p, err := c.process()
+	if err != nil {
+		return nil, err
+	}
+	return p.Wait()
 }

@@ -31,6 +31,7 @@ type options struct {
 	env           []string
 	args          []string
 	executable    string
+	dir           string
 	move          bool
 	idleGrace     time.Duration
 
@@ -200,6 +201,20 @@ func Executable(path string) Option {
 			return errors.New("Executable: the path is empty")
 		}
 		o.executable = path
+		return nil
+	}
+}
+
+// Dir is the working directory of the new process; a relative one counts from
+// that of the first start. An upgrade fails with ErrStart if it is not there.
+// Default: that of the first start, by the name that PWD had for it then, or
+// without symlinks if PWD was not set; if that is gone, the one of this process.
+func Dir(path string) Option {
+	return func(o *options) error {
+		if path == "" {
+			return errors.New("Dir: the path is empty")
+		}
+		o.dir = path
 		return nil
 	}
 }

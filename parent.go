@@ -50,11 +50,23 @@ func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
 	if err := u.mayUpgrade(ctx); err != nil {
 		return nil, err
 	}
-	s, err := u.start()
-	if err != nil {
-		return nil, &UpgradeError{Reason: ErrStart, Err: err}
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
+	defer cancel()
+	s, err := u.start(ctx)
+	if err == nil {
+		s.launched = begun
+		return s, nil
 	}
-	return s, nil
+	failure := &UpgradeError{Reason: ErrStart, Err: err}
+	var stuck *stuckError
+	if errors.As(err, &stuck) {
+		failure.Pid, failure.Reason = stuck.pid, ErrReadyTimeout
+		if errors.Is(ctx.Err(), context.Canceled) {
+			failure.Reason = ErrStopped
+		}
+	}
+	return nil, failure
 }
 
 // mayUpgrade asks BeforeUpgrade.
@@ -71,10 +83,13 @@ func (u *Upgrader) mayUpgrade(ctx context.Context) error {
 	return nil
 }
 
-func (u *Upgrader) start() (s *successor, err error) {
+func (u *Upgrader) start(ctx context.Context) (s *successor, err error) {
 	cmd := u.opt.command(u.home)
 	cmd.sibling = u.notify.isParent()
-	if err := cmd.resolve(); err != nil {
+	if cmd, err = cmd.find(ctx); err != nil {
+		return nil, err
+	}
+	if err := roomForProcess(); err != nil {
 		return nil, err
 	}
 	conn, theirs, err := controlPair()
@@ -98,7 +113,7 @@ func (u *Upgrader) start() (s *successor, err error) {
 		}
 		defer closeAll(lock)
 	}
-	s = &successor{ch: ch, pipe: pipe, launched: time.Now()}
+	s = &successor{ch: ch, pipe: pipe}
 	raw, err := theirPipe.SyscallConn()
 	if err == nil {
 		cerr := raw.Control(func(ready uintptr) {
@@ -114,7 +129,9 @@ func (u *Upgrader) start() (s *successor, err error) {
 				s.mover = newMover(s)
 				s.mover.stuck = func(err error) { u.post(func() { u.onStuck(s, err) }) }
 				ch.most += maxPerSocket * min(len(socks), 1<<14)
-				s.proc, err = u.sys.start(cmd, int(ready), theirs, append(fds, lock...))
+				s.proc, err = u.begin(ctx, cmd, func(c command) (process, error) {
+					return u.sys.start(ctx, c, int(ready), theirs, append(fds, lock...))
+				})
 				return err
 			})
 		})
@@ -131,7 +148,7 @@ func (u *Upgrader) start() (s *successor, err error) {
 func (u *Upgrader) manifest(socks []*socket) *manifest {
 	m := &manifest{
 		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
-		Dir: u.home.dir, Path: u.home.path, Systemd: u.notify.manager(), Sockets: make([]entry, 0, len(socks)),
+		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.manager(), Sockets: make([]entry, 0, len(socks)),
 	}
 	for _, s := range socks {
 		m.Sockets = append(m.Sockets, s.entry)
@@ -281,7 +298,7 @@ func (u *Upgrader) maybeGo(s *successor) {
 	if s.line && s.claims != nil && !s.went && s.killed == nil {
 		s.went = true
 		s.late.Stop()
-		u.watchClock(s) // again: what comes late now hangs
+		u.watchClock(s, u.opt.readyTimeout) // again: what comes late now hangs
 		s.ch.send(newMessage(msgGo, nil))
 	}
 }
@@ -412,7 +429,10 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 
 // advice is what the operator may do about a failed upgrade.
 func advice(err error) string {
+	var start *startError
 	switch {
+	case errors.As(err, &start):
+		return start.do
 	case errors.Is(err, ErrNotSupported):
 		return "let a process that stays be PID 1, and start this one from there: see docs/docker.md"
 	case errors.Is(err, ErrRefused):

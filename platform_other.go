@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -19,6 +20,8 @@ var (
 	pipeSignals    = []os.Signal(nil)
 
 	errBrokenPipe = errors.New("broken pipe")
+	errAddrInUse  = errors.New("address already in use")
+	errTextBusy   = errors.New("text file busy")
 	errLocked     = errors.New("locked")
 )
 
@@ -33,7 +36,9 @@ var (
 
 func (h *handover) open() (*net.UnixConn, *os.File, error) { return nil, nil, ErrNotSupported }
 
-func startProcess(command, int, int, []int) (process, error) { return nil, ErrNotSupported }
+func startProcess(context.Context, command, int, int, []int) (process, error) {
+	return nil, ErrNotSupported
+}
 
 func controlPair() (*net.UnixConn, int, error)                { return nil, -1, ErrNotSupported }
 func growSendBuffer(*net.UnixConn, int)                       {}

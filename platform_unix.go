@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"context"
 	"os"
 	"syscall"
 
@@ -15,10 +16,12 @@ var (
 	pipeSignals    = []os.Signal{syscall.SIGPIPE}
 )
 
-// startProcess starts c with the readiness pipe as 3, the control channel as 4
-// and the sockets after them, and tells it so.
-func startProcess(c command, ready, control int, sockets []int) (process, error) {
-	h := handover{version: protocolVersion, ready: 3, control: 4, first: firstSocket(len(sockets)), count: len(sockets)}
+// startProcess starts c with the readiness pipe, the control channel and the
+// sockets, and tells it which numbers they have.
+func startProcess(ctx context.Context, c command, ready, control int, sockets []int) (process, error) {
+	h := handover{version: protocolVersion}
+	kept := passedDown()
+	h.number(len(sockets), kept)
 	if c.sibling = c.sibling && canSibling(); c.sibling {
 		h.parent = os.Getppid()
 	}
@@ -27,22 +30,20 @@ func startProcess(c command, ready, control int, sockets []int) (process, error)
 		return nil, err
 	}
 	c.env = withHandover(c.env, v)
-	fds := []uintptr{uintptr(ready), uintptr(control)}
-	for 3+len(fds) < h.first {
-		fds = append(fds, ^uintptr(0)) // none
+	files := make([]given, 0, 2+len(sockets))
+	files = append(files, given{ready, h.ready}, given{control, h.control})
+	for i, fd := range sockets {
+		files = append(files, given{fd, h.first + i})
 	}
-	for _, fd := range sockets {
-		fds = append(fds, uintptr(fd))
-	}
-	return c.start(fds)
+	return c.start(ctx, files, kept)
 }
 
-// firstSocket is the number of the first of n sockets. Go gives what it starts
+// firstSocket is the number of the first of n sockets: after, or higher. Go gives what it starts
 // the soft limit of open files that it was started with itself, 1024 usually.
 // Many sockets go above that: else no number below it were free, and the
 // dynamic linker, or the shell of a script, could not open a file.
-func firstSocket(n int) int {
-	const after, above = 5, 1024
+func firstSocket(n, after int) int {
+	const above = 1024
 	var limit unix.Rlimit
 	if n < 200 || unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || uint64(limit.Cur) < uint64(above+n) {
 		return after

@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -80,7 +81,7 @@ func (h *house) begin(sys system) *generation {
 	n := h.last
 	h.mu.Unlock()
 	g := &generation{house: h, n: n, given: sys.inherited, made: make(chan struct{}), ended: make(chan struct{}), dying: make(chan struct{})}
-	sys.start = func(c command, ready, control int, socks []int) (process, error) {
+	sys.start = func(_ context.Context, c command, ready, control int, socks []int) (process, error) {
 		return h.start(g, ready, control, socks)
 	}
 	if h.tamper != nil && sys.inherited != nil {

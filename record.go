@@ -123,6 +123,7 @@ func (m *manifest) encode(r *records) {
 	r.number("generation", uint64(m.Generation))
 	r.text("dir", m.Dir)
 	r.text("path", m.Path)
+	r.text("binary", m.Binary)
 	if s := m.Systemd; s != nil {
 		r.text("notify", s.Socket)
 		r.number("watchdog", uint64(s.Watchdog))
@@ -177,6 +178,8 @@ func (m *manifest) field(f *field) {
 		m.Dir = f.value
 	case "path":
 		m.Path = f.value
+	case "binary":
+		m.Binary = f.value
 	case "notify":
 		m.Systemd = &serviceManager{Socket: f.value}
 	case "watchdog":

@@ -1,37 +1,54 @@
 package grace
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/birth"
 )
 
-// handoverVariable tells a new process which descriptors it was given. It is
-// taken out of the environment before main begins, and counts only for the
-// process that it was made for.
-const handoverVariable = "GRACE_HANDOVER"
+// handoverVariable tells a new process which descriptors it was given. Package
+// birth takes it out of the environment before any other package is initialised,
+// and it counts only for the process that it was made for.
+const handoverVariable = birth.Variable
 
-// firstDir and firstArgs are those of this process's start, before anybody can
-// have changed them.
+// What this process was started as, before anybody can have changed it. The
+// bytes of os.Args are those that a program overwrites to show a title in ps.
 var (
+	firstArgs             = cloneAll(os.Args)
 	firstDir, firstDirErr = os.Getwd()
-	firstArgs             = append([]string(nil), os.Args...)
+	firstHome, noHomeErr  = findHome()
 )
+
+func cloneAll(texts []string) []string {
+	out := make([]string, len(texts))
+	for i, s := range texts {
+		out[i] = strings.Clone(s)
+	}
+	return out
+}
 
 // home is what every generation shares with the first: where it was started,
 // and by which path.
 type home struct {
-	dir  string
+	dir  string // empty if it could not be told: it was gone already
 	path string
+	real string // where that led to, without symlinks
 }
 
-// findHome finds out how this process, the first, was started.
+// findHome finds out how this process was started; the first one's counts.
 func findHome() (home, error) {
-	if firstDirErr != nil {
-		return home{}, fmt.Errorf("grace: the working directory can't be told, and a new process must start in it: %w", firstDirErr)
+	if inherited != nil {
+		return home{}, nil // old says it
 	}
 	self, selfErr := os.Executable()
 	path := ""
@@ -46,7 +63,9 @@ func findHome() (home, error) {
 		}
 	}
 	if path != "" && !filepath.IsAbs(path) {
-		path = filepath.Join(firstDir, path)
+		if path = filepath.Join(firstDir, path); firstDirErr != nil {
+			path = "" // it says nothing
+		}
 	}
 	// The name in the arguments is the caller's choice ("exec -a"): it counts
 	// only if this very binary lies there.
@@ -56,7 +75,7 @@ func findHome() (home, error) {
 	if path == "" {
 		return home{}, fmt.Errorf("grace: the path of this binary can't be told: %w", selfErr)
 	}
-	return home{dir: firstDir, path: path}, nil
+	return home{dir: firstDir, path: path, real: self}, nil
 }
 
 func sameFile(a, b string) bool {
@@ -73,7 +92,11 @@ type command struct {
 	path string
 	argv []string
 	env  []string
-	dir  string
+	dir  string // empty: that of this process
+	// realPath and realDir are path and dir without symlinks.
+	realPath, realDir string
+	// dirAsked: the program has given dir itself, and wants no other one.
+	dirAsked bool
 	// sibling: the new process is to be our parent's child, if that can be.
 	sibling bool
 }
@@ -82,10 +105,16 @@ type command struct {
 // of the first start, the environment of now, each as the options change it.
 func (o *options) command(h home) command {
 	c := command{path: h.path, dir: h.dir, env: o.env}
+	if o.dir != "" {
+		c.dir, c.dirAsked = o.dir, true
+		if !filepath.IsAbs(c.dir) {
+			c.dir = filepath.Join(h.dir, c.dir)
+		}
+	}
 	if o.executable != "" {
 		c.path = o.executable
 		if !filepath.IsAbs(c.path) && strings.ContainsRune(c.path, os.PathSeparator) {
-			c.path = filepath.Join(h.dir, c.path)
+			c.path = filepath.Join(c.dir, c.path)
 		}
 	}
 	if c.env == nil {
@@ -103,12 +132,167 @@ func (o *options) command(h home) command {
 
 // resolve looks the binary up, so that the error names the path that was tried.
 func (c *command) resolve() error {
+	if byGoRun(c.path) {
+		return &startError{fmt.Errorf("start %s: it was made by go run, which deletes it when this process ends", c.path), adviceGoRun}
+	}
 	found, err := exec.LookPath(c.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &startError{fmt.Errorf("the binary is gone, or was moved: %w", err), "put the new binary at the path that the error names, or give Executable another one, and send the signal again"}
+	}
 	if err != nil {
 		return err
 	}
+	if !filepath.IsAbs(found) {
+		return &startError{fmt.Errorf("start %s: it is a relative path, and the working directory of the first start is gone", found), "give Executable an absolute path, or start the service in a directory that stays"}
+	}
 	c.path = found
+	c.realPath, c.realDir = realPath(c.path), realPath(c.dir)
 	return nil
+}
+
+// find is resolve where a file system may hang: it is left to itself then.
+func (c command) find(ctx context.Context) (command, error) {
+	done := make(chan error, 1)
+	found := c
+	go func() { done <- found.resolve() }()
+	select {
+	case err := <-done:
+		return found, err
+	case <-ctx.Done(): // found is the goroutine's
+		return c, &stuckError{path: c.path, doing: "to be looked up"}
+	}
+}
+
+// byGoRun reports whether path is that of a binary that go run has made, in a
+// directory that it removes in the end. (Those of go test are elsewhere.)
+func byGoRun(path string) bool {
+	parts := strings.Split(filepath.ToSlash(path), "/")
+	n := len(parts)
+	return n > 4 && parts[n-2] == "exe" && strings.HasPrefix(parts[n-4], "go-build")
+}
+
+const adviceGoRun = "make the binary with go build and start that"
+
+// foreseeTrouble says at the start what would make each upgrade fail.
+func (u *Upgrader) foreseeTrouble() {
+	c := u.opt.command(u.home)
+	switch {
+	case u.underMaster() || !supported:
+	case byGoRun(c.path):
+		u.log.Warn("grace: this process can't be upgraded: go run deletes its binary", "path", c.path, "do", adviceGoRun)
+	case u.opt.executable == "":
+		if _, err := os.Stat(c.path); errors.Is(err, fs.ErrNotExist) {
+			u.log.Warn("grace: the binary of this process is gone; an upgrade needs one", "path", c.path)
+		}
+	}
+}
+
+// A startError is one with advice of its own.
+type startError struct {
+	error
+	do string
+}
+
+func (e *startError) Unwrap() error { return e.error }
+
+// A dirError says that the new process could not change to its directory.
+type dirError struct {
+	dir string
+	err error
+}
+
+func (e *dirError) Error() string { return fmt.Sprintf("change to the directory %s: %v", e.dir, e.err) }
+func (e *dirError) Unwrap() error { return e.err }
+
+// A stuckError says that a new process had not begun to run when its time was up.
+type stuckError struct {
+	path  string
+	doing string
+	pid   int // 0 if there is none
+}
+
+func (e *stuckError) Error() string {
+	return fmt.Sprintf("%s has waited too long %s: its disk or file system hangs", e.path, e.doing)
+}
+
+// begin starts c: in its directory, or, if that is gone and nothing is known to
+// need it, in the one of this process. A program that needs it says so itself,
+// and is not ready then.
+func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (process, error)) (process, error) {
+	if c.dir == "" {
+		u.log.Warn(noDirectory, "now", currentDir(), "err", "it was gone already when the first process was started")
+	} else if otherRelease(u.home.real, c.realPath, c.realDir) {
+		u.log.Warn("grace: the new binary is of another release than the directory in which it starts", "binary", c.realPath, "dir", c.realDir,
+			"do", "give Dir the path that leads to the release of now, or start the service with PWD set to it")
+	}
+	p, err := startWritten(ctx, u.log, c, start)
+	var gone *dirError
+	if errors.As(err, &gone) {
+		if c.dirAsked {
+			return nil, &startError{fmt.Errorf("start %s: %w", c.path, err), "make the directory, or give Dir another one, and send the signal again"}
+		}
+		u.log.Warn(noDirectory, "dir", c.dir, "now", currentDir(), "err", gone.err)
+		c.dir = ""
+		p, err = startWritten(ctx, u.log, c, start)
+	}
+	return p, err
+}
+
+// stillWritten is how long a binary may be open for writing: whoever copies it
+// into place may be almost through.
+const stillWritten = 2 * time.Second
+
+// startWritten starts c once nobody writes its binary any more.
+func startWritten(ctx context.Context, log *slog.Logger, c command, start func(command) (process, error)) (process, error) {
+	begun := time.Now()
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		p, err := start(c)
+		switch {
+		case !errors.Is(err, errTextBusy):
+			return p, err
+		case time.Since(begun) > stillWritten || ctx.Err() != nil:
+			return nil, &startError{fmt.Errorf("%w: somebody has it open for writing", err),
+				"write a new binary beside the old one, rename it into place, and send the signal again"}
+		case pause == 5*time.Millisecond:
+			log.Info("grace: the new binary is still open for writing; trying again for a moment", "path", c.path, "limit", stillWritten)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+const noDirectory = "grace: the working directory of the first start can't be used; the new process starts in this one's"
+
+func currentDir() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "unknown: it is gone"
+	}
+	return dir
+}
+
+func realPath(path string) string {
+	if p, err := filepath.EvalSymlinks(path); err == nil {
+		return p
+	}
+	return path
+}
+
+// otherRelease reports whether binary has come from a release to another one,
+// and dir is still in the first: /srv/41/bin/app, /srv/42/bin/app and /srv/41.
+func otherRelease(first, binary, dir string) bool {
+	was, is := strings.Split(first, "/"), strings.Split(binary, "/")
+	n := 0
+	for n < len(was) && n < len(is) && was[n] == is[n] {
+		n++
+	}
+	if n >= len(was)-1 { // the same directory, or one below
+		return false
+	}
+	release := strings.Join(was[:n+1], "/")
+	return dir == release || strings.HasPrefix(dir, release+"/")
 }
 
 // withHandover is env with the variable v, and without an older one, and with
@@ -126,6 +310,16 @@ func withHandover(env []string, v string) []string {
 		out = append(out, "GRACE_PIDFILE="+path)
 	}
 	return append(out, handoverVariable+"="+v)
+}
+
+// A strayError says that the variable was meant for another process.
+type strayError struct {
+	value  string
+	parent int // of that process
+}
+
+func (e *strayError) Error() string {
+	return fmt.Sprintf("%s=%q was meant for a child of process %d, and this is one of %d", handoverVariable, e.value, e.parent, os.Getppid())
 }
 
 // A process is a started one: a child, a sibling, or a test's.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/julofinance/grace/v3/internal/birth"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,6 +38,9 @@ func TestTakeHandover(t *testing.T) {
 		"closed descriptor":          {change: func(c *int) { *c = 9999 }, text: "does not have"},
 		"malformed":                  {format: "yes please %[1]d", text: "is not understood"},
 		"no numbers":                 {format: "version=,parent=%[1]d", text: "is not understood"},
+		"a huge count":               {format: strings.Replace(all, "count=2", "count=2147483647", 1), text: "names sockets that this process does not have"},
+		"a huge first":               {format: strings.Replace(all, "first=%d", "first=2147483647", 1) + "%.0[5]d", text: "names sockets that this process does not have"},
+		"beyond all numbers":         {format: strings.Replace(all, "count=2", "count=99999999999999999999", 1), text: "is not understood"},
 		"cut short":                  {format: "version=1,parent=%[1]d,socket=%[2]d,ready=%[3]d,control=%[4]d", text: "is not understood"},
 		"other version":              {format: strings.Replace(all, "version=1", "version=9", 1) + ",more=7", taken: true},
 		"other version with no more": {format: "version=9,parent=%[1]d,socket=%[2]d,ready=%[3]d,control=%[4]d", taken: true},
@@ -81,7 +85,8 @@ func TestTakeHandover(t *testing.T) {
 				ours.Close()
 			}
 			t.Setenv(handoverVariable, fmt.Sprintf(tc.format, tc.parent, uint64(st.Ino)+tc.inode, base, named, base+1))
-			h, err := takeHandover()
+			g := birth.Take()
+			h, err := takeHandover(g)
 			if _, still := os.LookupEnv(handoverVariable); still {
 				t.Error("the variable is still in the environment")
 			}
@@ -93,7 +98,7 @@ func TestTakeHandover(t *testing.T) {
 				if h != nil || err == nil || !strings.Contains(err.Error(), tc.text) || !strings.Contains(err.Error(), handoverVariable) {
 					t.Errorf("got %v and error %v, want an error that has %q", h, err, tc.text)
 				}
-				if cloexec(base) {
+				if cloexec(base) && !g.Ours {
 					t.Error("descriptors that are not ours were touched")
 				}
 				return
@@ -118,7 +123,7 @@ func TestTakeHandover(t *testing.T) {
 			}
 		})
 	}
-	if h, err := takeHandover(); h != nil || err != nil {
+	if h, err := takeHandover(birth.Take()); h != nil || err != nil {
 		t.Errorf("without the variable: got %v, %v, want none", h, err)
 	}
 }

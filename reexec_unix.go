@@ -4,41 +4,79 @@ package grace
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 
+	"github.com/julofinance/grace/v3/internal/birth"
 	"golang.org/x/sys/unix"
 )
 
 const supported = true
 
-// start starts c with the given descriptors as 3, 4 and so on. Plain numbers
-// and syscall.StartProcess are used because os.File.Fd may set a socket to
-// blocking, for this process too.
-func (c command) start(fds []uintptr) (process, error) {
-	files := make([]uintptr, 0, 3+len(fds))
-	for fd := uintptr(0); fd < 3; fd++ {
-		files = append(files, standardStream(fd))
+// A given descriptor is from here and to in the new process.
+type given struct{ from, to int }
+
+// start starts c with the given descriptors, and those of kept under their own
+// numbers. It returns when the program is executed, or could not be.
+func (c command) start(ctx context.Context, files []given, kept []int) (process, error) {
+	if canSpawn {
+		return c.spawn(ctx, files, kept)
 	}
-	files = append(files, fds...)
+	return c.fork(ctx, files, kept)
+}
+
+// fork is what the standard library offers. Plain numbers and
+// syscall.StartProcess are used because os.File.Fd may set a socket to blocking,
+// for this process too.
+func (c command) fork(_ context.Context, files []given, kept []int) (process, error) {
+	list := []uintptr{standardStream(0), standardStream(1), standardStream(2)}
+	put := func(from, to int) {
+		for len(list) <= to {
+			list = append(list, ^uintptr(0)) // none
+		}
+		list[to] = uintptr(from)
+	}
+	for _, f := range files {
+		put(f.from, f.to)
+	}
+	for _, fd := range kept {
+		put(fd, fd)
+	}
 	if c.sibling {
-		return startSibling(c, files)
+		return startSibling(c, list)
 	}
-	l, err := startChild(c.path, c.argv, &syscall.ProcAttr{Dir: c.dir, Env: c.env, Files: files})
+	if c.dir != "" && !c.dirAsked { // which of the two can't be told by the error
+		if err := unix.Access(c.dir, unix.X_OK); err != nil {
+			return nil, &dirError{c.dir, err}
+		}
+	}
+	l, err := startChild(c.path, c.argv, &syscall.ProcAttr{Dir: c.dir, Env: c.env, Files: list})
 	if err != nil {
-		return nil, fmt.Errorf("start %s in %s: %w", c.path, c.dir, err)
+		return nil, c.failed(err)
 	}
-	p, err := os.FindProcess(l.pid)
-	if err != nil {
-		l.kill()
-		var ws syscall.WaitStatus
-		syscall.Wait4(l.pid, &ws, 0, nil)
-		l.close()
-		return nil, fmt.Errorf("start %s: %w", c.path, err)
+	return c.process(l), nil
+}
+
+// process is c, started.
+func (c command) process(l *life) process {
+	if l.pidfd < 0 {
+		l.start, _ = startOf(l.pid)
 	}
-	return &child{p, l}, nil
+	if c.sibling {
+		return newSibling(l)
+	}
+	return &child{life: l}
+}
+
+// failed says that c could not be executed.
+func (c command) failed(err error) error {
+	return fmt.Errorf("start %s in %s: %w", c.path, cmp.Or(c.dir, "this process's directory"), err)
 }
 
 // standardStream is fd if it is still what the process was started with: a
@@ -58,8 +96,9 @@ type handover struct {
 	control int
 	first   int // of the sockets
 	count   int
-	parent  int  // of the new process; 0: this one
-	opened  bool // the numbers are not ours any more
+	parent  int    // of the new process; 0: this one
+	kept    string // the user's descriptors, with dots between them
+	opened  bool   // the numbers are not ours any more
 }
 
 // variable is the value of handoverVariable: for whom it is meant, and which
@@ -70,49 +109,85 @@ func (h handover) variable(control int) (string, error) {
 	if err := unix.Fstat(control, &st); err != nil {
 		return "", os.NewSyscallError("fstat", err)
 	}
-	return fmt.Sprintf("version=%d,parent=%d,socket=%d,ready=%d,control=%d,first=%d,count=%d",
-		h.version, cmp.Or(h.parent, os.Getpid()), uint64(st.Ino), h.ready, h.control, h.first, h.count), nil
+	v := fmt.Sprintf("version=%d,parent=%d,socket=%d,ready=%d,control=%d,first=%d,count=%d",
+		h.version, cmp.Or(h.parent, os.Getpid()), uint64(st.Ino), h.ready, h.control, h.first, h.count)
+	if h.kept != "" {
+		v += ",keep=" + h.kept
+	}
+	return v, nil
 }
 
-// inherited is what this process was given, if it was. It is looked for here,
-// before any init function of the program, so that nothing that the program
-// starts can inherit it.
-var inherited, inheritedErr = takeHandover()
+// number gives each of n sockets, the pipe and the channel a number that is none
+// of kept, which are the user's.
+func (h *handover) number(n int, kept []int) {
+	next := 3
+	free := func() int {
+		for slices.Contains(kept, next) {
+			next++
+		}
+		next++
+		return next - 1
+	}
+	h.ready, h.control = free(), free()
+	h.first, h.count = firstSocket(n, next), n
+	for _, fd := range slices.Sorted(slices.Values(kept)) {
+		if fd >= h.first && fd < h.first+n {
+			h.first = fd + 1
+		}
+	}
+	texts := make([]string, len(kept))
+	for i, fd := range kept {
+		texts[i] = strconv.Itoa(fd)
+	}
+	h.kept = strings.Join(texts, ".")
+}
 
-// takeHandover takes the variable out of the environment and, if it was meant
-// for this process, marks what it names close-on-exec. It is nil otherwise: the
-// variable names a parent that isn't ours (and is alive), or a control channel
-// that we don't have.
-func takeHandover() (*handover, error) {
-	v, ok := os.LookupEnv(handoverVariable)
-	if !ok {
+// passedDown gives the descriptors that the first process was started with, and
+// that are the user's: each generation has them under the same numbers. Those
+// that the program has closed, or has marked close-on-exec, or made another
+// file, are not passed on any more.
+func passedDown() (kept []int) {
+	for _, d := range birth.Descriptors {
+		var st unix.Stat_t
+		flags, err := unix.FcntlInt(uintptr(d.FD), unix.F_GETFD, 0)
+		if err == nil && flags&unix.FD_CLOEXEC == 0 && unix.Fstat(d.FD, &st) == nil && uint64(st.Dev) == d.Dev && uint64(st.Ino) == d.Ino {
+			kept = append(kept, d.FD)
+		}
+	}
+	return kept
+}
+
+// inherited is what this process was given, if it was. Package birth has looked
+// before any other package could start something that inherits it.
+var inherited, inheritedErr = takeHandover(birth.Given)
+
+// takeHandover judges what was given. It is nil if the variable was not meant
+// for this process: it names a parent that isn't ours (and is alive), or a
+// control channel or sockets that we don't have.
+func takeHandover(g birth.Handover) (*handover, error) {
+	if !g.Set {
 		return nil, nil
 	}
-	os.Unsetenv(handoverVariable)
-	var h handover
-	var parent int
-	var socket uint64
-	n, _ := fmt.Sscanf(v, "version=%d,parent=%d,socket=%d,ready=%d,control=%d,first=%d,count=%d",
-		&h.version, &parent, &socket, &h.ready, &h.control, &h.first, &h.count)
 	// Every version begins with the first five.
-	if n < 5 || (n < 7 && h.version == protocolVersion) {
-		return nil, fmt.Errorf("%s=%q is not understood", handoverVariable, v)
+	if g.Fields < 5 || (g.Fields < 7 && g.Version == protocolVersion) {
+		return nil, fmt.Errorf("%s=%q is not understood", handoverVariable, g.Value)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(h.control, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK || uint64(st.Ino) != socket {
-		return nil, fmt.Errorf("%s=%q names a control channel that this process does not have", handoverVariable, v)
+	if !g.Ours {
+		return nil, fmt.Errorf("%s=%q names a control channel that this process does not have", handoverVariable, g.Value)
+	}
+	if g.Version == protocolVersion && !g.Whole {
+		return nil, fmt.Errorf("%s=%q names sockets that this process does not have", handoverVariable, g.Value)
+	}
+	h := &handover{version: g.Version, ready: g.Ready, control: g.Control}
+	if g.Whole {
+		h.first, h.count = g.First, g.Count
 	}
 	// If old died meanwhile, somebody else has adopted us.
-	if os.Getppid() != parent && !orphaned(h.control) {
+	if os.Getppid() != g.Parent && !orphaned(h.control) {
 		h.drop()
-		return nil, fmt.Errorf("%s=%q was meant for a child of process %d, and this is one of %d", handoverVariable, v, parent, os.Getppid())
+		return nil, &strayError{g.Value, g.Parent}
 	}
-	unix.CloseOnExec(h.ready)
-	unix.CloseOnExec(h.control)
-	for i := range h.count {
-		unix.CloseOnExec(h.first + i)
-	}
-	return &h, nil
+	return h, nil
 }
 
 func (h *handover) open() (*net.UnixConn, *os.File, error) {

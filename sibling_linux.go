@@ -30,12 +30,14 @@ func canSibling() bool {
 	return true
 }
 
+func newSibling(l *life) process { return &sibling{l} }
+
 func startSibling(c command, files []uintptr) (process, error) {
 	l, err := startChild(c.path, c.argv, &syscall.ProcAttr{
 		Dir: c.dir, Env: c.env, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("start %s in %s: %w", c.path, c.dir, err)
+		return nil, c.failed(err)
 	}
 	return &sibling{l}, nil
 }

@@ -4,4 +4,6 @@ package grace
 
 func canSibling() bool { return false }
 
+func newSibling(*life) process { return nil }
+
 func startSibling(command, []uintptr) (process, error) { return nil, ErrNotSupported }

@@ -31,6 +31,7 @@ func (u *Upgrader) handleSignals() (release func()) {
 		signal.Notify(stop, stops...)
 	}
 	end := make(chan struct{})
+	u.handleHangup(append(stops, asks...), end)
 	go func() {
 		for {
 			select {

@@ -2,6 +2,7 @@ package grace
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -90,7 +91,7 @@ type system struct {
 	masterErr    error
 	manager      *serviceManager // nil without systemd's notify socket
 	managerErr   error
-	start        func(c command, ready, control int, sockets []int) (process, error)
+	start        func(ctx context.Context, c command, ready, control int, sockets []int) (process, error)
 	parentLife   func(control *net.UnixConn, pid int) lifeline
 }
 
@@ -168,6 +169,10 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	}
 	u.servers = []drainer{u.socks}
 	if err := u.takePIDFile(); err != nil {
+		var running *RunningError
+		if errors.As(err, &running) {
+			err = u.blameScript(err, running.Pid)
+		}
 		u.endSignals()
 		if u.parent != nil {
 			go u.parent.ch.writeLoop()
@@ -184,6 +189,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 		u.runParent()
 	}
 	u.joinMaster()
+	u.foreseeTrouble()
 	u.warnIfNeverReady()
 	return u, nil
 }
@@ -203,8 +209,8 @@ func (u *Upgrader) findPlace() (err error) {
 		}
 		u.socks = newSockets(nil, 0)
 		u.socks.fromMaster(u.master)
-		u.home, err = findHome()
-		return err
+		u.home = firstHome
+		return noHomeErr
 	}
 	if u.parent, err = joinParent(h, u.opt.readyTimeout); err != nil {
 		return err
@@ -212,7 +218,7 @@ func (u *Upgrader) findPlace() (err error) {
 	m := &u.parent.m
 	u.parent.life = u.sys.parentLife(u.parent.ch.conn, m.Pid)
 	u.generation = m.Generation
-	u.home = home{dir: m.Dir, path: m.Path}
+	u.home = home{dir: m.Dir, path: m.Path, real: m.Binary}
 	if last := len(m.Sockets) - 1; last >= 0 && m.Sockets[last].Kind == kindPIDLock {
 		m.Sockets = m.Sockets[:last]
 		u.parent.pidLock = inheritFile(h.first+last, "PID file's lock")
@@ -314,7 +320,7 @@ func (u *Upgrader) onLaunched(s *successor, err error) {
 	if s != nil {
 		u.next = s
 		u.watch(s)
-		u.watchClock(s)
+		u.watchClock(s, u.opt.readyTimeout-time.Since(s.launched))
 	}
 	switch {
 	case u.state != upgrading: // told to stop meanwhile
@@ -329,10 +335,10 @@ func (u *Upgrader) onLaunched(s *successor, err error) {
 	}
 }
 
-// watchClock gives new the ready timeout, from now on.
-func (u *Upgrader) watchClock(s *successor) {
+// watchClock gives new what is left of the ready timeout.
+func (u *Upgrader) watchClock(s *successor, left time.Duration) {
 	went := s.went
-	s.late = time.AfterFunc(u.opt.readyTimeout, func() { u.post(func() { u.onLate(s, went) }) })
+	s.late = time.AfterFunc(left, func() { u.post(func() { u.onLate(s, went) }) })
 }
 
 // onLate: the ready timeout is up. One that began before go counts no more: new
@@ -426,7 +432,7 @@ func (u *Upgrader) Generation() int { return u.generation }
 func (u *Upgrader) Listen(network, addr string) (net.Listener, error) {
 	l, err := u.socks.listen(u.opt.listenConfig, network, addr)
 	if err != nil {
-		return nil, err // not l, a nil pointer
+		return nil, u.listenError(network, addr, err) // not l, a nil pointer
 	}
 	if l.sock.Master && u.parent == nil {
 		u.log.Info("grace: listening on the master's socket", "asked", network+" "+addr, "used", l.addr.Network()+" "+l.addr.String())
@@ -438,5 +444,32 @@ func (u *Upgrader) Listen(network, addr string) (net.Listener, error) {
 // unixgram a [*UnixgramConn]. When this process ends, reads return
 // net.ErrClosed: no error for an actor that serves packets.
 func (u *Upgrader) ListenPacket(network, addr string) (net.PacketConn, error) {
-	return u.socks.listenPacket(u.opt.listenConfig, network, addr)
+	p, err := u.socks.listenPacket(u.opt.listenConfig, network, addr)
+	if err != nil {
+		return nil, u.listenError(network, addr, err)
+	}
+	return p, nil
+}
+
+// listenError gives the reason that is behind err, where there is one. A process
+// that stops has given back what it had inherited, and the address is in use.
+func (u *Upgrader) listenError(network, addr string, err error) error {
+	if u.ctx.Err() != nil {
+		return fmt.Errorf("grace: listen %s %s: %w", network, addr, ErrStopped)
+	}
+	if errors.Is(err, errAddrInUse) {
+		return u.blameScript(err, 0)
+	}
+	return err
+}
+
+// blameScript adds to an error that would not be if this process were the one
+// that an old one has started, and not a child of that. holder is the pid that
+// is in the way, if it is known.
+func (u *Upgrader) blameScript(err error, holder int) error {
+	var stray *strayError
+	if errors.As(u.sys.inheritedErr, &stray) && (holder == 0 || holder == stray.parent) {
+		return fmt.Errorf("grace: process %d was to be upgraded, and what it has started for that, process %d, has started this one as a child: a script must end in exec: %w", stray.parent, os.Getppid(), err)
+	}
+	return err
 }
