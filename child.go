@@ -79,12 +79,14 @@ func (u *Upgrader) runParent() {
 		case msgStop:
 			var s stopMessage
 			if m.decode(&s) == nil {
-				u.post(func() { u.onStop(stopRequest{now: s.Now, passedOn: true}) })
+				at := time.Now()
+				u.post(func() { u.onStop(stopRequest{at: at, now: s.Now, passedOn: true}) })
 			}
 		case msgPing: // in a goroutine: it may hang, and what else old sends is to be read
 			go u.post(func() { p.ch.send(newMessage(msgPong, nil)) })
 		case msgUpgrade:
-			u.post(func() { u.onUpgrade(nil) })
+			at := time.Now()
+			u.post(func() { u.onUpgradeSignal(fromPeer, at) })
 		case msgMain:
 			u.post(func() { u.onMain(true) })
 		}

@@ -13,6 +13,7 @@ import (
 // A stopRequest asks this process to end.
 type stopRequest struct {
 	signal   os.Signal // nil if it was not a signal
+	at       time.Time // when it has arrived; zero is now
 	now      bool      // cut off what is left
 	passedOn bool      // the other process of a hand-over was told first
 	leave    bool      // only this process is to end, not the service
@@ -21,8 +22,9 @@ type stopRequest struct {
 
 // Stop ends the service, as SIGTERM does: this process stops accepting, drains
 // and closes Done. It returns at once. A second call cuts off what is left. If
-// this process has handed over, the new one is told to stop as well; if a new
-// process is starting, it is killed. After Done it does nothing.
+// this process has handed over less than 10 seconds ago, the new one is told to
+// stop as well, and later only if a supervisor takes this process for the
+// service; if a new process is starting, it is killed. After Done it does nothing.
 func (u *Upgrader) Stop() { u.post(func() { u.onStop(stopRequest{}) }) }
 
 // Close ends this process's part, for programs that give up on an error: like
@@ -31,6 +33,13 @@ func (u *Upgrader) Stop() { u.post(func() { u.onStop(stopRequest{}) }) }
 func (u *Upgrader) Close() { u.post(func() { u.onStop(stopRequest{leave: true}) }) }
 
 func (u *Upgrader) onStop(r stopRequest) {
+	if u.repeatedStop(&r) {
+		return
+	}
+	if u.concernsOldOnly(r) {
+		u.endOldOnly(r)
+		return
+	}
 	if u.state == stopped {
 		u.passStop(r)
 		return
@@ -42,13 +51,7 @@ func (u *Upgrader) onStop(r stopRequest) {
 		if u.underMaster() && (r.signal != nil || r.reason != "") {
 			return // masters repeat it: to all that are not the newest, at each upgrade
 		}
-		if u.toldOnly && !r.passedOn {
-			u.toldOnly = false // the same signal, which the other process was faster to pass on
-			return
-		}
 		r.now = true
-	} else {
-		u.toldOnly = r.passedOn
 	}
 	if r.signal != nil {
 		u.log.Info("grace: stopping", "signal", r.signal, "now", r.now)
@@ -102,12 +105,66 @@ func (u *Upgrader) onStop(r stopRequest) {
 	}
 }
 
+// repeatedStop reports whether r is no more than a stop that was asked for a
+// moment before: see repeats. Only this keeps a supervisor that signals both
+// processes of a hand-over from cutting off what they have begun.
+func (u *Upgrader) repeatedStop(r *stopRequest) bool {
+	if r.at.IsZero() {
+		r.at = time.Now()
+	}
+	switch {
+	case r.leave:
+		return false
+	case r.passedOn:
+		u.stops.again(fromPeer, r.at) // of several, onStop takes the first
+		return false
+	case r.signal == nil: // a program's second Stop is meant
+		return u.stops.passedOn(r.at)
+	case !u.stops.again(signalName(r.signal), r.at):
+		return false
+	}
+	u.log.Info("grace: the same signal again; it counts as one", "signal", r.signal, "within", sameSignal)
+	return true
+}
+
+// passOnFor is how long after the hand-over a stop that reaches old is one of
+// the service: whoever sent it had read the PID file a moment before. Later it
+// is meant for a process that takes too long to end.
+const passOnFor = 10 * time.Second
+
+// concernsOldOnly reports whether new serves on, whatever becomes of this process.
+func (u *Upgrader) concernsOldOnly(r stopRequest) bool {
+	s := u.next
+	return s != nil && s.accepted && !s.left && !s.orderly && u.state >= yielded && !u.stopAsked &&
+		!r.leave && !r.passedOn && r.at.Sub(s.since) > passOnFor && !u.isService()
+}
+
+// endOldOnly: this process alone is to end. It drains already, or does from now
+// on; the first signal cuts off nothing here either, since new may have got the
+// same one, and pass it on.
+func (u *Upgrader) endOldOnly(r stopRequest) {
+	s := u.next
+	r.now, s.alone = s.alone, true
+	u.log.Info("grace: stop asked of a process that has handed over long ago; only this process ends", "new", s.proc.pid(), "signal", r.signal, "now", r.now)
+	switch {
+	case u.state == stopped:
+		if r.signal != nil { // the program hangs on its way out: one more signal ends it
+			u.endSignals()
+		}
+	case u.state == yielded:
+		u.probation.Stop()
+		u.onProbationOver()
+	case r.now && u.drain != nil:
+		u.drain.hurry()
+	}
+}
+
 // passStop tells the other process of a hand-over that the service is to end.
 func (u *Upgrader) passStop(r stopRequest) {
 	if r.leave || r.passedOn {
 		return
 	}
-	if u.next != nil && u.next.went && !u.next.orderly {
+	if u.next != nil && u.next.went && (r.now || !u.next.orderly) { // an orderly one knows, but not that it should cut off
 		u.log.Info("grace: stop asked of a process that has handed over; passed on", "new", u.next.proc.pid())
 		u.next.ch.send(newMessage(msgStop, &stopMessage{Now: r.now}))
 	}

@@ -19,15 +19,17 @@ type successor struct {
 	pipe   *os.File  // read end of the readiness pipe
 	handed []*socket // by their index in the manifest
 
-	mover    *mover  // from the time that it accepts
-	line     bool    // the ready line has come
-	claims   *claims // have come
-	went     bool    // go was sent: it may accept, and name itself in the PID file
-	accepted bool    // it has said that it accepts
-	orderly  bool    // it was asked to stop: its end is no reason to roll back
-	left     bool    // it has given up by itself and drains
-	killed   error   // why we killed it, one of the Err values
-	told     error   // why it says that it gives up
+	mover    *mover    // from the time that it accepts
+	line     bool      // the ready line has come
+	claims   *claims   // have come
+	went     bool      // go was sent: it may accept, and name itself in the PID file
+	accepted bool      // it has said that it accepts
+	since    time.Time // when it has said so
+	alone    bool      // this process was told to end while new serves on
+	orderly  bool      // it was asked to stop: its end is no reason to roll back
+	left     bool      // it has given up by itself and drains
+	killed   error     // why we killed it, one of the Err values
+	told     error     // why it says that it gives up
 	late     *time.Timer
 	launched time.Time
 
@@ -44,8 +46,8 @@ type successor struct {
 // launch starts the new process. It runs outside of the Upgrader's goroutine,
 // since BeforeUpgrade may take its time.
 func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
-	if os.Getpid() == 1 {
-		return nil, &UpgradeError{Reason: ErrNotSupported, Err: errors.New("this process is PID 1, and when it ends the kernel ends everything in its container, the new process too")}
+	if err := u.wouldEndService(); err != nil {
+		return nil, err
 	}
 	if err := u.mayUpgrade(ctx); err != nil {
 		return nil, err
@@ -355,6 +357,7 @@ func (u *Upgrader) reportDeath(s *successor, state *os.ProcessState) {
 // upgradeFailed: new was never ready, and old goes on as if nothing had been.
 func (u *Upgrader) upgradeFailed(err error) {
 	u.state = serving
+	u.upgrades = repeats{} // what comes now is meant to try again
 	u.retakePIDFile()
 	u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
 	u.tellFailed("the upgrade failed", err)
@@ -366,6 +369,7 @@ func (u *Upgrader) upgradeFailed(err error) {
 func (u *Upgrader) rollBack(err error) {
 	u.probation.Stop()
 	u.state = serving
+	u.upgrades = repeats{}
 	if err := u.socks.openGates(); err != nil {
 		u.log.Error("grace: a listener that the new version had dropped can't be opened again", "err", err)
 	}
@@ -427,10 +431,21 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 	u.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: s.proc.pid(), Err: errors.New("it has stopped by itself")})
 }
 
+// An advised error says itself what the operator may do about it.
+type advised struct {
+	error
+	do string
+}
+
+func (a advised) Unwrap() error { return a.error }
+
 // advice is what the operator may do about a failed upgrade.
 func advice(err error) string {
+	var own advised
 	var start *startError
 	switch {
+	case errors.As(err, &own):
+		return own.do
 	case errors.As(err, &start):
 		return start.do
 	case errors.Is(err, ErrNotSupported):

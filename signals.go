@@ -4,6 +4,8 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"sync"
+	"time"
 )
 
 // handleSignals turns signals into requests until release is called. Then the
@@ -30,25 +32,89 @@ func (u *Upgrader) handleSignals() (release func()) {
 	if stops = without(stops, asks); len(stops) > 0 { // Notify without one means every signal
 		signal.Notify(stop, stops...)
 	}
-	end := make(chan struct{})
+	// When a signal has arrived must not depend on how long the goroutine that
+	// owns the state takes for something else: so one goroutine looks at the
+	// clock, and another one waits until the signal is handled.
+	arrived, end := make(chan func(), 64), make(chan struct{})
 	u.handleHangup(append(stops, asks...), end)
 	go func() {
 		for {
+			var f func()
 			select {
-			case <-upgrade:
-				u.post(func() { u.onUpgrade(nil) })
+			case s := <-upgrade:
+				at := time.Now()
+				f = func() { u.onUpgradeSignal(signalName(s), at) }
 			case s := <-stop:
-				u.post(func() { u.onStop(stopRequest{signal: s}) })
+				at := time.Now()
+				f = func() { u.onStop(stopRequest{signal: s, at: at}) }
+			case <-end:
+				return
+			}
+			select {
+			case arrived <- f:
+			default: // so many wait that one more says nothing new
+			}
+		}
+	}()
+	go func() {
+		for {
+			select {
+			case f := <-arrived:
+				u.post(f)
 			case <-end:
 				return
 			}
 		}
 	}()
-	return func() {
+	return sync.OnceFunc(func() {
 		signal.Stop(stop)
 		close(end)
-	}
+	})
 }
+
+// sameSignal is the time in which the same signal counts once.
+const sameSignal = 500 * time.Millisecond
+
+// A repeats recognises one request that arrives several times. Supervisors
+// signal a whole process group or cgroup (supervisord's stopasgroup, tini -g,
+// dumb-init, systemd's KillMode=control-group, Ctrl-C in a terminal): both
+// processes of a hand-over get the signal, each passes it on to the other, and
+// a script between may pass it on once more. A person who sends a signal again
+// takes longer.
+type repeats struct {
+	counted map[string]time.Time // by the signal's name: when one has last counted
+}
+
+// fromPeer is the name of a request that the other process of a hand-over has
+// passed on: of whatever signal.
+const fromPeer = ""
+
+// again reports whether a request that has arrived at that time is one that has
+// counted already. If it is not, it counts.
+func (r *repeats) again(name string, at time.Time) bool {
+	for other, counted := range r.counted {
+		// What the other process passes on has counted there.
+		same := name == other && name != fromPeer || (name == fromPeer) != (other == fromPeer)
+		// Two goroutines see requests arrive: a later one may come first here.
+		if same && at.Sub(counted).Abs() < sameSignal {
+			return true
+		}
+	}
+	if r.counted == nil {
+		r.counted = map[string]time.Time{}
+	}
+	r.counted[name] = at
+	return false
+}
+
+// passedOn reports whether a request that the other process has passed on has
+// counted a moment before.
+func (r *repeats) passedOn(at time.Time) bool {
+	counted, ok := r.counted[fromPeer]
+	return ok && at.Sub(counted).Abs() < sameSignal
+}
+
+func signalName(s os.Signal) string { return s.String() }
 
 // without gives those of signals that others does not name.
 func without(signals, others []os.Signal) []os.Signal {

@@ -1,9 +1,11 @@
 package grace
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"time"
 )
 
 // Who asks for an upgrade, and when it begins.
@@ -35,6 +37,15 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// onUpgradeSignal: this process was sent a signal, or old was and has passed it on.
+func (u *Upgrader) onUpgradeSignal(name string, at time.Time) {
+	if u.upgrades.again(name, at) {
+		u.log.Info("grace: the same signal again; it counts as one", "signal", cmp.Or(name, "passed on"), "within", sameSignal)
+		return
+	}
+	u.onUpgrade(nil)
 }
 
 func (u *Upgrader) onUpgrade(reply chan error) {

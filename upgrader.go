@@ -71,7 +71,8 @@ type Upgrader struct {
 	launching    bool          // a new process may exist that next does not name yet
 	parentGone   bool
 	stopAsked    bool
-	toldOnly     bool // so far by the other process of a hand-over, not by a signal or a call
+	stops        repeats
+	upgrades     repeats
 	cutSoon      bool // the drain that is to begin cuts off at once
 	ends         bool // the service does, not only this process
 	held         bool // drained; for systemd this process outlives new
@@ -91,6 +92,7 @@ type system struct {
 	masterErr    error
 	manager      *serviceManager // nil without systemd's notify socket
 	managerErr   error
+	starter      starter
 	start        func(ctx context.Context, c command, ready, control int, sockets []int) (process, error)
 	parentLife   func(control *net.UnixConn, pid int) lifeline
 }
@@ -99,7 +101,8 @@ func realSystem() system {
 	return system{
 		inherited: inherited, inheritedErr: inheritedErr,
 		master: theMaster, masterErr: theMasterErr,
-		manager: theServiceManager, managerErr: theServiceManagerErr, start: startProcess, parentLife: parentLife,
+		manager: theServiceManager, managerErr: theServiceManagerErr,
+		starter: theStarter, start: startProcess, parentLife: parentLife,
 	}
 }
 
@@ -353,7 +356,7 @@ func (u *Upgrader) onLate(s *successor, went bool) {
 // onAccepting: new accepts. Stop accepting, and stand by.
 func (u *Upgrader) onAccepting(s *successor) {
 	s.late.Stop()
-	s.accepted = true
+	s.accepted, s.since = true, time.Now()
 	u.tellParentOfSuccessor("")
 	u.socks.yield(s.handed, s.claims.Sockets)
 	u.state = yielded

@@ -93,18 +93,25 @@ func TestManySignals(t *testing.T) {
 		}
 	}
 	// The last one counts if the process that it was sent to was the one to
-	// send it to.
+	// send it to, and had not counted another one a moment before.
 	for {
 		before := s.Living()
-		if pid := s.signalFile(syscall.SIGUSR2); s.filePid() != pid {
+		pid := s.filePid()
+		repeats := fmt.Sprintf(`it counts as one" from=%d `, pid)
+		repeated := s.Count(repeats)
+		if s.signalFile(syscall.SIGUSR2) != pid || s.filePid() != pid {
 			continue
 		}
+		done := false
 		proctest.WaitFor(t, proctest.Limit, "a process that was started after the last signal, alone", func() bool {
 			now := s.All()
-			return len(now) == 1 && !slices.Contains(before, now[0].Pid) &&
+			done = len(now) == 1 && !slices.Contains(before, now[0].Pid) &&
 				s.Count(fmt.Sprintf(`passed on" from=\d+ new=%d$`, now[0].Pid)) == 0 // else it starts another
+			return done || s.Count(repeats) > repeated
 		})
-		break
+		if done {
+			break
+		}
 	}
 	pid := s.WaitAlone()
 	if s.filePid() != pid || s.servingPid() != pid {
@@ -146,10 +153,9 @@ func TestSignalsWhileStarting(t *testing.T) {
 			new := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
 			asked := s.beginUpgrade()
 			s.waitQueued(1)
-			s.Signal(old, syscall.SIGUSR2)
-			s.waitQueued(2)
-			s.Signal(old, syscall.SIGUSR2)
-			s.waitQueued(3)
+			for range 2 {
+				s.signalAnew(old, syscall.SIGUSR2, `it waits its turn`)
+			}
 			s.Signal(new, syscall.SIGUSR1)
 			got := s.waitResult(asked)
 			s.WaitGone(old)
@@ -179,8 +185,7 @@ func TestSignalWhileStartingThatFails(t *testing.T) {
 	new := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
 	asked := s.beginUpgrade()
 	s.waitQueued(1)
-	s.Signal(old, syscall.SIGUSR2)
-	s.waitQueued(2)
+	s.signalAnew(old, syscall.SIGUSR2, `it waits its turn`)
 	s.Signal(new, syscall.SIGKILL)
 	if got := s.waitResult(asked); got.Err != "" {
 		t.Errorf("Upgrade returned %+v, want nil", got)
@@ -196,6 +201,28 @@ func (s *server) waitQueued(n int) {
 	s.t.Helper()
 	proctest.WaitFor(s.t, proctest.Limit, fmt.Sprintf("%d requests to wait their turn", n), func() bool {
 		return s.Count(`msg="grace: upgrade asked; it waits its turn" .*until="the upgrade under way is over"`) >= n
+	})
+}
+
+// signalAnew sends a signal to a process, again and again until it counts as
+// another one than the same signal a moment before, which a line of the log shows.
+func (s *server) signalAnew(pid int, sig syscall.Signal, counts string) {
+	s.t.Helper()
+	before := s.Count(counts)
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	proctest.WaitFor(s.t, proctest.Limit, fmt.Sprintf("%v to count", sig), func() bool {
+		if s.Count(counts) > before {
+			return true
+		}
+		select {
+		case <-again.C:
+			if s.Has(pid) { // it may end by that
+				syscall.Kill(pid, sig)
+			}
+		default:
+		}
+		return false
 	})
 }
 
@@ -246,7 +273,7 @@ func TestTermTwice(t *testing.T) {
 			h := s.hold()
 			s.Signal(s.Pid(), sigs[0])
 			s.WaitLine(`msg="grace: stopping".* now=false`)
-			s.Signal(s.Pid(), sigs[1])
+			s.signalAnew(s.Pid(), sigs[1], `msg="grace: stopping".* now=true`)
 			h.cutOff()
 			s.mustStopAll(s.Pid())
 			if s.Count(`level=WARN .*drained; connections were cut off.* cut=1$`) != 1 {
@@ -302,7 +329,7 @@ func TestTermAfterHandOver(t *testing.T) {
 			h2 := s.hold()
 			s.Signal(old, syscall.SIGTERM)
 			s.WaitLine(`msg="grace: stopping".* now=false`)
-			s.Signal(old, syscall.SIGTERM)
+			s.signalAnew(old, syscall.SIGTERM, `msg="grace: stopping".* now=true`)
 			h.cutOff()
 			h2.cutOff()
 			s.mustStopAll(old)
@@ -348,8 +375,7 @@ func TestUpgradeAfterHandOver(t *testing.T) {
 			s.WaitLine(map[string]string{"in probation": `standing by"`, "in drain": `upgrade done; draining"`}[name])
 			new := s.successor(old)
 			for range 3 {
-				s.Signal(old, syscall.SIGUSR2)
-				s.WaitLine(fmt.Sprintf(`passed on" from=%d new=%d`, old, new))
+				s.signalAnew(old, syscall.SIGUSR2, fmt.Sprintf(`passed on" from=%d new=%d`, old, new))
 			}
 			h.release()
 			s.WaitGone(old)

@@ -1,0 +1,274 @@
+//go:build unix
+
+package grace
+
+import (
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestSameSignalCountsOnce(t *testing.T) {
+	type arrival struct {
+		name   string
+		after  time.Duration
+		counts bool
+	}
+	const late = sameSignal + time.Millisecond
+	for name, arrivals := range map[string][]arrival{
+		"twice":                          {{"term", 0, true}, {"term", sameSignal - 1, false}},
+		"again later":                    {{"term", 0, true}, {"term", late, true}},
+		"what did not count is no start": {{"term", 0, true}, {"term", sameSignal / 2, false}, {"term", late, true}, {"term", late + 1, false}},
+		"another signal":                 {{"term", 0, true}, {"int", 1, true}, {"term", 2, false}, {"int", 3, false}},
+		"passed on, then sent":           {{fromPeer, 0, true}, {"term", 1, false}, {"int", 2, false}, {"term", late, true}},
+		"sent, then passed on":           {{"term", 0, true}, {fromPeer, 1, false}, {fromPeer, late, true}},
+		"passed on twice":                {{fromPeer, 0, true}, {fromPeer, 1, true}},
+		"seen in the wrong order":        {{"term", 10, true}, {fromPeer, 0, false}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var r repeats
+			begin := time.Now()
+			for i, a := range arrivals {
+				if got := !r.again(a.name, begin.Add(a.after)); got != a.counts {
+					t.Errorf("arrival %d, %q after %v, counts: %v; want %v", i, a.name, a.after, got, a.counts)
+				}
+			}
+		})
+	}
+}
+
+// A stubborn server has a request that does not end by itself.
+type stubborn struct {
+	draining chan *drain
+	end      chan struct{}
+}
+
+func (s *stubborn) drain(d *drain) drainReport {
+	s.draining <- d
+	select {
+	case <-d.cut:
+	case <-s.end:
+	}
+	return drainReport{}
+}
+
+func (s *stubborn) offer(*mover) {}
+func (s *stubborn) resume()      {}
+func (s *stubborn) shutdown()    {}
+
+func (s *stubborn) mustDrain(t *testing.T, who string) *drain {
+	t.Helper()
+	return receive(t, s.draining, "the drain of "+who)
+}
+
+func mustBeCut(t *testing.T, d *drain, who string, want bool) {
+	t.Helper()
+	if want {
+		receive(t, d.cut, "the cut of "+who)
+		return
+	}
+	select {
+	case <-d.cut:
+		t.Errorf("the drain of %s was cut off", who)
+	default:
+	}
+}
+
+// stopHouse has generations whose drain does not end by itself.
+func stopHouse(t *testing.T) (*house, chan *stubborn) {
+	servers := make(chan *stubborn, 9)
+	h := newHouse(t, func(g *generation) error {
+		s := &stubborn{make(chan *drain, 9), make(chan struct{})}
+		g.serversMu.Lock()
+		g.Upgrader.servers = append(g.Upgrader.servers, s)
+		g.serversMu.Unlock()
+		servers <- s
+		return g.Ready()
+	})
+	return h, servers
+}
+
+// signalled is what the signal handler does, at a time of the test's choice.
+func (g *generation) signalled(at time.Time) {
+	g.ask(func() { g.onStop(stopRequest{signal: syscall.SIGTERM, at: at}) })
+}
+
+// ask calls f in the goroutine that owns the state, and waits for it.
+func (g *generation) ask(f func()) {
+	done := make(chan struct{})
+	g.post(func() { f(); close(done) })
+	receive(g.house.t, done, "the goroutine that owns the state")
+}
+
+// toldToStop waits until it was told that the service is to end, and says when
+// it heard that from the other process.
+func (g *generation) toldToStop() (at time.Time) {
+	g.house.t.Helper()
+	end := time.Now().Add(limit)
+	for told := false; !told; time.Sleep(time.Millisecond) {
+		g.ask(func() { told, at = g.stopAsked, g.stops.counted[fromPeer] })
+		if time.Now().After(end) {
+			g.house.t.Fatalf("generation %d was not told to stop within %v", g.n, limit)
+		}
+	}
+	return at
+}
+
+// A handOver is two generations after it.
+type handOver struct {
+	old, new             *generation
+	oldServer, newServer *stubborn
+}
+
+// handsOver makes one whose old process is in that state.
+func handsOver(t *testing.T, want state) *handOver {
+	h, servers := stopHouse(t)
+	h.opts = func(int) []Option {
+		if want == draining {
+			return []Option{Probation(0)}
+		}
+		return []Option{Probation(time.Hour)}
+	}
+	p := &handOver{old: h.first()}
+	p.oldServer = <-servers
+	p.old.upgrade()
+	p.new = h.next()
+	p.newServer = <-servers
+	p.old.await(want)
+	return p
+}
+
+// TestStopOfBoth: TERM to the process group of a hand-over reaches both, and
+// each passes it on to the other. It drains both, and cuts nothing off; a second
+// one does.
+func TestStopOfBoth(t *testing.T) {
+	for _, moment := range []state{yielded, draining} {
+		for _, order := range []string{"old first", "new first", "at once"} {
+			t.Run(moment.String()+", "+order, func(t *testing.T) {
+				p := handsOver(t, moment)
+				first, second := p.old, p.new
+				if order == "new first" {
+					first, second = p.new, p.old
+				}
+				at := time.Now()
+				first.signalled(at)
+				if order != "at once" {
+					at = second.toldToStop()
+				}
+				second.signalled(at)
+				first.toldToStop()
+				second.toldToStop()
+				oldDrain, newDrain := p.oldServer.mustDrain(t, "old"), p.newServer.mustDrain(t, "new")
+				mustBeCut(t, oldDrain, "old", false)
+				mustBeCut(t, newDrain, "new", false)
+
+				first.signalled(time.Now().Add(2 * sameSignal))
+				mustBeCut(t, oldDrain, "old", true)
+				mustBeCut(t, newDrain, "new", true)
+				receive(t, p.old.Done(), "Done of old")
+				receive(t, p.new.Done(), "Done of new")
+			})
+		}
+	}
+}
+
+// handedOverLongAgo makes the hand-over as old as that.
+func (p *handOver) handedOverLongAgo(ago time.Duration) {
+	p.old.ask(func() { p.old.next.since = time.Now().Add(-ago) })
+}
+
+// TestLateStop: a signal to old long after the hand-over ends old alone, and cuts
+// off nothing before it comes again.
+func TestLateStop(t *testing.T) {
+	for _, moment := range []state{yielded, draining} {
+		t.Run(moment.String(), func(t *testing.T) {
+			p := handsOver(t, moment)
+			p.handedOverLongAgo(2 * passOnFor)
+			at := time.Now()
+			p.old.signalled(at)
+			oldDrain := p.oldServer.mustDrain(t, "old")
+			mustBeCut(t, oldDrain, "old", false)
+			p.old.signalled(at.Add(2 * sameSignal))
+			mustBeCut(t, oldDrain, "old", true)
+			receive(t, p.old.Done(), "Done of old")
+			p.new.await(serving)
+			p.new.ask(func() {
+				if p.new.stopAsked || len(p.new.stops.counted) > 0 {
+					t.Error("the new process was told to stop")
+				}
+			})
+		})
+	}
+}
+
+// TestLateStopOfBoth: it was one of the whole service after all. Old hears that
+// from new, and drains on.
+func TestLateStopOfBoth(t *testing.T) {
+	for _, order := range []string{"old first", "new first"} {
+		t.Run(order, func(t *testing.T) {
+			p := handsOver(t, draining)
+			p.handedOverLongAgo(2 * passOnFor)
+			at := time.Now()
+			if order == "old first" {
+				p.old.signalled(at)
+				p.new.signalled(at)
+				p.old.toldToStop()
+			} else {
+				p.new.signalled(at)
+				p.old.signalled(p.old.toldToStop())
+			}
+			oldDrain, newDrain := p.oldServer.mustDrain(t, "old"), p.newServer.mustDrain(t, "new")
+			p.old.ask(func() {})
+			mustBeCut(t, oldDrain, "old", false)
+			mustBeCut(t, newDrain, "new", false)
+			close(p.oldServer.end)
+			close(p.newServer.end)
+			receive(t, p.old.Done(), "Done of old")
+			receive(t, p.new.Done(), "Done of new")
+		})
+	}
+}
+
+// TestStopByWhoKnowsTheFirstPidOnly: a supervisor that takes the first process
+// for the service stops the service by it, however long ago it handed over.
+func TestStopByWhoKnowsTheFirstPidOnly(t *testing.T) {
+	for name, s := range map[string]starter{"supervisord": {supervisord: true}, "systemd": {systemd: true}} {
+		t.Run(name, func(t *testing.T) {
+			p := handsOver(t, draining)
+			p.handedOverLongAgo(2 * passOnFor)
+			p.old.ask(func() { p.old.sys.starter = s })
+			p.old.signalled(time.Now())
+			p.new.toldToStop()
+			close(p.oldServer.end)
+			close(p.newServer.end)
+			receive(t, p.old.Done(), "Done of old")
+			receive(t, p.new.Done(), "Done of new")
+		})
+	}
+}
+
+// TestUpgradeSignalTwice: one signal to the process group, and once more by a
+// script in it, is one upgrade; later it is another one.
+func TestUpgradeSignalTwice(t *testing.T) {
+	h := newHouse(t, func(g *generation) error { return g.Ready() })
+	h.opts = func(int) []Option { return []Option{Probation(time.Hour)} }
+	g := h.first()
+	begin := time.Now()
+	wanted := func() (wants bool) {
+		g.ask(func() { wants = g.pending || g.passed })
+		return wants
+	}
+	g.ask(func() {
+		g.onUpgradeSignal("usr2", begin)
+		g.onUpgradeSignal("usr2", begin.Add(sameSignal-1))
+		g.onUpgradeSignal(fromPeer, begin.Add(sameSignal-1))
+	})
+	if wanted() {
+		t.Error("a second upgrade is wanted after one signal that came several times")
+	}
+	h.next()
+	g.ask(func() { g.onUpgradeSignal("usr2", begin.Add(sameSignal)) })
+	if !wanted() {
+		t.Error("no second upgrade is wanted after a second signal")
+	}
+}
