@@ -431,21 +431,10 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 	u.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: s.proc.pid(), Err: errors.New("it has stopped by itself")})
 }
 
-// An advised error says itself what the operator may do about it.
-type advised struct {
-	error
-	do string
-}
-
-func (a advised) Unwrap() error { return a.error }
-
 // advice is what the operator may do about a failed upgrade.
 func advice(err error) string {
-	var own advised
 	var start *startError
 	switch {
-	case errors.As(err, &own):
-		return own.do
 	case errors.As(err, &start):
 		return start.do
 	case errors.Is(err, ErrNotSupported):
