@@ -189,6 +189,7 @@ type detour struct {
 	grace    time.Duration
 	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
 	firstFor time.Duration // and how long the server then waits for the rest
+	lingers  time.Duration // after its last answer, if that is on the way
 	first    []byte        // of a connection of a live that keeps them: see proof.go
 	stays    *mover        // has failed to, and is not to try again and again
 }
@@ -443,6 +444,7 @@ func (t *track) setPhase(p phase) {
 func (t *track) close() error {
 	t.mu.Lock()
 	was, away, leaving, m, hijacked := t.closed, t.away, t.leaving, t.mover, t.phase == phaseHijacked
+	lingers := t.lingers > 0 && !hijacked && !was && !away && !leaving
 	t.closed, t.away = true, away || leaving
 	t.mu.Unlock()
 	if away {
@@ -452,6 +454,10 @@ func (t *track) close() error {
 		if m == nil || !m.move(t, nil) {
 			t.l.takeBack(t, nil, m, false)
 		}
+		return nil
+	}
+	if lingers {
+		go t.linger(func() { t.l.live.remove(t, false) })
 		return nil
 	}
 	if !was {

@@ -274,8 +274,8 @@ func (d *door) peek(c net.Conn) (http2 bool, err error) {
 		n, err = c.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 	}
-	// After a part of a line and the end, net/http has something to say.
-	if err != nil && (len(b) == 0 || err != io.EOF) {
+	// After a part of a line net/http has something to say.
+	if err != nil && (len(b) == 0 || d.s.ends()) {
 		return false, err
 	}
 	c.(peeker).unpeek(b)

@@ -79,6 +79,7 @@ type httpServer struct {
 	baseContext func(net.Listener) context.Context
 
 	draining atomic.Pointer[drain] // nil if it does not drain
+	lingers  time.Duration         // see lingerFor
 	finished chan struct{}         // closed by shutdown: execute returns
 	userShut atomic.Bool           // user.Shutdown was called, which is once
 
@@ -110,7 +111,7 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 	s := &httpServer{
 		u: u, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
-		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]bool{},
+		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]bool{}, lingers: lingerFor,
 	}
 	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
 	s.template = clone(srv)
@@ -183,23 +184,33 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.doubts.Load() {
 		s.prove(r)
 	}
-	if r.ProtoMajor < 2 && s.ends() { // HTTP/2 gets GOAWAY
-		addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		t := s.conns.find(addr)
-		if t != nil {
-			s.letGo(t) // drain may not have come to it yet
-		}
-		if t == nil || !t.movable() || time.Since(s.begun()) > s.u.opt.idleGrace {
-			// Also where one pipelined request after the other leaves no
-			// moment in which it could move.
-			w.Header().Set("Connection", "close")
-		}
-	}
 	h := s.handler
 	if h == nil {
 		h = http.DefaultServeMux
 	}
+	if r.ProtoMajor < 2 && s.ends() && s.isLast(r) { // HTTP/2 gets GOAWAY
+		last := &goodbye{ResponseWriter: w}
+		h.ServeHTTP(last, r)
+		last.say()
+		return
+	}
 	h.ServeHTTP(w, r)
+}
+
+// isLast says, while connections are to end or to move, whether this one gets
+// its last answer now.
+func (s *httpServer) isLast(r *http.Request) bool {
+	addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	t := s.conns.find(addr)
+	if t == nil {
+		return true
+	}
+	s.letGo(t) // drain may not have come to it yet
+	if t.movable() && time.Since(s.begun()) <= s.u.opt.idleGrace {
+		return false
+	}
+	t.bid(s.lingers) // also where one pipelined request after the other leaves no moment in which it could move
+	return true
 }
 
 // ends says whether connections are to end, or move. A drain that is called off

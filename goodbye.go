@@ -1,0 +1,106 @@
+package grace
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// A goodbye is the ResponseWriter of the last answer on an HTTP/1 connection. It
+// says "Connection: close" when the header goes out: not in an answer before
+// that (103 Early Hints), and whatever the handler has set.
+type goodbye struct {
+	http.ResponseWriter
+	said bool
+}
+
+// say is called before anything that sends the header.
+func (w *goodbye) say() {
+	if !w.said {
+		w.said = true
+		w.Header().Set("Connection", "close")
+	}
+}
+
+func (w *goodbye) WriteHeader(code int) {
+	if code >= 200 { // 101 is followed by what is not HTTP any more
+		w.say()
+	}
+	w.ResponseWriter.WriteHeader(code)
+}
+
+func (w *goodbye) Write(p []byte) (int, error) {
+	w.say()
+	return w.ResponseWriter.Write(p)
+}
+
+// The others are what net/http's own has, for handlers that look for them. A
+// http.ResponseController finds the rest by Unwrap.
+
+func (w *goodbye) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *goodbye) WriteString(s string) (int, error) {
+	w.say()
+	return io.WriteString(w.ResponseWriter, s)
+}
+
+func (w *goodbye) ReadFrom(r io.Reader) (int64, error) {
+	w.say()
+	if rf, ok := w.ResponseWriter.(io.ReaderFrom); ok { // sendfile, say
+		return rf.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{w.ResponseWriter}, r)
+}
+
+func (w *goodbye) Flush() { w.FlushError() }
+
+func (w *goodbye) FlushError() error {
+	w.say()
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+func (w *goodbye) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return http.NewResponseController(w.ResponseWriter).Hijack()
+}
+
+func (w *goodbye) CloseNotify() <-chan bool {
+	//lint:ignore SA1019 handlers may still use it
+	if n, ok := w.ResponseWriter.(http.CloseNotifier); ok {
+		return n.CloseNotify()
+	}
+	return make(chan bool)
+}
+
+// lingerFor is how long a connection is still read from after the last answer.
+// A client that has sent more by then, as with pipelining, would else get a
+// reset, which takes the answer with it if it has not been read yet (RFC 9112,
+// 9.6). It is the time of a round trip or several: who reads the end closes.
+const lingerFor = time.Second
+
+// bid says that the answer that is on its way is the connection's last, and how
+// long to linger after it.
+func (t *track) bid(lingers time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ownDetour()
+	t.lingers = lingers
+}
+
+// linger ends the connection for its client, and closes it when that has seen
+// the end, or after a while.
+func (t *track) linger(then func()) {
+	defer then()
+	defer t.closeInner()
+	c, ok := t.inner.(interface{ CloseWrite() error })
+	if !ok || c.CloseWrite() != nil {
+		return
+	}
+	t.inner.SetReadDeadline(time.Now().Add(t.lingers))
+	for b := make([]byte, 4<<10); ; {
+		if _, err := t.inner.Read(b); err != nil {
+			return
+		}
+	}
+}
