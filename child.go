@@ -211,8 +211,8 @@ func (u *Upgrader) sayAccepting() {
 		m = newMessage(msgAccepting, &c)
 	}
 	u.parent.ch.send(m)
-	closeInherited(dropped)
 	if len(dropped) > 0 {
+		go closeInherited(dropped) // a file's end may wait for its disk
 		u.log.Warn("grace: this version does not use sockets that the old process has; it serves what is queued in them and closes them", "sockets", names(dropped))
 	}
 }

@@ -75,6 +75,7 @@ func (u *Upgrader) onStop(r stopRequest) {
 		u.refuseAll()
 		u.cutSoon = r.now
 	case u.drain != nil: // it is under way already
+	case u.state == draining: // it is over, and onLaunched follows
 	case handedOver:
 		u.answer(nil)
 		u.probation.Stop()
@@ -94,7 +95,7 @@ func (u *Upgrader) onStop(r stopRequest) {
 		u.beginLastDrain(r)
 	}
 	if handedOver {
-		u.socks.letGo()
+		go u.socks.letGo()
 	}
 	u.passStop(r)
 	if r.now && u.drain != nil {
@@ -209,25 +210,20 @@ func (u *Upgrader) beginDrain(m *mover) {
 
 // onDrained: nothing is left, or it was cut off, or new has died meanwhile.
 func (u *Upgrader) onDrained(d *drain) {
-	u.drain = nil
+	if d.back {
+		return
+	}
 	if d.cancelled() { // rolled back
-		for _, s := range u.allServers() {
-			s.resume()
-		}
-		if !u.stopAsked {
-			u.settle() // an upgrade may be wanted already
-			return
-		}
-		u.beginDrain(nil)
-		if u.cutSoon {
-			u.drain.hurry()
-		}
+		d.back = true
+		go func() {
+			d.resume(u.allServers())
+			u.post(u.onResumed)
+		}()
 		return
 	}
 	if s := u.next; s != nil && !d.over && !u.stopAsked && s.accepted {
 		// To exit now would leave nobody, if new is stopped or hangs.
 		d.over = true
-		u.drain = d
 		u.ask(s, func() {
 			if u.drain == d {
 				u.onDrained(d)
@@ -235,6 +231,7 @@ func (u *Upgrader) onDrained(d *drain) {
 		})
 		return
 	}
+	u.drain = nil
 	d.log(u.log)
 	switch {
 	case u.launching: // onLaunched kills what it has started, first
@@ -247,32 +244,87 @@ func (u *Upgrader) onDrained(d *drain) {
 	}
 }
 
+// onResumed: all servers serve again as before a drain that was called off.
+func (u *Upgrader) onResumed() {
+	u.drain = nil
+	if !u.stopAsked {
+		u.settle() // an upgrade may be wanted already
+		return
+	}
+	u.beginDrain(nil)
+	if u.cutSoon {
+		u.drain.hurry()
+	}
+}
+
 // finish ends this process's part for good.
 func (u *Upgrader) finish() {
 	u.state = stopped
 	u.refuseAll()
 	u.cancel()
-	u.socks.close()
-	for _, s := range u.allServers() {
-		s.shutdown()
-	}
-	if u.pid != nil {
-		u.pid.release(!u.left)
-	}
-	// The program exits now, and what is not written then is lost.
+	var peers []*channel
 	if u.next != nil {
-		u.next.ch.flush(time.Second)
+		peers = append(peers, u.next.ch)
 	}
 	if u.parent != nil {
-		u.parent.ch.flush(time.Second)
+		peers = append(peers, u.parent.ch)
 	}
-	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
-	u.handOverMain()
-	u.notify.flush()
-	go func() { // not here: the log may be stuck
-		u.opt.logs.flush()
-		close(u.done)
+	left := u.left
+	go func() {
+		u.endServers()
+		if u.pid != nil {
+			within(endPatience, func() { u.pid.release(!left) })
+		}
+		// The program exits soon, and what is not written then is lost.
+		for _, ch := range peers {
+			ch.flush(time.Second)
+		}
+		u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
+		u.post(u.onFinished)
 	}()
+}
+
+// endServers closes the sockets and ends the servers, which may call the
+// program's own code.
+func (u *Upgrader) endServers() {
+	ends := []func(){u.socks.close}
+	for _, s := range u.allServers() {
+		ends = append(ends, s.shutdown)
+	}
+	within(endPatience, ends...)
+}
+
+// onFinished: only systemd and the log are left to be told.
+func (u *Upgrader) onFinished() {
+	next := u.next
+	tell := u.handOverMain()
+	go func() {
+		if tell != nil {
+			tell()
+		} else {
+			u.notify.flush()
+		}
+		u.opt.logs.flush()
+		u.post(func() {
+			if next != nil && next.went {
+				next.ch.send(newMessage(msgMain, nil))
+			}
+			u.finished = true
+			close(u.done)
+			if next != nil {
+				u.warnIfNeverGone(next.proc.pid())
+			}
+		})
+	}()
+}
+
+// warnIfNeverGone: a program that does not exit after Done keeps the new process
+// from being upgraded, since at most two generations run.
+func (u *Upgrader) warnIfNeverGone(next int) {
+	time.AfterFunc(max(time.Second, u.opt.drainTimeout), func() {
+		u.log.Warn("grace: this process has finished, and does not exit; the new process can't be upgraded before", "pid", os.Getpid(), "new", next,
+			"do", "see what the program does after Done is closed, or Serve or Run has returned; end this process, by SIGKILL if need be")
+	})
 }
 
 func (u *Upgrader) allServers() []drainer {
@@ -311,7 +363,9 @@ type drain struct {
 	once   sync.Once
 	begun  time.Time
 	report drainReport
-	over   bool // nothing is left. Owned by loop
+	over   bool       // nothing is left. Owned by loop
+	mu     sync.Mutex // held by offer and resume
+	back   bool       // it was called off, and the servers are resumed. Owned by loop
 }
 
 func newDrain(m *mover) *drain {
@@ -335,6 +389,26 @@ func (d *drain) run(servers []drainer, limit time.Duration) {
 		})
 	}
 	wg.Wait()
+}
+
+// offer tells the servers that new takes more than before. It is not for the
+// goroutine that owns the state, like resume, and does nothing after that.
+func (d *drain) offer(servers []drainer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.cancelled() {
+		for _, s := range servers {
+			s.offer(d.mover)
+		}
+	}
+}
+
+func (d *drain) resume(servers []drainer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range servers {
+		s.resume()
+	}
 }
 
 // hurry cuts off what is left.

@@ -1,7 +1,6 @@
 package grace
 
 import (
-	"fmt"
 	"net"
 	"os"
 	"sync"
@@ -22,6 +21,10 @@ type listener struct {
 	expired error // of a Read whose deadline is one in the past
 
 	custom bool // connections get options of the program's from the start
+
+	// reopening is held while the socket is closed or opened anew, which may wait
+	// for a disk; before sockets.mu and mu. The loop does not take it.
+	reopening sync.Mutex
 
 	mu    sync.Mutex
 	inner acceptor
@@ -155,14 +158,16 @@ func (l *listener) protocol() string {
 // can be opened again if the upgrade is rolled back. False if somebody is still
 // to come on an errand: he wakes who accepts.
 func (l *listener) park() bool {
+	l.reopening.Lock()
+	defer l.reopening.Unlock()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.gate.park() {
-		return false
+	inner, parked := l.inner, l.gate.park()
+	l.shut = l.shut || parked
+	l.mu.Unlock()
+	if parked {
+		l.sock.closeListener(inner) // may wait until a new process has started
 	}
-	l.sock.closeListener(l.inner)
-	l.shut = true
-	return true
+	return parked
 }
 
 // finished says whether nothing more is accepted. A queue that is empty is
@@ -174,35 +179,19 @@ func (l *listener) finished() bool {
 	return l.gate.isQuiet()
 }
 
-// reopen lets connections in again, after a hand-over that was rolled back.
-func (l *listener) reopen() error {
+// isShut says whether the socket was closed when its queue was served.
+func (l *listener) isShut() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.shut {
-		addr := l.sock.Bound
-		if l.sock.Path != "" {
-			addr = l.sock.Path // whatever the working directory is now
-		}
-		inner, err := l.open(addr)
-		if err != nil {
-			return err
-		}
-		raw, err := inner.SyscallConn()
-		if err == nil {
-			err = l.sock.setRaw(raw)
-		}
-		if err != nil {
-			inner.Close()
-			return fmt.Errorf("grace: listen %s %s: %w", l.sock.Network, l.sock.Addr, err)
-		}
-		if hasPath(l.sock.Network, l.sock.Bound) {
-			l.sock.Dev, l.sock.Ino, _ = fileID(l.sock.Path)
-		}
-		l.inner, l.shut = inner, false
-		l.gate.replace(inner.SetDeadline)
-	}
-	l.gate.set(gateOpen)
-	return nil
+	return l.shut
+}
+
+// replace puts another socket in the place of one that was closed.
+func (l *listener) replace(inner acceptor) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inner, l.shut = inner, false
+	l.gate.replace(inner.SetDeadline)
 }
 
 // spare lets Close park the socket, and call closed; with nil no more.

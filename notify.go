@@ -155,14 +155,14 @@ func (n *notifier) stop(status string) {
 	}
 }
 
-// moveMain makes pid the main process, and returns when systemd knows. Nothing
-// that this process says is heard any more.
-func (n *notifier) moveMain(pid int, status string) {
+// moveMain gives what makes pid the main process, and returns when systemd knows;
+// nil if it does not listen. Nothing that this process says is heard any more.
+func (n *notifier) moveMain(pid int, status string) (tell func()) {
 	if n == nil || !n.main {
-		return
+		return nil
 	}
 	n.main = false
-	n.do(func() {
+	move := func() {
 		err := n.write(strings.Join([]string{fmt.Sprintf("MAINPID=%d", pid), "READY=1", "WATCHDOG=1", statusLine(status)}, "\n"), nil)
 		if err == nil {
 			err = n.barrier()
@@ -170,10 +170,12 @@ func (n *notifier) moveMain(pid int, status string) {
 		if err != nil {
 			n.log.Warn("grace: systemd was not told the new main process", "new", pid, "err", err, "do", "see whether systemd starts the service again now; nothing else is wrong")
 		}
-	})
+	}
+	return func() { n.do(move) }
 }
 
-// flush returns when what was said is written.
+// flush returns when what was said is written. Like what moveMain gives, it is not
+// for the goroutine that owns the state.
 func (n *notifier) flush() {
 	if n != nil {
 		n.do(func() {})

@@ -174,7 +174,8 @@ func ReadyCheck(check func(context.Context) error) Option {
 
 // BeforeUpgrade is called in the old process before a new one is started: a
 // place to check the new binary's configuration. An error refuses the upgrade.
-// Its context ends with [ReadyTimeout], and when the process is told to stop.
+// Its context ends with [ReadyTimeout], and when the process is told to stop; one
+// that does not return then is left behind, and until it does upgrades are refused.
 func BeforeUpgrade(check func(context.Context) error) Option {
 	return func(o *options) error { o.beforeUpgrade = check; return nil }
 }

@@ -77,12 +77,45 @@ func (u *Upgrader) mayUpgrade(ctx context.Context) error {
 	if check == nil {
 		return nil
 	}
+	if !u.checking.CompareAndSwap(false, true) {
+		return &UpgradeError{Reason: ErrRefused, Err: errors.New("BeforeUpgrade, called for an upgrade before, has still not returned")}
+	}
 	ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
 	defer cancel()
-	if err := check(ctx); err != nil {
+	result := make(chan error, 1)
+	go func() {
+		err := errors.New("BeforeUpgrade has ended its goroutine")
+		defer func() { u.checking.Store(false); result <- err }()
+		err = check(ctx)
+	}()
+	if err := u.await(ctx, result); err != nil {
 		return &UpgradeError{Reason: ErrRefused, Err: err}
 	}
 	return nil
+}
+
+// hookGrace is how long BeforeUpgrade may take to return, and say what it was at,
+// when its time is up.
+const hookGrace = time.Second
+
+// await waits for BeforeUpgrade. One that does not heed its context is left
+// behind: it must keep the process neither from serving on nor from ending.
+func (u *Upgrader) await(ctx context.Context, result <-chan error) error {
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(hookGrace)
+	defer grace.Stop()
+	select {
+	case err := <-result:
+		return err
+	case <-u.ctx.Done():
+		return ErrStopped
+	case <-grace.C:
+		return fmt.Errorf("BeforeUpgrade has not returned within %v, and does not heed its context", u.opt.readyTimeout)
+	}
 }
 
 func (u *Upgrader) start(ctx context.Context) (s *successor, err error) {
@@ -245,10 +278,8 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 			s.mover.learn(c)
 			// A drain without a mover moves nothing: MoveConns says so, or new is
 			// to stop as well.
-			if u.drain != nil && u.drain.mover != nil && !u.drain.cancelled() {
-				for _, server := range u.allServers() {
-					server.offer(u.drain.mover)
-				}
+			if d := u.drain; d != nil && d.mover != nil {
+				go d.offer(u.allServers())
 			}
 		}
 	case msgClaims:
@@ -358,11 +389,11 @@ func (u *Upgrader) reportDeath(s *successor, state *os.ProcessState) {
 func (u *Upgrader) upgradeFailed(err error) {
 	u.state = serving
 	u.upgrades = repeats{} // what comes now is meant to try again
-	u.retakePIDFile()
-	u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
-	u.tellFailed("the upgrade failed", err)
-	u.answer(err)
-	u.settle()
+	u.restore(nil, func(callers []chan error) {
+		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
+		u.tellFailed("the upgrade failed", err)
+		tell(callers, err)
+	})
 }
 
 // rollBack: new is dead, or gives up, and old accepts again at once.
@@ -370,24 +401,22 @@ func (u *Upgrader) rollBack(err error) {
 	u.probation.Stop()
 	u.state = serving
 	u.upgrades = repeats{}
-	if err := u.socks.openGates(); err != nil {
-		u.log.Error("grace: a listener that the new version had dropped can't be opened again", "err", err)
-	}
+	shut := u.socks.openGates() // first of all
 	if u.drain != nil {
 		u.drain.cancel()
 	}
 	u.tellParentOfSuccessor("gone")
-	u.retakePIDFile()
-	u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
-	u.tellFailed("the upgrade was rolled back", err)
-	u.answer(err)
 	if u.passed { // to the one that is dead
 		u.pending = true
 	}
+	u.restore(shut, func(callers []chan error) {
+		u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
+		u.tellFailed("the upgrade was rolled back", err)
+		tell(callers, err)
+	})
 	if d := u.drain; d != nil && d.over { // it has waited only for new to say that it is well
 		u.onDrained(d)
 	}
-	u.settle()
 }
 
 // retakePIDFile puts this process's pid back, if new has put its own there.

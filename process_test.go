@@ -131,8 +131,8 @@ func (g *generation) exit() {
 				u.next.ch.close()
 				u.next = nil
 			}
-			if u.state != stopped {
-				u.state = stopped
+			if u.state != stopped { // else it ends by itself
+				u.state, u.finished = stopped, true
 				u.stopAsked = true
 				u.cancel()
 				close(u.done)
@@ -149,6 +149,10 @@ func (g *generation) exit() {
 // die is SIGKILL.
 func (g *generation) die() {
 	g.death.CompareAndSwap(nil, deaths().killed)
+	<-g.made
+	if u := g.Upgrader; u != nil && u.parent != nil {
+		u.parent.ch.close() // first: the dead say nothing
+	}
 	g.dieOnce.Do(func() { close(g.dying) })
 	g.exit()
 }

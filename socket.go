@@ -69,13 +69,19 @@ func (sock *socket) shutGate() {
 	}
 }
 
-// unlink removes the file of a unix socket if it is still the one we made.
-func (sock *socket) unlink() {
-	if sock.Path == "" {
-		return
-	}
-	if dev, ino, err := fileID(sock.Path); err == nil && dev == sock.Dev && ino == sock.Ino {
-		os.Remove(sock.Path)
+// A socketFile is the file of a unix socket, as this library has made it.
+type socketFile struct {
+	path     string
+	dev, ino uint64
+}
+
+// socketFile is that of sock. sockets.mu is held.
+func (sock *socket) socketFile() socketFile { return socketFile{sock.Path, sock.Dev, sock.Ino} }
+
+// remove removes the file if it is still the one we made.
+func (f socketFile) remove() {
+	if dev, ino, err := fileID(f.path); err == nil && dev == f.dev && ino == f.ino {
+		os.Remove(f.path)
 	}
 }
 

@@ -3,7 +3,6 @@ package grace
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -24,6 +23,7 @@ type sockets struct {
 	inherited  bool  // some came from another process, which needs them until we are ready
 	handedOver bool  // and not rolled back: what is closed may be needed again
 	closed     bool
+	ending     int  // how many paths are still to be removed, by endPath
 	anyAddr    bool // a master's listeners are given whatever address is asked for
 
 	changed chan struct{} // holds one when a gate's mode has changed, or somebody has left it
@@ -202,17 +202,24 @@ func (s *sockets) add(sock *socket) error {
 // remove forgets a socket that is about to be closed. Its path goes too, if it
 // is ours alone: not while another process still serves on it.
 func (s *sockets) remove(sock *socket) {
+	if file := s.forget(sock); file.path != "" {
+		file.remove()
+	}
+}
+
+// forget gives the file to be removed.
+func (s *sockets) forget(sock *socket) (file socketFile) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i, o := range s.all {
-		if o == sock {
-			s.all = append(s.all[:i:i], s.all[i+1:]...)
-			if !sock.yielded && (sock.index < 0 || !s.inherited) {
-				sock.unlink()
-			}
-			return
-		}
+	i := slices.Index(s.all, sock)
+	if i < 0 {
+		return file
 	}
+	s.all = append(s.all[:i:i], s.all[i+1:]...)
+	if !sock.yielded && (sock.index < 0 || !s.inherited) {
+		file = sock.socketFile()
+	}
+	return file
 }
 
 // keep says whether a socket that the program closes may be needed again.
@@ -278,36 +285,27 @@ func (s *sockets) taker(index int) *listener {
 }
 
 // openGates begins to accept, on every socket, or begins again after a
-// hand-over that was rolled back.
-func (s *sockets) openGates() error {
+// hand-over that was rolled back. It waits for nothing: what can't be accepted on
+// before it was opened anew is returned, and reopen is to be called for it.
+func (s *sockets) openGates() (shut []*listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open, s.handedOver = true, false
-	var errs []error
 	for _, sock := range s.all {
-		switch {
-		case sock.listener != nil:
-			errs = append(errs, sock.listener.reopen())
-			if sock.index >= 0 || sock.yielded {
-				sayWho(sock)
-			}
-		case sock.gate != nil:
-			sock.gate.set(gateOpen)
+		if sock.gate == nil {
+			continue
+		}
+		if l := sock.listener; l != nil && l.isShut() {
+			shut = append(shut, l)
+			continue
+		}
+		sock.gate.set(gateOpen)
+		if sock.listener != nil && (sock.index >= 0 || sock.yielded) {
+			sayWho(sock)
 		}
 		sock.yielded = false
 	}
-	return errors.Join(errs...)
-}
-
-// unpark lets l accept again that was closed while the process drained, if the
-// drain was called off meanwhile.
-func (s *sockets) unpark(l *listener) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.open || !l.gate.isParked() {
-		return nil
-	}
-	return l.reopen()
+	return shut
 }
 
 // hold parks and holds listeners that this process does not accept on any more.
@@ -372,11 +370,14 @@ func (s *sockets) endAccept() {
 	for _, sock := range s.all {
 		switch {
 		case sock.gate == nil:
+		case sock.listener != nil && sock.listener.isShut():
 		case sock.Master || sock.yielded || s.inherited && sock.index >= 0: // another process's
 			sock.shutGate()
-		default:
-			sock.unlink()
+		case sock.Path == "":
 			sock.gate.set(gateFinishing)
+		default:
+			s.ending++
+			go s.endPath(sock, sock.socketFile())
 		}
 	}
 }
@@ -385,7 +386,7 @@ func (s *sockets) endAccept() {
 // calls Accept. It makes sockets a drainer.
 func (s *sockets) drain(d *drain) drainReport {
 	for {
-		left := false
+		left := s.isEnding()
 		for _, sock := range s.snapshot() {
 			left = sock.listener != nil && !sock.listener.finished() || left
 		}

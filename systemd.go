@@ -40,16 +40,19 @@ func (u *Upgrader) nextServes() string {
 
 // tellFailed says that an upgrade came to nothing, until the next one begins.
 func (u *Upgrader) tellFailed(what string, err error) {
+	if u.stopAsked {
+		return // systemd knows that this process ends
+	}
 	u.notify.ready(fmt.Sprintf("%s; %s at %s: %s", u.serves(), what, time.Now().Format(time.TimeOnly), strings.TrimPrefix(err.Error(), "grace: ")))
 }
 
-// handOverMain makes the successor the main process: this one exits now.
-func (u *Upgrader) handOverMain() {
+// handOverMain gives what makes the successor the main process, after which this
+// one exits; nil if systemd is not to be told.
+func (u *Upgrader) handOverMain() (tell func()) {
 	if u.notify == nil || u.next == nil || !u.next.went {
-		return
+		return nil
 	}
-	u.notify.moveMain(u.next.proc.pid(), u.nextServes())
-	u.next.ch.send(newMessage(msgMain, nil))
+	return u.notify.moveMain(u.next.proc.pid(), u.nextServes())
 }
 
 // onMain: the old process has made this one the main process, or is dead. Then

@@ -81,10 +81,14 @@ func (u *Upgrader) reply(c chan error, err error) {
 
 // answer tells the callers of the running upgrade how it went.
 func (u *Upgrader) answer(err error) {
-	for _, c := range u.current {
+	tell(u.current, err)
+	u.current = nil
+}
+
+func tell(callers []chan error, err error) {
+	for _, c := range callers {
 		c <- err
 	}
-	u.current = nil
 }
 
 // inTheWay says what an upgrade that is wanted waits for; "" is nothing. At most
@@ -98,11 +102,13 @@ func (u *Upgrader) inTheWay() string {
 	case u.state != serving:
 		return "never"
 	case u.next != nil:
-		return "the new process that has given up is gone"
+		return fmt.Sprintf("the new process that has given up, pid %d, is gone", u.next.proc.pid())
+	case u.restoring > 0:
+		return "what the last upgrade had taken is back in place"
 	case u.drain != nil:
 		return "the drain that was called off is over"
 	case u.parent != nil && !u.parentGone:
-		return "the old process is gone"
+		return fmt.Sprintf("the old process, pid %d, is gone", u.parent.m.Pid)
 	}
 	return ""
 }

@@ -49,6 +49,7 @@ type Upgrader struct {
 	events chan func()
 	over   chan struct{} // closed when no event is handled any more
 
+	checking  atomic.Bool // BeforeUpgrade runs
 	readyOnce sync.Once
 	readyErr  error
 	extras    extras // files and connections
@@ -68,6 +69,8 @@ type Upgrader struct {
 	waiting      []chan error  // callers of Upgrade whose upgrade has not begun
 	current      []chan error  // callers of Upgrade whose upgrade is running
 	asked        []chan error  // callers of Upgrade whose upgrade a master was asked for
+	finished     bool          // Done is closed
+	restoring    int           // how many calls of restore are not done
 	launching    bool          // a new process may exist that next does not name yet
 	parentGone   bool
 	stopAsked    bool
@@ -290,7 +293,7 @@ func (u *Upgrader) loop() {
 			u.onProbationOver()
 		}
 		// While a successor lives, signals that come late are passed on to it.
-		if u.state == stopped && u.next == nil {
+		if u.finished && u.next == nil {
 			return
 		}
 	}
@@ -303,14 +306,11 @@ func (u *Upgrader) onReady() error {
 	}
 	u.state = serving
 	u.socks.own(true)
-	if err := u.socks.openGates(); err != nil {
-		return err
-	}
-	// First this, then old's "standing by".
-	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
+	u.socks.openGates() // at a start all are open
 	if u.parent != nil {
-		u.sayAccepting()
+		u.sayAccepting() // at once: old goes on accepting until it hears this
 	}
+	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
 	u.tellMaster()
 	u.notify.ready(u.serves())
 	u.runWatchdog()

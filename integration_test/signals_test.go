@@ -381,7 +381,7 @@ func TestUpgradeAfterHandOver(t *testing.T) {
 			s.WaitGone(old)
 			s.WaitGone(new)
 			pid := s.WaitAlone()
-			if n := s.Count(fmt.Sprintf(`it waits its turn" from=%d until="the old process is gone"`, new)); n != 3 {
+			if n := s.Count(fmt.Sprintf(`it waits its turn" from=%d until="the old process, pid %d, is gone"`, new, old)); n != 3 {
 				t.Errorf("%d of 3 upgrades waited their turn in the log of the new process", n)
 			}
 			if gen := s.mustGet("/gen"); gen != "3" || s.filePid() != pid {
