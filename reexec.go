@@ -95,6 +95,7 @@ type command struct {
 	dir  string // empty: that of this process
 	// realPath and realDir are path and dir without symlinks.
 	realPath, realDir string
+	needsDir          bool // path is relative, and dir is not known
 	// dirAsked: the program has given dir itself, and wants no other one.
 	dirAsked bool
 	// sibling: the new process is to be our parent's child, if that can be.
@@ -115,6 +116,7 @@ func (o *options) command(h home) command {
 		c.path = o.executable
 		if !filepath.IsAbs(c.path) && strings.ContainsRune(c.path, os.PathSeparator) {
 			c.path = filepath.Join(c.dir, c.path)
+			c.needsDir = c.dir == ""
 		}
 	}
 	if c.env == nil {
@@ -135,15 +137,15 @@ func (c *command) resolve() error {
 	if byGoRun(c.path) {
 		return &startError{fmt.Errorf("start %s: it was made by go run, which deletes it when this process ends", c.path), adviceGoRun}
 	}
+	if c.needsDir {
+		return &startError{fmt.Errorf("start %s: it is a relative path, and the working directory of the first start was gone already then", c.path), "give Executable an absolute path, or start the service in a directory that stays"}
+	}
 	found, err := exec.LookPath(c.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &startError{fmt.Errorf("the binary is gone, or was moved: %w", err), "put the new binary at the path that the error names, or give Executable another one, and send the signal again"}
 	}
 	if err != nil {
 		return err
-	}
-	if !filepath.IsAbs(found) {
-		return &startError{fmt.Errorf("start %s: it is a relative path, and the working directory of the first start is gone", found), "give Executable an absolute path, or start the service in a directory that stays"}
 	}
 	c.path = found
 	c.realPath, c.realDir = realPath(c.path), realPath(c.dir)

@@ -280,7 +280,14 @@ func TestNoProcess(t *testing.T) {
 	}
 	s := startServerAs(t, c)
 	s.mustGet("/slow?ms=1")
-	broken{query: "nproc=1", is: "ErrStart", text: "resource temporarily unavailable"}.mustFail(t, s, r)
+	// None at all, and so few that the new process could take the last one of
+	// those that this one needs to go on.
+	for _, more := range []int{0, 1, 5} {
+		broken{query: fmt.Sprintf("nproc=%d", more), is: "ErrStart", text: "RLIMIT_NPROC of user 54321 allows"}.mustFail(t, s, r)
+	}
+	if s.Count(`do="raise the limit that the error names`) != 3 {
+		t.Error("the log does not say what to do")
+	}
 	s.mustUpgrade()
 }
 

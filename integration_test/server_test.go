@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,6 +54,10 @@ func startServer(t testing.TB, args ...string) *server {
 	return startServerAs(t, proctest.Command{Path: proctest.Build(t, serverPackage), Args: args})
 }
 
+// ownArgs stands among a command's arguments where the server's own are to be, if
+// they are not the first ones: a wrapper's are.
+const ownArgs = "SERVER-ARGUMENTS"
+
 func startServerAs(t testing.TB, c proctest.Command) *server {
 	t.Helper()
 	dir := t.TempDir()
@@ -65,7 +70,9 @@ func startServerAs(t testing.TB, c proctest.Command) *server {
 		}
 	}
 	s := &server{t: t, pidFile: filepath.Join(dir, "app.pid"), misFile: filepath.Join(dir, "misbehave")}
-	c.Args = append([]string{"-http", "tcp=127.0.0.1:0", "-pidfile", s.pidFile, "-misbehave", s.misFile}, c.Args...)
+	own := []string{"-http", "tcp=127.0.0.1:0", "-pidfile", s.pidFile, "-misbehave", s.misFile}
+	at := max(0, slices.Index(c.Args, ownArgs))
+	c.Args = slices.Concat(c.Args[:at], own, slices.DeleteFunc(slices.Clone(c.Args[at:]), func(a string) bool { return a == ownArgs }))
 	s.Process = proctest.Start(t, c)
 	s.addr = s.WaitLine(`^listening http tcp (\S+)`)[1]
 	s.WaitLine(`msg="grace: serving"`)

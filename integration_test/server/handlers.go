@@ -32,6 +32,7 @@ func handlers(u *grace.Upgrader) http.Handler {
 	text("/env", func(*http.Request) any { return strings.Join(os.Environ(), "\n") })
 	text("/args", func(*http.Request) any { return strings.Join(os.Args, "\n") })
 	text("/fds", func(*http.Request) any { return openFiles() })
+	text("/gc", func(*http.Request) any { runtime.GC(); return os.Getpid() }) // which stops all goroutines for a moment
 	text("/rss", func(*http.Request) any { return residentKB() })
 	text("/goroutines", func(r *http.Request) any {
 		if r.FormValue("stacks") != "" {

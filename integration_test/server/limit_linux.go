@@ -16,8 +16,8 @@ type limit struct {
 	value    uint64
 }
 
-// parseLimit reads nofile=N, by which N descriptors may be opened, or nproc=1,
-// by which no process may be started.
+// parseLimit reads nofile=N, by which N descriptors may be opened, or nproc=N,
+// by which this user may have N threads more than this process has.
 func parseLimit(r *http.Request) (limit, error) {
 	if s := r.FormValue("nofile"); s != "" {
 		n, err := strconv.Atoi(s)
@@ -35,9 +35,11 @@ func parseLimit(r *http.Request) (limit, error) {
 			}
 		}
 	}
-	if r.FormValue("nproc") != "" {
+	if s := r.FormValue("nproc"); s != "" {
+		n, err := strconv.Atoi(s)
 		warmThreads()
-		return limit{unix.RLIMIT_NPROC, 1}, nil
+		tasks, _ := os.ReadDir("/proc/self/task")
+		return limit{unix.RLIMIT_NPROC, uint64(len(tasks) + n)}, err
 	}
 	return limit{resource: -1}, nil
 }

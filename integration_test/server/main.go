@@ -80,6 +80,7 @@ func run() error {
 		grace.Probation(*probation), grace.ReadyTimeout(*ready), grace.DrainTimeout(*drain),
 		grace.ReadyCheck(func(ctx context.Context) error { return m.check(ctx) }),
 	}
+	opts = append(opts, startOptions()...)
 	opts = append(opts, socketOptions()...)
 	if *execPath != "" {
 		opts = append(opts, grace.Executable(*execPath))

@@ -7,11 +7,11 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 
 	"github.com/julofinance/grace/v3"
+	"github.com/julofinance/grace/v3/integration_test/server/early"
 )
 
 // Flags of the tests of sockets, files and the environment.
@@ -37,13 +37,7 @@ func init() {
 // socketOptions are those that these flags ask for.
 func socketOptions() (opts []grace.Option) {
 	if *probe {
-		for _, args := range [][]string{{"env"}, {"ls", "-l", "/proc/self/fd"}} {
-			out, _ := exec.Command(args[0], args[1:]...).CombinedOutput()
-			for _, l := range strings.Split(strings.TrimSpace(string(out)), "\n") {
-				fmt.Printf("probe %s %s\n", args[0], l)
-			}
-		}
-		fmt.Printf("probed pid=%d\n", os.Getpid())
+		early.Probe()
 	}
 	if *reusePort {
 		opts = append(opts, grace.ListenConfig(net.ListenConfig{Control: setReusePort}))

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"flag"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"github.com/julofinance/grace/v3"
+)
+
+// Flags of the tests of what the next generation is started with.
+var (
+	dirPath = flag.String("dir", "", "Dir option")
+	title   = flag.Bool("title", false, "the first generation writes a title over its arguments before New, as setproctitle(3) does, and changes its directory")
+	onHup   = flag.Bool("hup", false, "SIGHUP upgrades")
+)
+
+// argv is where the system has put the arguments; os.Args is a copy from here on.
+var argv = func() []string {
+	argv := slices.Clone(os.Args)
+	for i, arg := range argv {
+		os.Args[i] = strings.Clone(arg)
+	}
+	return argv
+}()
+
+// startOptions are those that these flags ask for.
+func startOptions() (opts []grace.Option) {
+	if *title && os.Getenv(generationVariable) == "" {
+		for _, arg := range argv {
+			b := unsafe.Slice(unsafe.StringData(arg), len(arg))
+			for i := range b {
+				b[i] = 'x'
+			}
+		}
+		os.Chdir("/")
+		os.Unsetenv("PATH")
+	}
+	if *dirPath != "" {
+		opts = append(opts, grace.Dir(*dirPath))
+	}
+	if *onHup {
+		opts = append(opts, grace.Signals(syscall.SIGHUP))
+	}
+	return opts
+}
