@@ -21,13 +21,6 @@ type TCPConn struct {
 	track
 }
 
-// A UnixConn is what the listeners of [Upgrader.Listen] accept for unix and
-// unixpacket; see [TCPConn].
-type UnixConn struct {
-	*net.UnixConn
-	track
-}
-
 // tracked puts the connection c of l under l's eyes. unread are bytes that were
 // read from it before, and come first. It takes the place of old, which the
 // mover stays could not move, and is never given to that one.
@@ -48,6 +41,14 @@ func tracked(c net.Conn, l *listener, unread []byte, old *track, stays *mover) n
 
 // Read is [net.TCPConn.Read].
 func (c *TCPConn) Read(p []byte) (int, error) { return c.read(p) }
+
+// Write is [net.TCPConn.Write].
+func (c *TCPConn) Write(p []byte) (int, error) {
+	if c.muted {
+		return c.swallow(p)
+	}
+	return c.TCPConn.Write(p)
+}
 
 // WriteTo is [net.TCPConn.WriteTo].
 func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
@@ -110,23 +111,6 @@ func (c *TCPConn) SetKeepAliveConfig(config net.KeepAliveConfig) error {
 	return c.TCPConn.SetKeepAliveConfig(config)
 }
 
-// Read is [net.UnixConn.Read].
-func (c *UnixConn) Read(p []byte) (int, error) { return c.read(p) }
-
-// SetDeadline is [net.UnixConn.SetDeadline].
-func (c *UnixConn) SetDeadline(t time.Time) error {
-	return firstError(c.setReadDeadline(t), c.UnixConn.SetWriteDeadline(t))
-}
-
-// SetReadDeadline is [net.UnixConn.SetReadDeadline].
-func (c *UnixConn) SetReadDeadline(t time.Time) error { return c.setReadDeadline(t) }
-
-// Close is [net.UnixConn.Close].
-func (c *UnixConn) Close() error { return c.close() }
-
-// NetConn gives the net.UnixConn; see [TCPConn.NetConn].
-func (c *UnixConn) NetConn() net.Conn { return c.UnixConn }
-
 func firstError(a, b error) error {
 	if a != nil {
 		return a
@@ -154,7 +138,7 @@ type track struct {
 
 	mu      sync.Mutex
 	phase   phase
-	moved   bool  // from the old process
+	origin  origin
 	custom  bool  // its options may not be those of a new connection
 	lent    bool  // another process may have a copy of it, and not know yet that it has not
 	direct  bool  // the server has it itself, not a wrapper of it
@@ -172,10 +156,12 @@ type track struct {
 	limited bool  // inner has a read deadline
 	timed   bool  // inner may have a write deadline
 	bare    bool  // the program may use inner itself: nothing is late
+	post    bool  // the request that is answered, or was last, is a POST
+	muted   bool  // what is written is the answer to the prelude; the server's goroutine has it
 	reading int32 // how many Reads are pending
 	offered int32 // to the Read that is pending; 0 if none is
 	full    int32 // the largest slice that a Read was offered between two requests
-	place   int   // in l.live, from 1; 0 if it is not there. l.live.mu guards it
+	place   int32 // in l.live, from 1; 0 if it is not there. l.live.mu guards it
 
 	mover *mover    // takes it to the new process as soon as it may move
 	want  time.Time // the read deadline that the server has set
@@ -185,13 +171,16 @@ type track struct {
 // A detour is what only a connection has that was moved, or is to end. Others
 // share one that has nothing, and is never written to.
 type detour struct {
-	unread   []byte // comes before what the kernel has
-	grace    time.Duration
-	idleFor  time.Duration // of a moved one: how long it may wait for its first byte; below 0: for ever
-	firstFor time.Duration // and how long the server then waits for the rest
-	lingers  time.Duration // after its last answer, if that is on the way
-	first    []byte        // of a connection of a live that keeps them: see proof.go
-	stays    *mover        // has failed to, and is not to try again and again
+	unread  []byte // comes before what the kernel has
+	grace   time.Duration
+	lingers time.Duration // after its last answer, if that is on the way
+	play    *play         // while muted
+	first   []byte        // of a connection of a live that keeps them: see proof.go
+	stays   *mover        // has failed to, and is not to try again and again
+	// Of a connection that another server had before: see continued.
+	until time.Time     // the read deadline that it had set
+	age   time.Duration // how long it had waited, if aged
+	aged  bool
 }
 
 var straight detour
@@ -220,6 +209,8 @@ func trackOf(c net.Conn) *track {
 			return &v.track
 		case *UnixConn:
 			return &v.track
+		case *ruleConn:
+			return &v.track
 		case interface{ NetConn() net.Conn }:
 			c = v.NetConn()
 		default:
@@ -238,11 +229,13 @@ func (t *track) read(p []byte) (int, error) {
 			return 0, net.ErrClosed
 		}
 		if len(t.unread) > 0 {
-			n := copy(p, t.unread)
-			t.unread = t.unread[n:]
-			t.touched, t.begun = true, true
+			n := t.takeUnread(p)
 			t.mu.Unlock()
 			return n, nil
+		}
+		if t.muted {
+			t.mu.Unlock()
+			return t.playWait()
 		}
 		if t.phase != phaseBusy { // a body is also read past the server's buffer, in larger slices
 			t.full = max(t.full, size)
@@ -273,6 +266,15 @@ func (t *track) read(p []byte) (int, error) {
 	}
 }
 
+// takeUnread gives bytes that came along. t.mu is held.
+func (t *track) takeUnread(p []byte) int {
+	n := copy(p, t.unread)
+	t.unread = t.unread[n:]
+	t.touched, t.begun = true, true
+	t.uncap()
+	return n
+}
+
 // afterRead is what a Read does once it comes back: take back a deadline that
 // was ours, or leave. Bytes that have come win over the wish to move.
 func (t *track) afterRead(n int, offered int32, err error) (again bool, _ error) {
@@ -286,9 +288,6 @@ func (t *track) afterRead(n int, offered int32, err error) (again bool, _ error)
 		}
 	}
 	if n > 0 {
-		if t.idleFor != 0 && !t.touched {
-			t.endIdle()
-		}
 		t.touched, t.begun, t.told = true, true, false
 		t.uncap()
 		return false, err
@@ -398,12 +397,6 @@ func (t *track) expose() {
 	t.setBare()
 }
 
-func (t *track) isCustom() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.custom
-}
-
 // bypass: bytes are read without us from now on. Those that we have come first.
 func (t *track) bypass(w io.Writer) (int64, error) {
 	t.mu.Lock()
@@ -434,7 +427,7 @@ func (t *track) setPhase(p phase) {
 	case p == phaseIdle: // the server sets its deadline next
 		t.phase, t.begun, t.waiting = p, false, false
 	default:
-		t.phase = p
+		t.phase, t.post = p, false
 		t.uncap()
 	}
 	t.mu.Unlock()
@@ -444,6 +437,9 @@ func (t *track) setPhase(p phase) {
 func (t *track) close() error {
 	t.mu.Lock()
 	was, away, leaving, m, hijacked := t.closed, t.away, t.leaving, t.mover, t.phase == phaseHijacked
+	if t.muted {
+		leaving, m = t.endPlay(), nil
+	}
 	lingers := t.lingers > 0 && !hijacked && !was && !away && !leaving
 	t.closed, t.away = true, away || leaving
 	t.mu.Unlock()
@@ -484,6 +480,9 @@ func (t *track) closeInner() error {
 func (t *track) cut() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.muted {
+		t.endPlay()
+	}
 	if !t.away {
 		t.closeInner()
 	}

@@ -18,8 +18,15 @@ func (t *track) setReadDeadline(d time.Time) error {
 	if t.away {
 		return net.ErrClosed
 	}
-	if t.idleFor != 0 && !t.touched && t.phase == phaseNew {
-		d = t.beginIdle(d)
+	switch d {
+	case postMark:
+		t.post = true
+		return nil
+	case whoseMark:
+		return whoseError{t}
+	}
+	if !t.until.IsZero() {
+		d = t.continued(d)
 	}
 	if t.phase == phaseIdle {
 		// The second deadline since it became idle is that of a request, whose
@@ -29,6 +36,11 @@ func (t *track) setReadDeadline(d time.Time) error {
 		t.waiting = true
 	}
 	t.want = d
+	if t.muted {
+		t.late = true
+		t.playDeadline()
+		return nil
+	}
 	if t.woken {
 		return nil
 	}
@@ -50,8 +62,8 @@ func (t *track) setWriteDeadline(d time.Time) error {
 		t.mu.Unlock()
 		return net.ErrClosed
 	}
-	none := d.IsZero() && !t.timed && !t.bare && !t.closed
-	t.timed = t.timed || !d.IsZero()
+	none := t.muted || d.IsZero() && !t.timed && !t.bare && !t.closed
+	t.timed = t.timed || !none
 	t.mu.Unlock()
 	if none {
 		return nil

@@ -325,6 +325,7 @@ func (t *track) unpeek(b []byte) {
 	if len(b) > 0 {
 		t.ownDetour()
 		t.unread = append(b, t.unread...)
+		t.until = time.Time{} // the server waits only from now on
 	}
 }
 

@@ -46,6 +46,7 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 	} else {
 		s.doubt(own)
 	}
+	s.seesWrapper(ln)
 	return func() error { return s.serveHTTP(ln, own) }, func(error) { u.Close() }
 }
 
@@ -56,6 +57,7 @@ func (u *Upgrader) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile st
 		return nilServer("HTTPS"), func(error) {}
 	}
 	s := u.httpServer(srv)
+	s.seesWrapper(ln)
 	own := u.listensWith(&s.conns, ln)
 	return func() error { return s.serveTLS(ln, own, certFile, keyFile) }, func(error) { u.Close() }
 }
@@ -86,6 +88,7 @@ type httpServer struct {
 	conns    connSet
 	arrivals arrivals
 	doubts   atomic.Bool // doubted has some
+	wraps    atomic.Bool // some of its listeners are not ours, but wrap one
 
 	mu      sync.Mutex
 	srv     *http.Server      // serves HTTP/1
@@ -94,9 +97,10 @@ type httpServer struct {
 	mover   *mover            // while it drains after an upgrade
 	since   time.Time         // when the drain began
 	foreign map[net.Conn]bool // connections that none of our listeners has accepted
-	resumed chan struct{}     // closed when a drain was called off
-	isShut  bool              // srv.Shutdown was called
-	doubted []*listener       // see proof.go
+	wrapped map[net.Conn]*track
+	resumed chan struct{} // closed when a drain was called off
+	isShut  bool          // srv.Shutdown was called
+	doubted []*listener   // see proof.go
 }
 
 // httpServer gives the one server of srv.
@@ -111,7 +115,7 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 	s := &httpServer{
 		u: u, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
-		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]bool{}, lingers: lingerFor,
+		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]bool{}, wrapped: map[net.Conn]*track{}, lingers: lingerFor,
 	}
 	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
 	s.template = clone(srv)
@@ -181,6 +185,14 @@ func (s *httpServer) whenResumed() <-chan struct{} {
 // ServeHTTP tells the client of a connection that can't be moved to open
 // another one for its next request.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost && r.ProtoMajor == 1 && !s.wraps.Load() {
+		if d, ok := w.(interface{ SetReadDeadline(time.Time) error }); ok {
+			d.SetReadDeadline(postMark)
+		}
+	}
+	if r.RequestURI == preludeURI {
+		return
+	}
 	if s.doubts.Load() {
 		s.prove(r)
 	}
@@ -234,13 +246,17 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	c = hookConn(c)
 	t := trackOf(c)
 	if t == nil && state == http.StateNew {
-		s.wrapped(c)
+		s.onWrapped(c)
 		return
 	}
 	if t == nil {
-		t = s.conns.find(c.RemoteAddr())
+		t = s.findWrapped(c, state == http.StateClosed || state == http.StateHijacked)
 	}
-	if s.state != nil && state == http.StateIdle {
+	if t != nil && t.muted { // the program has seen no request
+		if s.onPrelude(t, state) {
+			return
+		}
+	} else if s.state != nil && state == http.StateIdle {
 		s.state(c, state) // it may set a deadline: the next one is to be the server's
 	}
 	if t == nil {
@@ -255,6 +271,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 			t.setPhase(phaseHijacked)
 			t.l.live.hijack()
 		case http.StateNew:
+			t.playPrelude()
 			s.begin(c, t)
 		}
 	}
@@ -263,37 +280,11 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	}
 }
 
-// wrapped is told of a new connection that is not ours itself. Whose it is is
-// seen by RemoteAddr, and that of a wrapper may wait for what the client says
-// first (the PROXY protocol); but this is the goroutine that accepts.
-func (s *httpServer) wrapped(c net.Conn) {
-	if len(s.conns.all()) == 0 {
-		s.foreignState(c, http.StateNew)
-	} else {
-		go func() {
-			if t := s.conns.find(c.RemoteAddr()); t != nil {
-				s.begin(c, t)
-			}
-		}()
-	}
-	if s.state != nil {
-		s.state(c, http.StateNew)
-	}
-}
-
 // begin is told of each new connection, of our own before its first Read.
 func (s *httpServer) begin(c net.Conn, t *track) {
 	switch c.(type) {
-	case *TCPConn, *UnixConn:
+	case *TCPConn, *UnixConn, *ruleConn:
 		t.setDirect()
-	}
-	if t.moved {
-		srv := s.server()
-		idle := srv.IdleTimeout
-		if idle == 0 {
-			idle = srv.ReadTimeout // as net/http has it
-		}
-		t.setMoved(idle)
 	}
 	if s.ends() {
 		s.letGo(t)
@@ -321,10 +312,11 @@ func (s *httpServer) release(t *track, m *mover) {
 
 // trackOf finds the track under c, whoever has wrapped it.
 func (s *httpServer) trackOf(c net.Conn) *track {
+	c = hookConn(c)
 	if t := trackOf(c); t != nil {
 		return t
 	}
-	return s.conns.find(c.RemoteAddr())
+	return s.findWrapped(c, false)
 }
 
 // foreignState keeps a connection that we know nothing of: none of our listeners
@@ -369,13 +361,17 @@ func (s *httpServer) endAllIdleForeign() {
 }
 
 func (s *httpServer) drain(d *drain) drainReport {
+	m := d.mover
+	if m != nil && !s.u.idleRuleHolds() {
+		m = nil
+	}
 	s.mu.Lock()
-	s.mover = d.mover // first: who sees draining relies on it
+	s.mover = m // first: who sees draining relies on it
 	s.since = d.begun
 	s.mu.Unlock()
 	s.draining.Store(d)
 	begun := len(s.conns.tracks())
-	s.offer(d.mover)
+	s.releaseAll(m)
 	s.endAllIdleForeign()
 	for _, c := range s.arrivals.all() {
 		s.boundArrival(c)
@@ -415,11 +411,18 @@ func (s *httpServer) shut(ctx context.Context, srv *http.Server) {
 	go srv.Shutdown(ctx)
 }
 
-// offer lets go of all connections.
+// offer lets go of all connections, if drain has not yet to come to that: it
+// looks at the idle rule first, for which this goroutine can't wait.
 func (s *httpServer) offer(m *mover) {
 	s.mu.Lock()
-	s.mover = m
+	barred := s.mover == nil
 	s.mu.Unlock()
+	if !barred {
+		s.releaseAll(m)
+	}
+}
+
+func (s *httpServer) releaseAll(m *mover) {
 	for _, t := range s.conns.tracks() {
 		s.release(t, m)
 	}

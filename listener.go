@@ -124,9 +124,12 @@ func (l *listener) next() net.Conn {
 func (l *listener) takeBack(t *track, unread []byte, m *mover, lent bool) {
 	t.inner.SetDeadline(time.Time{})
 	c := tracked(t.inner, l, unread, t, m) // takes t's place in l.live
+	t.mu.Lock()
+	p := t.past()
+	t.mu.Unlock()
 	back := trackOf(c)
+	back.come(p)
 	back.mu.Lock()
-	back.moved = true // it is as idle as one that has arrived
 	back.lent = lent
 	back.mu.Unlock()
 	l.give(c)

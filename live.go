@@ -43,7 +43,7 @@ func (s *live) add(t, old *track) {
 		s.unlink(old)
 	}
 	s.tracks = append(s.tracks, t)
-	t.place = len(s.tracks)
+	t.place = int32(len(s.tracks))
 	if s.byAddr != nil {
 		s.index(t)
 	}

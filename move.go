@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -118,6 +119,7 @@ type moving struct {
 	t      *track
 	socket int
 	custom bool // its options must be kept
+	past   past
 	unread []byte
 	fd     int
 	at     time.Time // when it was written; zero before
@@ -165,7 +167,9 @@ func (m *mover) move(t *track, unread []byte) bool {
 	if err != nil {
 		return false
 	}
-	custom := t.isCustom()
+	t.mu.Lock()
+	custom, p := t.custom, t.past()
+	t.mu.Unlock()
 	unmark(fd)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -174,7 +178,7 @@ func (m *mover) move(t *track, unread []byte) bool {
 		return false
 	}
 	m.nextID++
-	m.queue = append(m.queue, &moving{id: m.nextID, t: t, socket: i, custom: custom, unread: unread, fd: fd})
+	m.queue = append(m.queue, &moving{id: m.nextID, t: t, socket: i, custom: custom, past: p, unread: unread, fd: fd})
 	m.flush()
 	return true
 }
@@ -188,7 +192,7 @@ func (m *mover) flush() {
 	var batch []*moving
 	for size := 0; len(m.queue) > 0 && len(batch) < batchConns; {
 		c := m.queue[0]
-		if size += 12 + len(c.unread); size > batchBytes && len(batch) > 0 {
+		if size += connHeader + len(c.unread); size > batchBytes && len(batch) > 0 {
 			break
 		}
 		m.queue[0] = nil
@@ -370,10 +374,18 @@ func (m *mover) count() int {
 }
 
 // A message of connections is a list of: id, index of the socket, length of
-// the unread bytes, each as 4 bytes, big-endian; the bytes. Descriptors are in
-// the same order. The index has customBit if the options of the connection may
-// differ from those of a new one.
-const customBit = 1 << 31
+// the unread bytes, milliseconds until its read deadline (0 if there is none),
+// each as 4 bytes, big-endian; the bytes. Descriptors are in the same order. The
+// index has customBit if the options of the connection may differ from those of
+// a new one, freshBit if no request has reached a server of net/http, postBit if
+// the last one was a POST.
+const (
+	customBit = 1 << 31
+	freshBit  = 1 << 30
+	postBit   = 1 << 29
+
+	connHeader = 16
+)
 
 func encodeConns(batch []*moving) message {
 	m := message{typ: msgConns}
@@ -383,8 +395,19 @@ func encodeConns(batch []*moving) message {
 		if c.custom {
 			socket |= customBit
 		}
+		if c.past.origin == originFresh {
+			socket |= freshBit
+		}
+		if c.past.post {
+			socket |= postBit
+		}
+		left := uint32(0)
+		if ms := c.past.left.Milliseconds(); ms <= math.MaxUint32 {
+			left = uint32(ms)
+		}
 		m.payload = binary.BigEndian.AppendUint32(m.payload, socket)
 		m.payload = binary.BigEndian.AppendUint32(m.payload, uint32(len(c.unread)))
+		m.payload = binary.BigEndian.AppendUint32(m.payload, left)
 		m.payload = append(m.payload, c.unread...)
 		m.fds = append(m.fds, c.fd)
 	}
@@ -393,17 +416,24 @@ func encodeConns(batch []*moving) message {
 
 func decodeConns(b []byte) (batch []moving, err error) {
 	for len(b) > 0 {
-		if len(b) < 12 {
+		if len(b) < connHeader {
 			return nil, errBadMessage
 		}
 		socket := binary.BigEndian.Uint32(b[4:])
-		c := moving{id: binary.BigEndian.Uint32(b), socket: int(socket &^ customBit), custom: socket&customBit != 0}
+		c := moving{
+			id: binary.BigEndian.Uint32(b), socket: int(socket &^ (customBit | freshBit | postBit)), custom: socket&customBit != 0,
+			past: past{origin: originIdle, post: socket&postBit != 0, left: time.Duration(binary.BigEndian.Uint32(b[12:])) * time.Millisecond},
+		}
+		if socket&freshBit != 0 {
+			c.past.origin = originFresh
+		}
 		n := binary.BigEndian.Uint32(b[8:])
-		if uint64(n) > uint64(len(b)-12) { // above 2^31 it is negative as an int of 32 bit
+		b = b[connHeader:]
+		if uint64(n) > uint64(len(b)) { // above 2^31 it is negative as an int of 32 bit
 			return nil, errBadMessage
 		}
-		c.unread = append([]byte(nil), b[12:12+int(n)]...)
-		b = b[12+int(n):]
+		c.unread = append([]byte(nil), b[:int(n)]...)
+		b = b[int(n):]
 		batch = append(batch, c)
 	}
 	return batch, nil

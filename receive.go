@@ -15,6 +15,7 @@ type received struct {
 	l      *listener
 	unread []byte
 	custom bool
+	past   past
 }
 
 // onConns makes connections of the descriptors, and keeps them until old has
@@ -51,7 +52,7 @@ func (r *receiver) onConns(m message) error {
 			refused = append(refused, c.id)
 			continue
 		}
-		r.held[c.id] = received{conn, l, c.unread, c.custom}
+		r.held[c.id] = received{conn, l, c.unread, c.custom, c.past}
 		took = append(took, c.id)
 	}
 	r.ch.send(message{typ: msgTook, payload: encodeIDs(took, refused)})
@@ -102,9 +103,10 @@ func (r *receiver) deliver(id uint32) {
 	delete(r.held, id)
 	t := tracked(c.conn, c.l, c.unread, nil, nil)
 	moved := trackOf(t)
-	moved.mu.Lock()
-	moved.moved, moved.custom = true, c.custom
-	moved.mu.Unlock()
+	moved.come(c.past)
+	if c.custom {
+		moved.customize()
+	}
 	c.l.give(t)
 	c.l.gate.settled()
 }

@@ -53,6 +53,7 @@ type Upgrader struct {
 	readyOnce sync.Once
 	readyErr  error
 	extras    extras // files and connections
+	rule      idleRule
 
 	// Signals are handled before the PID file names this process: from then on
 	// they may come. The runtime takes its time for that, which a new process

@@ -1,0 +1,61 @@
+package grace
+
+import (
+	"net"
+	"net/http"
+	"reflect"
+)
+
+// seesWrapper is told of each listener of the server.
+func (s *httpServer) seesWrapper(ln net.Listener) {
+	if _, ours := ln.(*listener); !ours {
+		s.wraps.Store(true)
+	}
+}
+
+// onWrapped is told of a new connection that is not ours itself.
+func (s *httpServer) onWrapped(c net.Conn) {
+	known := reflect.TypeOf(c).Comparable()
+	switch {
+	case len(s.conns.all()) == 0:
+		s.foreignState(c, http.StateNew)
+	case known:
+		if t := trackBelow(c); t != nil {
+			s.mu.Lock()
+			s.wrapped[c] = t
+			s.mu.Unlock()
+			t.playPrelude()
+			s.begin(c, t)
+			break
+		}
+		fallthrough
+	default:
+		// Its RemoteAddr may be ours, but that of a wrapper may wait for what the
+		// client says first; and this is the goroutine that accepts.
+		go func() {
+			if t := s.conns.find(c.RemoteAddr()); t != nil {
+				s.begin(c, t)
+			}
+		}()
+	}
+	if s.state != nil {
+		s.state(c, http.StateNew)
+	}
+}
+
+// findWrapped finds the track of a connection that is not ours itself; last says
+// that nobody will ask for it again.
+func (s *httpServer) findWrapped(c net.Conn, last bool) *track {
+	if reflect.TypeOf(c).Comparable() {
+		s.mu.Lock()
+		t := s.wrapped[c]
+		if last {
+			delete(s.wrapped, c)
+		}
+		s.mu.Unlock()
+		if t != nil {
+			return t
+		}
+	}
+	return s.conns.find(c.RemoteAddr())
+}
