@@ -48,6 +48,9 @@ func newSide(t testing.TB, m *manifest, fd int, h http.Handler, opts ...Option) 
 		t.Fatal(err)
 	}
 	s := &side{u: u, l: ln.(*listener), srv: &http.Server{Handler: h}, done: make(chan struct{}), seen: make(chan net.Conn, 100)}
+	if c, ok := h.(configured); ok {
+		c.configure(s.srv)
+	}
 	s.srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		select {
 		case s.seen <- c:
@@ -67,6 +70,12 @@ func newSide(t testing.TB, m *manifest, fd int, h http.Handler, opts ...Option) 
 		receive(t, s.done, "a server to end")
 	})
 	return s
+}
+
+// A configured handler has a server with settings of its own.
+type configured struct {
+	http.Handler
+	configure func(*http.Server)
 }
 
 // open begins to accept.

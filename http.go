@@ -28,7 +28,8 @@ import (
 // The drain after an upgrade: a plaintext HTTP/1 connection that srv has from
 // our listener itself, unwrapped, is moved to the new process when it is idle,
 // if a plaintext server of HTTP serves that socket there. Its client notices
-// nothing; ConnState says closed here and new there. Others are finished:
+// nothing, and srv's timeouts count on as if it had stayed; ConnState says closed
+// here and new there. Others are finished:
 // HTTP/1 responses say "Connection: close", HTTP/2 connections get GOAWAY, an
 // idle connection is left open for [IdleGrace] before it is closed, and a
 // hijacked one is waited for. When all but hijacked ones are gone, or nothing

@@ -80,3 +80,79 @@ func TestIdleBehindWrapper(t *testing.T) {
 	u.Stop()
 	receive(t, u.Done(), "Done")
 }
+
+// TestHijackedBehindWrapper: a WebSocket whose wrapper hides both of its
+// addresses is known to be the server's no more, and its owner is told of the
+// end when nothing else is left, not when DrainTimeout is up.
+func TestHijackedBehindWrapper(t *testing.T) {
+	u, ln := newSolo(t, DrainTimeout(time.Hour), IdleGrace(10*time.Millisecond))
+	hijacked := make(chan net.Conn, 1)
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+		}
+		hijacked <- c
+	})}
+	goodbye := make(chan struct{})
+	srv.RegisterOnShutdown(func() { close(goodbye) })
+	execute, _ := u.HTTP(srv, headerListener{ln})
+	go execute()
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	io.WriteString(client, "xGET / HTTP/1.1\r\nHost: test\r\n\r\n")
+	socket := receive(t, hijacked, "the request")
+	u.Stop()
+	receive(t, goodbye, "the goodbye")
+	select {
+	case <-u.Done():
+		t.Error("the process ends before its WebSocket")
+	default:
+	}
+	socket.Close()
+	receive(t, u.Done(), "Done")
+}
+
+// A keepingConn keeps deadlines, as wrappers of the PROXY protocol do, to set
+// them once its header is read.
+type keepingConn struct {
+	net.Conn
+	kept time.Time
+}
+
+func (c *keepingConn) SetReadDeadline(d time.Time) error {
+	c.kept = d
+	return c.Conn.SetReadDeadline(d)
+}
+
+// TestTrackBelow: the search leaves no trace.
+func TestTrackBelow(t *testing.T) {
+	u, ln := newSolo(t)
+	t.Cleanup(u.Stop)
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	_, c := connected(t, ln)
+	before := time.Now().Add(time.Hour)
+	c.SetReadDeadline(before)
+	keeping := &keepingConn{Conn: c}
+	if got, want := trackBelow(headerConn{Conn: keeping}), trackOf(c); got != want {
+		t.Fatalf("found %p, want %p", got, want)
+	}
+	if !keeping.kept.IsZero() {
+		t.Errorf("the wrapper has kept the deadline %v", keeping.kept)
+	}
+	if want := trackOf(c).want; !want.Equal(before) {
+		t.Errorf("the read deadline is %v, want %v", want, before)
+	}
+	theirs, _ := net.Pipe()
+	if got := trackBelow(theirs); got != nil {
+		t.Errorf("found %p below a pipe", got)
+	}
+}

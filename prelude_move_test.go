@@ -1,0 +1,198 @@
+//go:build linux
+
+package grace
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// saysSideOf is saysSide, with settings of old's and of new's server.
+func saysSideOf(old, new func(*http.Server)) func(string) http.Handler {
+	return func(side string) http.Handler {
+		return configured{saysSide(side), map[string]func(*http.Server){"old": old, "new": new}[side]}
+	}
+}
+
+func idleTimeout(d time.Duration) func(*http.Server) {
+	return func(srv *http.Server) { srv.IdleTimeout = d }
+}
+
+// wants is the read deadline that the server has set, to the minute.
+func (t *track) wants() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.want.IsZero() || t.muted || t.offered == 0 {
+		return 0
+	}
+	return time.Until(t.want).Round(time.Minute)
+}
+
+// TestDeadlineMoves: how long a connection may still be idle, or wait for its
+// first request, does not begin anew with each process.
+func TestDeadlineMoves(t *testing.T) {
+	header := func(d time.Duration) func(*http.Server) {
+		return func(srv *http.Server) { srv.ReadHeaderTimeout = d }
+	}
+	for _, test := range []struct {
+		name     string
+		old, new func(*http.Server)
+		fresh    bool
+		want     time.Duration
+	}{
+		{"idle, shorter in old", idleTimeout(time.Hour), idleTimeout(2 * time.Hour), false, time.Hour},
+		{"idle, shorter in new", idleTimeout(2 * time.Hour), idleTimeout(time.Hour), false, time.Hour},
+		{"idle, without end in old", idleTimeout(0), idleTimeout(time.Hour), false, time.Hour},
+		{"new, shorter in old", header(time.Hour), header(2 * time.Hour), true, time.Hour},
+		{"new, shorter in new", header(2 * time.Hour), header(time.Hour), true, time.Hour},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := newCouple(t, saysSideOf(test.old, test.new))
+			p.runOld()
+			p.runNew()
+			if test.fresh {
+				p.dial()
+			} else {
+				p.ask()
+			}
+			before := trackOf(receive(t, p.old.seen, "old's connection"))
+			p.await("old's server to wait", func() bool {
+				before.mu.Lock()
+				defer before.mu.Unlock()
+				return before.offered > 1
+			})
+			_, done := p.drain()
+			receive(t, done, "the connection to move")
+			now := trackOf(receive(t, p.new.seen, "new's connection"))
+			p.await("new's server to wait", func() bool { return now.wants() != 0 })
+			if got := now.wants(); got != test.want {
+				t.Errorf("it may wait for %v, want %v", got, test.want)
+			}
+		})
+	}
+}
+
+// askRaw sends something and gives the status of the answer, and its body.
+func askRaw(t *testing.T, c net.Conn, r *bufio.Reader, send string) (int, string) {
+	t.Helper()
+	io.WriteString(c, send)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// TestPostIsRemembered: after a POST net/http bears an empty line before the next
+// request, and after others it does not; moved, taken back or neither.
+func TestPostIsRemembered(t *testing.T) {
+	const get, post = "GET / HTTP/1.1\r\nHost: grace\r\n\r\n", "POST / HTTP/1.1\r\nHost: grace\r\nContent-Length: 0\r\n\r\n"
+	for _, side := range []string{"old", "new", "old, refused by new"} {
+		for last, status := range map[string]int{get: 400, post: 200, post + get: 400, get + post: 200} {
+			p := newCouple(t, saysSide)
+			p.runOld()
+			if strings.HasSuffix(side, "refused by new") {
+				p.recv.find = func(int) *listener { return nil }
+			}
+			p.runNew()
+			c := p.dial()
+			r := bufio.NewReader(c)
+			for range strings.Count(last, "HTTP") - 1 {
+				askRaw(t, c, r, last)
+				last = ""
+			}
+			askRaw(t, c, r, last)
+			first := receive(t, p.old.seen, "old's connection")
+			if side != "old" {
+				p.drain()
+				if side == "new" {
+					receive(t, p.new.seen, "new's connection")
+				} else if receive(t, p.old.seen, "old's connection again") == first {
+					t.Error("the same connection again")
+				}
+			}
+			got, body := askRaw(t, c, r, "\r\n"+get)
+			if got != status || got == 200 && body != side[:3] {
+				t.Errorf("%s: an empty line and a GET: got %d %s, want %d %.3s", side, got, body, status, side)
+			}
+			c.Close()
+		}
+	}
+}
+
+// TestMoveWithoutKeepAlives: a server that keeps no connection serves one that was
+// moved to it all the same, once.
+func TestMoveWithoutKeepAlives(t *testing.T) {
+	p := newCouple(t, saysSideOf(func(*http.Server) {}, func(srv *http.Server) { srv.SetKeepAlivesEnabled(false) }))
+	p.runOld()
+	p.runNew()
+	c, r := p.ask()
+	_, done := p.drain()
+	receive(t, done, "the connection to move")
+	wantAnswer(t, c, r, "", "new")
+	if _, err := r.ReadByte(); err != io.EOF {
+		t.Errorf("after the answer: got %v, want %v", err, io.EOF)
+	}
+}
+
+// TestIdleRuleFails: with a net/http that does not behave as assumed nothing
+// moves, and one line says so.
+func TestIdleRuleFails(t *testing.T) {
+	p := newCouple(t, saysSide)
+	var out bytes.Buffer
+	p.old.u.log = slog.New(slog.NewTextHandler(&out, nil))
+	p.old.u.rule.check = func() error { return watchServer(strangeServer{noDeadline: true}.serve) }
+	p.runOld()
+	p.runNew()
+	c, r := p.ask()
+	_, done := p.drain()
+	p.await("the check", func() bool { return p.old.http.draining.Load() != nil })
+	p.old.http.offer(p.mover) // new takes more, say
+	wantAnswer(t, c, r, "", "old")
+	if _, err := r.ReadByte(); err != io.EOF {
+		t.Errorf("after the answer: got %v, want %v", err, io.EOF)
+	}
+	receive(t, done, "the drain")
+	if n := p.mover.count(); n != 0 {
+		t.Errorf("%d connections were moved", n)
+	}
+	if p.old.u.idleRuleHolds() || strings.Count(out.String(), "\n") != 1 || !strings.Contains(out.String(), "no connection of net/http is moved") {
+		t.Errorf("logged\n%swant one line", &out)
+	}
+}
+
+// TestIdleRuleHoldsNobodyUp: who says that new takes more does not wait for it.
+func TestIdleRuleHoldsNobodyUp(t *testing.T) {
+	p := newCouple(t, saysSide)
+	checking, go1 := make(chan struct{}), make(chan struct{})
+	p.old.u.rule.check = func() error {
+		close(checking)
+		select {
+		case <-go1:
+			return nil
+		case <-time.After(limit):
+			return errors.New("it was waited for")
+		}
+	}
+	p.runOld()
+	p.runNew()
+	c, r := p.ask()
+	_, done := p.drain()
+	receive(t, checking, "the check")
+	p.old.http.offer(p.mover)
+	close(go1)
+	receive(t, done, "the connection to move")
+	wantAnswer(t, c, r, "", "new")
+}
