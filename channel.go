@@ -62,6 +62,8 @@ var (
 const (
 	// What the kernel refuses is tried again after a pause that doubles.
 	shortestPause, longestPause = time.Millisecond, 100 * time.Millisecond
+	// longestTry is how long a full socket is waited for at a time.
+	longestTry = 200 * time.Millisecond
 	// readPatience is how long a channel may refuse to be read, again and again,
 	// until it counts as broken.
 	readPatience = 5 * time.Second
@@ -240,11 +242,16 @@ func (c *channel) dequeue() *outgoing {
 // nothing is.
 func (c *channel) writeOut(o *outgoing) error {
 	limited := !o.until.IsZero()
-	if limited {
-		c.conn.SetWriteDeadline(o.until)
-		defer c.conn.SetWriteDeadline(time.Time{})
-	}
+	refused := errors.New("the other process does not read")
+	defer c.conn.SetWriteDeadline(time.Time{})
 	for pause := shortestPause; len(o.frame) > 0; {
+		// A full socket is waited for, but not for good: should the kernel have
+		// said EAGAIN for another reason, nothing would end the wait.
+		try := time.Now().Add(longestTry)
+		if limited && o.until.Before(try) {
+			try = o.until
+		}
+		c.conn.SetWriteDeadline(try)
 		n, err := writeSome(c.conn, o.frame, o.fds)
 		o.wrote(n)
 		late := limited && !time.Now().Before(o.until)
@@ -253,20 +260,21 @@ func (c *channel) writeOut(o *outgoing) error {
 			pause = shortestPause
 		case err != nil && !passes(err) && !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
+		case err != nil && passes(err):
+			refused = err
 		}
 		switch {
 		case len(o.frame) == 0:
 		case late && !o.begun:
-			return fmt.Errorf("%w: %w", errNotSent, err)
+			return fmt.Errorf("%w: %w", errNotSent, refused)
 		case late:
 			// The frame must become whole, or the next one could not be read.
 			limited = false
-			c.conn.SetWriteDeadline(time.Time{})
 			if o.sent != nil {
 				o.sent(errCutShort)
 				o.sent = nil
 			}
-		case n == 0:
+		case n == 0 && !errors.Is(err, os.ErrDeadlineExceeded):
 			select {
 			case <-time.After(pause):
 			case <-c.closed:

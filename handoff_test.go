@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -82,8 +83,11 @@ func TestChannelReadsFramesInPieces(t *testing.T) {
 }
 
 func TestChannelEnds(t *testing.T) {
-	huge := message{typ: 'X'}.frame()
-	binary.BigEndian.PutUint32(huge[4:], maxPayload+1)
+	huge := func(size uint32) []byte {
+		b := message{typ: 'X'}.frame()
+		binary.BigEndian.PutUint32(b[4:], size)
+		return b
+	}
 	for name, tc := range map[string]struct {
 		in   []byte
 		want error
@@ -91,7 +95,9 @@ func TestChannelEnds(t *testing.T) {
 		"nothing":       {nil, io.EOF},
 		"half a header": {[]byte{'M', 0, 0}, io.ErrUnexpectedEOF},
 		"half a frame":  {message{typ: 'M', payload: []byte("abc")}.frame()[:10], io.ErrUnexpectedEOF},
-		"too large":     {huge, ErrProtocol},
+		"too large":     {huge(maxPayload + 1), ErrProtocol},
+		"2 GB":          {huge(1 << 31), ErrProtocol}, // below 0 as an int of 32 bit
+		"4 GB":          {huge(math.MaxUint32), ErrProtocol},
 		"garbage":       {[]byte("HTTP/1.1 200 OK\r\n\r\n"), ErrProtocol},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -90,10 +90,11 @@ func writeNonblock(c *net.UnixConn, b []byte, fds []int) (n int, err error) {
 
 // writeSome waits until something is written, unless there is an error.
 func writeSome(c *net.UnixConn, b []byte, fds []int) (n int, err error) {
-	if len(fds) == 0 {
-		return c.Write(b)
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
 	}
-	n, _, err = c.WriteMsgUnix(b, unix.UnixRights(fds...), nil)
+	n, _, err = c.WriteMsgUnix(b, oob, nil)
 	return n, err
 }
 

@@ -227,7 +227,10 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 // A message that can't be read leaves no descriptor open, nor does one with too many.
 func TestBadConnsMessage(t *testing.T) {
 	p := newCouple(t, saysSide)
-	for _, payload := range [][]byte{nil, {1}, encodeConns([]*moving{{id: 1, unread: []byte("xyz")}}).payload[:13]} {
+	for _, payload := range [][]byte{
+		nil, {1}, encodeConns([]*moving{{id: 1, unread: []byte("xyz")}}).payload[:13],
+		append(make([]byte, 8), 0x80, 0, 0, 0), append(make([]byte, 8), 0xff, 0xff, 0xff, 0xff), // below 0 as an int of 32 bit
+	} {
 		fd, err := dupInOrder([]int{0})
 		if err != nil {
 			t.Fatal(err)

@@ -45,6 +45,7 @@ var (
 	drain     = flag.Duration("drain", 30*time.Second, "drain timeout")
 	misbehave = flag.String("misbehave", "", "file that says how the next generation misbehaves; it removes the file")
 	execPath  = flag.String("exec", "", "Executable option")
+	reap      = flag.Bool("reap", false, "wait for every child that ends, whoever has started it, as an init does")
 	refuse    = flag.String("refuse", "", "file whose existence refuses an upgrade")
 )
 
@@ -55,6 +56,9 @@ func main() {
 	flag.Parse()
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("from", os.Getpid()))
 	dieWithTest()
+	if *reap {
+		reapAll()
+	}
 	if err := run(); err != nil {
 		slog.Error("server: exits", "err", err)
 		os.Exit(1)

@@ -5,3 +5,5 @@ package main
 import "os"
 
 var resumeSignal os.Signal = os.Interrupt
+
+func reapAll() {}
