@@ -50,16 +50,13 @@ func attach(t *testing.T, pid int, calls, fault string) {
 // What the kernel refuses now and then, on either side, is tried again: nothing
 // is lost, and everything moves.
 func TestMoveWhileTheChannelFails(t *testing.T) {
-	for _, fault := range []struct{ calls, error string }{
-		{"recvmsg", "ENOMEM:when=1+2"},
-		{"sendmsg", "ENOBUFS:when=1+2"},
-		{"sendmsg", "ETOOMANYREFS:when=1+2"},
-		{"sendmsg", "EAGAIN:when=1+2"},
+	for fault, call := range map[string]string{
+		"ENOMEM": "recvmsg", "ENOBUFS": "sendmsg", "ETOOMANYREFS": "sendmsg", "EAGAIN": "sendmsg",
 	} {
-		t.Run(fault.calls+" "+fault.error, func(t *testing.T) {
+		t.Run(call+"-"+fault, func(t *testing.T) {
 			t.Parallel()
 			const kept, upgrades = 200, 3
-			m := startMoverAs(t, underStrace(t, inject(t, fault.calls, fault.error), proctest.Build(t, moveServerPackage)))
+			m := startMoverAs(t, underStrace(t, inject(t, call, fault+":when=1+2"), proctest.Build(t, moveServerPackage)))
 			var clients []*client
 			for range kept {
 				clients = append(clients, m.dial())
