@@ -80,8 +80,8 @@ type configured struct {
 
 // open begins to accept.
 func (s *side) open() {
-	if shut := s.u.socks.openGates(); len(shut) > 0 {
-		panic("a listener is shut")
+	if err := s.u.socks.openGates(); err != nil {
+		panic(err)
 	}
 }
 

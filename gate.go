@@ -13,7 +13,7 @@ type gateMode int
 const (
 	gateShut      gateMode = iota // nobody passes: not ready yet, or handed over
 	gateOpen                      // Accept and Read work
-	gateFinishing                 // what is queued still passes, then it is parked
+	gateFinishing                 // what is queued still passes, then it is shut or parked
 	gateParked                    // as if closed; may be opened again
 	gateClosed
 )
@@ -105,8 +105,8 @@ func (g *gate) settled() {
 }
 
 // park ends finishing, unless an errand waits or is expected.
-func (g *gate) park() bool {
-	return g.change(func(m gateMode) bool { return m == gateFinishing && g.errands == 0 && g.expected == 0 }, gateParked)
+func (g *gate) park(to gateMode) bool {
+	return g.change(func(m gateMode) bool { return m == gateFinishing && g.errands == 0 && g.expected == 0 }, to)
 }
 
 // isStuck says whether somebody is still inside of a gate that is shut.

@@ -193,11 +193,11 @@ func TestGateExpects(t *testing.T) {
 		t.Error("a gate is quiet though somebody may come")
 	}
 	g.set(gateFinishing)
-	if g.park() {
+	if g.park(gateParked) {
 		t.Error("a gate was parked though somebody may come")
 	}
 	g.settled()
-	if !g.park() || !quiet(g) {
+	if !g.park(gateParked) || !quiet(g) {
 		t.Error("a gate was not parked when nobody came")
 	}
 }
@@ -206,14 +206,14 @@ func TestGateChanges(t *testing.T) {
 	g, _, _ := gated(t)
 	told := make(chan error, 10)
 	g.watch(func() { told <- nil })
-	if g.park() {
+	if g.park(gateParked) {
 		t.Error("a shut gate was parked as a finishing one")
 	}
 	g.set(gateFinishing)
 	if quiet(g) {
 		t.Error("a finishing gate is quiet")
 	}
-	if !g.park() || !quiet(g) {
+	if !g.park(gateParked) || !quiet(g) {
 		t.Error("a finishing gate could not be parked")
 	}
 	g.set(gateParked) // no change

@@ -137,9 +137,7 @@ func (s *httpServer) serve(ln net.Listener, own []*listener) error {
 	for {
 		for _, l := range own { // the Serve before has ended, and closed it
 			l.hold(false)
-			if err := s.u.socks.unpark(l); err != nil {
-				s.u.log.Error("grace: a listener can't be opened again", "err", err)
-			}
+			s.u.socks.unpark(l)
 		}
 		s.mu.Lock()
 		srv, resumed := s.srv, s.resumed

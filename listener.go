@@ -16,7 +16,7 @@ type listener struct {
 	sock  *socket
 	socks *sockets
 	addr  net.Addr
-	open  func(addr string) (acceptor, error) // opens the same socket again
+	open  func() (opened, error) // opens the same socket again
 
 	expired error // of a Read whose deadline is one in the past
 
@@ -27,18 +27,22 @@ type listener struct {
 	reopening sync.Mutex
 
 	mu    sync.Mutex
-	inner acceptor
-	shut  bool       // parked, and inner is closed
+	inner opened
+	shut  bool       // inner is closed, and may be opened again
 	given []net.Conn // to be accepted besides those of the socket
 	takes string     // the protocol of connections that are moved to us
 	// spared is called by Close in place of closing the socket; see spare.
 	spared func()
 	held   atomic.Bool // see hold
+	// mayReturn says that the end of accepting is an upgrade's, and not the last.
+	mayReturn atomic.Bool
+
+	mending *mending // nil: nothing is mended; guarded by sockets.mu
 
 	live live // last: who closes connections writes here, who accepts reads the rest
 }
 
-func (l *listener) acceptor() acceptor {
+func (l *listener) acceptor() opened {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.inner
@@ -71,11 +75,18 @@ func (l *listener) Accept() (net.Conn, error) {
 			l.gate.leave()
 			return nil, l.acceptError(net.ErrClosed)
 		}
-		c, err := l.acceptor().Accept()
+		inner := l.acceptor()
+		c, err := inner.Accept()
 		if err == nil {
+			if tc, ok := c.(*net.TCPConn); ok && inner.tune != nil {
+				inner.tune(tc)
+			}
 			c = tracked(c, l, nil, nil, nil)
 		}
 		l.gate.leave()
+		if err != nil && l.outlives(inner) {
+			continue
+		}
 		if err == nil && l.held.Load() { // for who accepts when the drain was called off
 			l.give(c)
 			return nil, l.acceptError(net.ErrClosed)
@@ -158,17 +169,23 @@ func (l *listener) protocol() string {
 }
 
 // park closes the socket once its queue is served: no other process has it. It
-// can be opened again if the upgrade is rolled back. False if somebody is still
-// to come on an errand: he wakes who accepts.
+// can be opened again if the upgrade is rolled back; Accept waits for that, since
+// what wraps the listener may not live on after an error. False if a connection is
+// still to come on an errand: it wakes who accepts.
 func (l *listener) park() bool {
 	l.reopening.Lock()
 	defer l.reopening.Unlock()
 	l.mu.Lock()
-	inner, parked := l.inner, l.gate.park()
+	to := gateParked
+	if l.mayReturn.Load() {
+		to = gateShut
+	}
+	inner, parked := l.inner, l.gate.park(to)
 	l.shut = l.shut || parked
 	l.mu.Unlock()
 	if parked {
-		l.sock.closeListener(inner) // may wait until a new process has started
+		l.sock.closeListener(inner.acceptor) // may wait until a new process has started
+		l.sock.unlink()                      // nobody finds it, but it was kept for show
 	}
 	return parked
 }
@@ -189,14 +206,6 @@ func (l *listener) isShut() bool {
 	return l.shut
 }
 
-// replace puts another socket in the place of one that was closed.
-func (l *listener) replace(inner acceptor) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.inner, l.shut = inner, false
-	l.gate.replace(inner.SetDeadline)
-}
-
 // spare lets Close park the socket, and call closed; with nil no more.
 func (l *listener) spare(closed func()) {
 	l.mu.Lock()
@@ -210,7 +219,7 @@ func (l *listener) hold(on bool) { l.held.Store(on) }
 
 // letGo closes the socket in this process, for good. What comes back from a move
 // is still accepted.
-func (l *listener) letGo() error { return l.sock.closeListener(l.acceptor()) }
+func (l *listener) letGo() error { return l.sock.closeListener(l.acceptor().acceptor) }
 
 // end is letGo, and the end of Accept.
 func (l *listener) end() error {

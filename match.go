@@ -14,13 +14,16 @@ import (
 // name is resolved in between, which may take its time: nobody waits for that but
 // who asked.
 func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
+	lost := s.lostFiles(k, network, addr)
 	if in, ok := s.claimIf(func(in inheritedSocket) bool {
-		return in.Kind == k && (in.Network == network && in.Addr == addr || network == systemdNetwork && in.Name == addr)
+		return in.Kind == k && !slices.Contains(lost, in.index) && (in.Network == network && in.Addr == addr || network == systemdNetwork && in.Name == addr)
 	}); ok || k == kindFile || k == kindConn || !s.hasUnclaimed(k) {
 		return in, ok
 	}
 	w := want(network, addr)
-	if in, ok := s.claimIf(func(in inheritedSocket) bool { return in.Kind == k && w.is(in.entry) }); ok {
+	if in, ok := s.claimIf(func(in inheritedSocket) bool {
+		return in.Kind == k && !slices.Contains(lost, in.index) && w.is(in.entry)
+	}); ok {
 		return in, true
 	}
 	s.mu.Lock()
@@ -41,6 +44,29 @@ func (s *sockets) claimIf(match func(inheritedSocket) bool) (inheritedSocket, bo
 		}
 	}
 	return inheritedSocket{}, false
+}
+
+// lostFiles are the indexes of unix sockets that this address would be given, but
+// which no client finds any more: the program has removed the file before it calls
+// Listen, as it must where nobody does it for it. Old serves what is queued there.
+func (s *sockets) lostFiles(k kind, network, addr string) (lost []int) {
+	if !hasPath(network, addr) {
+		return nil
+	}
+	s.mu.Lock()
+	left := slices.Clone(s.unclaimed)
+	s.mu.Unlock()
+	path := absolute(addr)
+	for _, in := range left {
+		if in.Kind != k || in.Master || in.Path == "" || in.Addr != addr && in.Path != path {
+			continue
+		}
+		if sock := (&socket{entry: in.entry}); sock.lost() {
+			lost = append(lost, in.index)
+			s.log.Warn("grace: the path of a unix socket was removed or replaced before Listen; it is bound anew, and the old process serves what is queued in the former one", "path", in.Path, "do", "don't remove it: Listen replaces what a crash has left behind")
+		}
+	}
+	return lost
 }
 
 func (s *sockets) hasUnclaimed(k kind) bool {

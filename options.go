@@ -161,6 +161,16 @@ func Logger(l *slog.Logger) Option {
 // ListenConfig is used to open the sockets that are not inherited: for
 // SO_REUSEPORT and other options by Control, for keep-alives, for MPTCP.
 // Default: the zero ListenConfig, as net.Listen has it.
+//
+// Its keep-alives hold for the connections of inherited sockets too. Control is
+// not called for those: they are open files that the old process shares, and a
+// new version that fails must leave nothing behind. What Control has set when a
+// socket was opened stays with it, in every generation, and with its connections
+// as far as the kernel hands it down, as TCP_USER_TIMEOUT.
+//
+// A TCP socket for which Control sets SO_REUSEPORT is bound by Listen, and
+// listens from Ready on: until then the kernel gives its connections to the other
+// sockets of that port. Listen still says if the address is taken.
 func ListenConfig(lc net.ListenConfig) Option {
 	return func(o *options) error { o.listenConfig = lc; return nil }
 }

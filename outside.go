@@ -20,18 +20,15 @@ const (
 )
 
 // restore puts back what the new process may have taken, and what this one had
-// closed: the PID file, and the sockets of the listeners in shut. then is called in
+// closed: the PID file, and listeners. then is called in
 // the loop when all is there, or has been waited for long enough, with the callers
 // of the upgrade that has failed. The next upgrade waits until all is there.
-func (u *Upgrader) restore(shut []*listener, then func(callers []chan error)) {
+func (u *Upgrader) restore(then func(callers []chan error)) {
 	u.restoring++
 	callers := u.current
 	u.current = nil
 	once := sync.OnceFunc(func() { then(callers) })
-	jobs := []func(){u.retakePIDFile}
-	for _, l := range shut {
-		jobs = append(jobs, func() { u.reopen(l) })
-	}
+	jobs := []func(){u.retakePIDFile, func() { u.socks.settled(u.ctx) }}
 	go func() {
 		late := time.AfterFunc(restorePatience, func() { u.post(once) })
 		within(0, jobs...)
@@ -45,13 +42,6 @@ func (u *Upgrader) restore(shut []*listener, then func(callers []chan error)) {
 			once() // the loop has ended, and nobody else answers
 		}
 	}()
-}
-
-// reopen lets l accept again, whose socket was closed.
-func (u *Upgrader) reopen(l *listener) {
-	if err := u.socks.reopen(l); err != nil {
-		u.log.Error("grace: a listener that the new version had dropped can't be opened again", "err", err)
-	}
 }
 
 // within calls each of fs in a goroutine of its own, and returns when all of them

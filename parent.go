@@ -152,7 +152,7 @@ func (u *Upgrader) start(ctx context.Context) (s *successor, err error) {
 	raw, err := theirPipe.SyscallConn()
 	if err == nil {
 		cerr := raw.Control(func(ready uintptr) {
-			err = withFDs(u.socks.snapshot(), func(socks []*socket, fds []int) error {
+			err = withFDs(u.socks.toHandOver(), func(socks []*socket, fds []int) error {
 				s.handed = socks
 				m := u.manifest(socks)
 				for range lock {
@@ -389,7 +389,8 @@ func (u *Upgrader) reportDeath(s *successor, state *os.ProcessState) {
 func (u *Upgrader) upgradeFailed(err error) {
 	u.state = serving
 	u.upgrades = repeats{} // what comes now is meant to try again
-	u.restore(nil, func(callers []chan error) {
+	u.socks.mendAll()
+	u.restore(func(callers []chan error) {
 		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
 		u.tellFailed("the upgrade failed", err)
 		tell(callers, err)
@@ -401,7 +402,7 @@ func (u *Upgrader) rollBack(err error) {
 	u.probation.Stop()
 	u.state = serving
 	u.upgrades = repeats{}
-	shut := u.socks.openGates() // first of all
+	u.socks.reopenGates() // first of all
 	if u.drain != nil {
 		u.drain.cancel()
 	}
@@ -409,7 +410,7 @@ func (u *Upgrader) rollBack(err error) {
 	if u.passed { // to the one that is dead
 		u.pending = true
 	}
-	u.restore(shut, func(callers []chan error) {
+	u.restore(func(callers []chan error) {
 		u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
 		u.tellFailed("the upgrade was rolled back", err)
 		tell(callers, err)

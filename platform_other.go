@@ -72,6 +72,23 @@ func openPath[T any](_, _ string, open func() (T, error)) (T, error) { return op
 
 func sayWho(*socket) {}
 
+type socketFile struct{}
+
+func (sock *socket) lost() bool       { return false }
+func (sock *socket) look()            {}
+func (sock *socket) refile()          {}
+func (sock *socket) hide()            {}
+func (sock *socket) show()            {}
+func (sock *socket) unlink()          {}
+func (sock *socket) forget()          {}
+func (sock *socket) listens() bool    { return true }
+func (sock *socket) listenNow() error { return nil }
+
+func openLate(lc net.ListenConfig, network, addr string) (acceptor, net.Listener, error) {
+	l, err := lc.Listen(context.Background(), network, addr)
+	return nil, l, err
+}
+
 func (c *channel) hungUp() bool { return false }
 
 // whoSet: supervisors that leave a variable are those of unix.

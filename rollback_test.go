@@ -260,8 +260,8 @@ func TestStopRightAfterTheStart(t *testing.T) {
 	}()
 	receive(t, parked, "an Accept of a listener that is closed")
 	l := ln.(*listener)
-	if err := u.socks.unpark(l); err != nil || !l.gate.isParked() {
-		t.Errorf("a server that begins now opens the listener again, error %v", err)
+	if u.socks.unpark(l); !l.gate.isParked() {
+		t.Error("a server that begins now opens the listener again")
 	}
 	served := make(chan error, 1)
 	go func() { served <- execute() }()

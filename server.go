@@ -101,9 +101,7 @@ func (s *otherServer) begin() (resumed, closed chan struct{}) {
 	resumed, closed = s.resumed, s.closed
 	s.mu.Unlock()
 	for _, l := range s.conns.all() {
-		if err := s.u.socks.unpark(l); err != nil {
-			s.u.log.Error("grace: a listener can't be opened again", "err", err)
-		}
+		s.u.socks.unpark(l)
 	}
 	return resumed, closed
 }

@@ -1,8 +1,8 @@
 package grace
 
 import (
-	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -17,6 +17,12 @@ type socket struct {
 	// yielded says that new has taken it: this process is not to accept on it
 	// any more, nor to remove its path.
 	yielded bool
+
+	// shared says that another process has, or had, the socket too.
+	shared atomic.Bool
+
+	fileMu sync.Mutex
+	file   socketFile // guarded by fileMu
 
 	mu  sync.Mutex
 	raw syscall.RawConn
@@ -66,22 +72,6 @@ func (sock *socket) shutGate() {
 	sock.gate.set(gateShut)
 	if l := sock.listener; l != nil {
 		time.AfterFunc(10*time.Millisecond, l.freeAccept)
-	}
-}
-
-// A socketFile is the file of a unix socket, as this library has made it.
-type socketFile struct {
-	path     string
-	dev, ino uint64
-}
-
-// socketFile is that of sock. sockets.mu is held.
-func (sock *socket) socketFile() socketFile { return socketFile{sock.Path, sock.Dev, sock.Ino} }
-
-// remove removes the file if it is still the one we made.
-func (f socketFile) remove() {
-	if dev, ino, err := fileID(f.path); err == nil && dev == f.dev && ino == f.ino {
-		os.Remove(f.path)
 	}
 }
 

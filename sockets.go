@@ -3,13 +3,13 @@ package grace
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 )
 
 // sockets are all of a process, in the order in which they were asked for, and
@@ -26,6 +26,10 @@ type sockets struct {
 	ending     int  // how many paths are still to be removed, by endPath
 	anyAddr    bool // a master's listeners are given whatever address is asked for
 
+	mending     context.Context // of all that is being mended, see mend.go; nil: nothing is
+	stopMending context.CancelFunc
+	log         *slog.Logger
+
 	changed chan struct{} // holds one when a gate's mode has changed, or somebody has left it
 }
 
@@ -35,7 +39,7 @@ type inheritedSocket struct {
 }
 
 func newSockets(m *manifest, first int) *sockets {
-	s := &sockets{changed: make(chan struct{}, 1)}
+	s := &sockets{changed: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler)}
 	if m != nil {
 		s.inherited = true
 		for i, e := range m.Sockets {
@@ -43,143 +47,6 @@ func newSockets(m *manifest, first int) *sockets {
 		}
 	}
 	return s
-}
-
-// listen gives the inherited listener, or opens one.
-func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, error) {
-	var inner acceptor
-	in, ok := s.claim(kindListener, network, addr)
-	if ok {
-		defer s.made(in)
-		l, err := inheritListener(in.fd)
-		if err != nil {
-			return nil, fmt.Errorf("grace: inherited listener %s %s (descriptor %d): %w", network, addr, in.fd, err)
-		}
-		inner = l
-	} else if network == systemdNetwork {
-		return nil, s.noSuchName(addr)
-	} else {
-		l, err := openListener(lc, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		in = inheritedSocket{entry: describe(kindListener, network, addr, l), index: -1}
-		inner = l
-	}
-	in.askedFor(network, addr)
-	sock := &socket{entry: in.entry, index: in.index, gate: newGate(inner.SetDeadline)}
-	raw, err := inner.SyscallConn()
-	if err == nil {
-		err = sock.setRaw(raw)
-	}
-	if err != nil {
-		inner.Close()
-		return nil, fmt.Errorf("grace: listen %s %s: %w", network, addr, err)
-	}
-	l := &listener{inner: inner, addr: inner.Addr(), gate: sock.gate, sock: sock, socks: s}
-	l.open = func(addr string) (acceptor, error) { return openListener(lc, network, addr) }
-	sock.listener = l
-	l.expired = &net.OpError{Op: "read", Net: l.addr.Network(), Source: l.addr, Err: os.ErrDeadlineExceeded}
-	l.custom = lc.KeepAlive != 0 || lc.KeepAliveConfig != (net.KeepAliveConfig{})
-	if err := s.add(sock); err != nil {
-		l.inner.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
-// An acceptor is what *net.TCPListener and *net.UnixListener have in common.
-type acceptor interface {
-	net.Listener
-	syscall.Conn
-	deadliner
-	File() (*os.File, error)
-}
-
-func openListener(lc net.ListenConfig, network, addr string) (acceptor, error) {
-	switch network {
-	case "tcp", "tcp4", "tcp6", "unix", "unixpacket":
-	default:
-		return nil, fmt.Errorf("grace: listen %s %s: %w; have tcp, tcp4, tcp6, unix, unixpacket; packets are ListenPacket's", network, addr, net.UnknownNetworkError(network))
-	}
-	open := func() (net.Listener, error) { return lc.Listen(context.Background(), network, addr) }
-	var l net.Listener
-	var err error
-	if hasPath(network, addr) {
-		l, err = openPath(addr, network, open)
-	} else {
-		l, err = open()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("grace: %w", err)
-	}
-	a, ok := l.(acceptor)
-	if !ok {
-		l.Close()
-		return nil, fmt.Errorf("grace: listen %s %s: a %T can't be handed over", network, addr, l)
-	}
-	if ul, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok { // a *net.UnixListener
-		ul.SetUnlinkOnClose(false) // the path outlives this process
-	}
-	return a, nil
-}
-
-// listenPacket gives the inherited packet conn, or opens one.
-func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, error) {
-	var inner net.PacketConn
-	var err error
-	in, ok := s.claim(kindPacket, network, addr)
-	if ok {
-		defer s.made(in)
-		if inner, err = inheritPacket(in.fd); err != nil {
-			return nil, fmt.Errorf("grace: inherited packet conn %s %s (descriptor %d): %w", network, addr, in.fd, err)
-		}
-	} else if network == systemdNetwork {
-		return nil, s.noSuchName(addr)
-	} else {
-		if inner, err = openPacket(lc, network, addr); err != nil {
-			return nil, err
-		}
-		in = inheritedSocket{entry: describe(kindPacket, network, addr, inner), index: -1}
-	}
-	in.askedFor(network, addr)
-	g := newGate(inner.SetReadDeadline)
-	sock := &socket{entry: in.entry, index: in.index, gate: g}
-	p, raw, err := newPacketConn(inner, g, sock, s)
-	if err == nil {
-		sock.raw = raw
-		err = s.add(sock)
-	}
-	if err != nil {
-		inner.Close()
-		return nil, err
-	}
-	return p, nil
-}
-
-func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, error) {
-	switch network {
-	case "udp", "udp4", "udp6", "unixgram":
-	default:
-		return nil, fmt.Errorf("grace: listen packet %s %s: %w; have udp, udp4, udp6, unixgram; streams are Listen's", network, addr, net.UnknownNetworkError(network))
-	}
-	open := func() (net.PacketConn, error) { return lc.ListenPacket(context.Background(), network, addr) }
-	var p net.PacketConn
-	var err error
-	if hasPath(network, addr) {
-		p, err = openPath(addr, network, open)
-	} else {
-		p, err = open()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("grace: %w", err)
-	}
-	return p, nil
-}
-
-// hasPath says whether a socket of this address has a file.
-func hasPath(network, addr string) bool {
-	return strings.HasPrefix(network, "unix") && addr != "" && addr[0] != '@' && addr[0] != 0
 }
 
 // add opens the gate of a socket that comes after Ready.
@@ -193,7 +60,11 @@ func (s *sockets) add(sock *socket) error {
 	if sock.listener != nil {
 		sock.gate.watch(s.check)
 	}
-	if s.open && sock.gate != nil {
+	switch {
+	case !s.open || sock.gate == nil:
+	case sock.listener != nil:
+		return sock.listener.start()
+	default:
 		sock.gate.set(gateOpen)
 	}
 	return nil
@@ -202,24 +73,21 @@ func (s *sockets) add(sock *socket) error {
 // remove forgets a socket that is about to be closed. Its path goes too, if it
 // is ours alone: not while another process still serves on it.
 func (s *sockets) remove(sock *socket) {
-	if file := s.forget(sock); file.path != "" {
-		file.remove()
+	if s.forget(sock) {
+		sock.unlink()
 	}
 }
 
-// forget gives the file to be removed.
-func (s *sockets) forget(sock *socket) (file socketFile) {
+// forget says whether the path is to be removed.
+func (s *sockets) forget(sock *socket) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i := slices.Index(s.all, sock)
 	if i < 0 {
-		return file
+		return false
 	}
 	s.all = append(s.all[:i:i], s.all[i+1:]...)
-	if !sock.yielded && (sock.index < 0 || !s.inherited) {
-		file = sock.socketFile()
-	}
-	return file
+	return !sock.yielded && (sock.index < 0 || !s.inherited)
 }
 
 // keep says whether a socket that the program closes may be needed again.
@@ -241,6 +109,16 @@ func (s *sockets) snapshot() []*socket {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]*socket(nil), s.all...)
+}
+
+// toHandOver is snapshot for a manifest.
+func (s *sockets) toHandOver() []*socket {
+	all := s.snapshot()
+	for _, sock := range all {
+		sock.shared.Store(true)
+		sock.look()
+	}
+	return all
 }
 
 // claims are the sockets that this process took of the manifest that it got.
@@ -284,28 +162,58 @@ func (s *sockets) taker(index int) *listener {
 	return nil
 }
 
-// openGates begins to accept, on every socket, or begins again after a
-// hand-over that was rolled back. It waits for nothing: what can't be accepted on
-// before it was opened anew is returned, and reopen is to be called for it.
-func (s *sockets) openGates() (shut []*listener) {
+// openGates begins to accept, on every socket.
+func (s *sockets) openGates() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open, s.handedOver = true, false
+	var errs []error
+	for _, sock := range s.all {
+		switch {
+		case sock.listener != nil:
+			if err := sock.listener.start(); err != nil {
+				errs = append(errs, fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, err))
+			}
+			if sock.index >= 0 {
+				sayWho(sock)
+			}
+		case sock.gate != nil:
+			sock.gate.set(gateOpen)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// reopenGates begins again, after a hand-over that was rolled back.
+func (s *sockets) reopenGates() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open, s.handedOver = true, false
 	for _, sock := range s.all {
-		if sock.gate == nil {
-			continue
-		}
-		if l := sock.listener; l != nil && l.isShut() {
-			shut = append(shut, l)
-			continue
-		}
-		sock.gate.set(gateOpen)
-		if sock.listener != nil && (sock.index >= 0 || sock.yielded) {
-			sayWho(sock)
+		switch {
+		case sock.listener != nil:
+			sock.listener.restart()
+			if sock.index >= 0 || sock.yielded {
+				sayWho(sock)
+			}
+		case sock.gate != nil:
+			sock.gate.set(gateOpen)
+			if sock.Path != "" {
+				go sock.show()
+			}
 		}
 		sock.yielded = false
 	}
-	return shut
+}
+
+// unpark lets l accept again that was closed while the process drained, if the
+// drain was called off meanwhile.
+func (s *sockets) unpark(l *listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open && l.gate.isParked() {
+		l.restart()
+	}
 }
 
 // hold parks and holds listeners that this process does not accept on any more.
@@ -360,14 +268,18 @@ func (s *sockets) yield(handed []*socket, claimed []int) {
 	}
 }
 
-// endAccept ends accepting for good. What waits in the queue of a socket that
-// no other process has is still accepted; its path is removed before, so that
-// nobody new comes.
+// endAccept ends accepting, for good unless the upgrade is rolled back. What waits
+// in the queue of a socket that no other process has is still accepted; its path
+// is removed before, so that nobody new comes.
 func (s *sockets) endAccept() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open = false // a server that begins only now opens nothing again
+	s.endMending()
 	for _, sock := range s.all {
+		if sock.listener != nil {
+			sock.listener.mayReturn.Store(s.handedOver)
+		}
 		switch {
 		case sock.gate == nil:
 		case sock.listener != nil && sock.listener.isShut():
@@ -377,7 +289,7 @@ func (s *sockets) endAccept() {
 			sock.gate.set(gateFinishing)
 		default:
 			s.ending++
-			go s.endPath(sock, sock.socketFile())
+			go s.endPath(sock, s.handedOver)
 		}
 	}
 }
@@ -432,6 +344,7 @@ func (s *sockets) letGo() {
 func (s *sockets) close() {
 	s.mu.Lock()
 	s.closed = true
+	s.endMending()
 	s.mu.Unlock()
 	for _, sock := range s.snapshot() {
 		switch {
@@ -440,6 +353,7 @@ func (s *sockets) close() {
 		case sock.gate != nil:
 			sock.gate.set(gateClosed)
 		}
+		sock.forget()
 	}
 	_, dropped := s.seal()
 	closeInherited(dropped)

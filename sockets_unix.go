@@ -3,13 +3,11 @@
 package grace
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -75,70 +73,11 @@ func describe(k kind, network, addr string, s any) entry {
 	return e
 }
 
-func fileID(path string) (dev, ino uint64, err error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return 0, 0, err
-	}
-	return uint64(st.Dev), uint64(st.Ino), nil
-}
-
-// openPath opens a unix socket. If its path is taken and nobody answers there, a
-// crash has left it behind and it is removed. The directory is locked from
-// before the bind until it answers: of two that start at once only one removes
-// and binds, and the other finds somebody who answers.
-func openPath[T any](path, network string, open func() (T, error)) (T, error) {
-	var none T
-	dir, lockErr := os.Open(filepath.Dir(path))
-	if lockErr == nil {
-		defer dir.Close()
-		lockErr = lockFor(dir, 5*time.Second)
-	}
-	s, inUse := open()
-	if !errors.Is(inUse, unix.EADDRINUSE) {
-		return s, inUse
-	}
-	if lockErr != nil {
-		return none, fmt.Errorf("%w (and its directory can't be locked to see whether it is stale: %w)", inUse, lockErr)
-	}
-	fi, err := os.Lstat(path)
-	if err == nil && fi.Mode().Type() != os.ModeSocket {
-		return none, fmt.Errorf("%w: %s is not a socket; remove it, or use another path", inUse, path)
-	}
-	if err == nil {
-		err = findStale(path, network)
-	}
-	if err == nil {
-		err = os.Remove(path)
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return none, fmt.Errorf("%w: %w", inUse, err)
-	}
-	return open()
-}
-
-// findStale gives no error if nobody answers on the path.
-func findStale(path, network string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	c, err := (&net.Dialer{}).DialContext(ctx, network, path)
-	switch {
-	case err == nil:
-		defer c.Close()
-		return fmt.Errorf("%w%s; stop it, or use another path", ErrAddrInUse, peerName(c))
-	case errors.Is(err, unix.ECONNREFUSED):
-		return nil
-	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EPROTOTYPE): // its queue is full; another kind of socket
-		return fmt.Errorf("%w; stop it, or use another path", ErrAddrInUse)
-	}
-	return fmt.Errorf("whether somebody answers there can't be told: %w", err)
-}
-
 // sayWho makes this process the one that clients of an inherited unix socket
 // see as their peer: listen(2) writes down who has called it last.
 func sayWho(sock *socket) {
 	if hasPath(sock.Network, sock.Addr) {
-		sock.control(func(fd uintptr) { unix.Listen(int(fd), -1) }) // the longest queue, as net.Listen
+		sock.listenNow()
 	}
 }
 
@@ -161,6 +100,25 @@ func readable(sock *socket) bool {
 	ready := false
 	sock.control(func(fd uintptr) { ready = readableFD(int(fd)) })
 	return ready
+}
+
+// listens says whether the socket listens still. Any process that has it may end
+// that with shutdown(2), for all of them.
+func (sock *socket) listens() bool {
+	ok := false
+	sock.control(func(fd uintptr) {
+		on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		p := []unix.PollFd{{Fd: int32(fd), Events: pollHungUp}}
+		for err == nil {
+			if _, err = unix.Poll(p, 0); err != unix.EINTR {
+				break
+			}
+			err = nil
+		}
+		// That of a unix socket still says that it accepts.
+		ok = (err != nil || on != 0) && p[0].Revents&(pollHungUp|unix.POLLHUP) == 0
+	})
+	return ok
 }
 
 func readableFD(fd int) bool {

@@ -126,10 +126,10 @@ func TestRollBackWhileAListenerHangs(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			l.(*listener).open = func(string) (acceptor, error) {
+			l.(*listener).open = func() (opened, error) {
 				opening <- struct{}{}
 				<-hang
-				return nil, errors.New("hung")
+				return opened{}, errors.New("hung")
 			}
 			g.serve(l)
 		}

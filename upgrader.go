@@ -171,6 +171,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 		close(u.over)
 		return nil, err
 	}
+	u.socks.log = u.log
 	if u.parent == nil {
 		<-u.signals
 	}
@@ -307,7 +308,9 @@ func (u *Upgrader) onReady() error {
 	}
 	u.state = serving
 	u.socks.own(true)
-	u.socks.openGates() // at a start all are open
+	if err := u.socks.openGates(); err != nil {
+		return err
+	}
 	if u.parent != nil {
 		u.sayAccepting() // at once: old goes on accepting until it hears this
 	}
@@ -431,8 +434,9 @@ func (u *Upgrader) Generation() int { return u.generation }
 //
 // Accept waits until [Upgrader.Ready], stops when a new process accepts, and
 // returns net.ErrClosed after Done. The file of a unix socket stays until the
-// last stop; one that a crash has left behind is replaced, and if a process
-// answers there the error is ErrAddrInUse.
+// last stop; one that a crash has left behind is replaced, and if a process has a
+// socket bound there the error is ErrAddrInUse. A program must not remove it; one
+// that does all the same gets a new socket there.
 func (u *Upgrader) Listen(network, addr string) (net.Listener, error) {
 	l, err := u.socks.listen(u.opt.listenConfig, network, addr)
 	if err != nil {

@@ -1,0 +1,284 @@
+package grace
+
+import (
+	"context"
+	"time"
+)
+
+// What a listener was before an upgrade that has failed, or was rolled back, it is
+// again: new may have closed it, removed its path, or shut it down for all who
+// have it, and old may have closed what new had dropped. Where it can't be opened
+// at once it is tried until it works, or until it is not wanted any more. That
+// costs nothing but this address: Accept waits.
+
+// start lets connections in, at the first time. sockets.mu is held.
+func (l *listener) start() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.inner.late {
+		if err := l.sock.listenNow(); err != nil {
+			return err
+		}
+		l.inner.late = false
+	}
+	l.gate.set(gateOpen)
+	return nil
+}
+
+// restart lets connections in again, now or as soon as the listener is mended.
+// sockets.mu is held.
+func (l *listener) restart() {
+	l.mu.Lock()
+	if l.shut {
+		l.gate.set(gateShut)
+	} else {
+		l.gate.set(gateOpen)
+	}
+	l.mu.Unlock()
+	l.socks.mend(l)
+}
+
+// A mending looks after one listener.
+type mending struct {
+	ctx   context.Context
+	tried chan struct{} // closed when the first try is over
+	again bool          // asked for once more meanwhile; guarded by sockets.mu
+}
+
+// mend looks after l, in a goroutine of its own: files, and whatever else it asks,
+// may take their time. s.mu is held.
+func (s *sockets) mend(l *listener) {
+	if l.mending != nil && l.mending.ctx.Err() == nil {
+		l.mending.again = true
+		return
+	}
+	if s.mending == nil {
+		s.mending, s.stopMending = context.WithCancel(context.Background())
+	}
+	m := &mending{ctx: s.mending, tried: make(chan struct{})}
+	l.mending = m
+	go l.runMending(m)
+}
+
+func (l *listener) runMending(m *mending) {
+	network, addr := l.sock.Network, l.sock.Bound
+	for n, wait := 1, 10*time.Millisecond; m.ctx.Err() == nil && !l.gate.isClosed(); n, wait = n+1, min(2*wait, 5*time.Second) {
+		opened, err := l.makeWhole(m.ctx)
+		if n == 1 {
+			close(m.tried)
+		}
+		switch {
+		case m.ctx.Err() != nil:
+			return
+		case err == nil && opened:
+			l.socks.log.Info("grace: a listener was opened again", "network", network, "address", addr, "tries", n)
+		case err != nil && n == 1:
+			l.socks.log.Error("grace: a listener can't be opened again; the others serve, and it is tried until it works", "network", network, "address", addr, "err", err)
+		}
+		if err == nil && l.socks.mended(l, m) {
+			return
+		}
+		if err != nil {
+			select {
+			case <-time.After(wait):
+			case <-m.ctx.Done():
+			}
+		}
+	}
+	l.socks.mended(l, m)
+}
+
+// mended ends the mending, unless it was asked for again.
+func (s *sockets) mended(l *listener, m *mending) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	again := m.again
+	m.again = false
+	if l.mending == m && !again {
+		l.mending = nil
+	}
+	return !again
+}
+
+// makeWhole mends what has to be mended, and says whether the listener was opened
+// anew for that. It waits for a disk, a lock and a start of a process: no lock is
+// held meanwhile but reopening.
+func (l *listener) makeWhole(ctx context.Context) (again bool, err error) {
+	l.reopening.Lock()
+	defer l.reopening.Unlock()
+	l.sock.show()
+	if !l.isShut() && !l.sock.listens() && l.shutGate(ctx) {
+		// Whoever has shut it down has emptied its queue too. Its address must
+		// be free for the next one.
+		l.sock.unlink()
+		l.closeInner()
+	}
+	if !l.isShut() && !l.sock.lost() {
+		l.reopenGate(ctx)
+		return false, nil
+	}
+	inner, err := l.open()
+	if err != nil {
+		return true, err
+	}
+	return true, l.replace(ctx, inner)
+}
+
+// shutGate lets Accept wait; false if the listener is not to be mended any more.
+func (l *listener) shutGate(ctx context.Context) bool {
+	l.socks.mu.Lock()
+	defer l.socks.mu.Unlock()
+	if ctx.Err() != nil || l.gate.isClosed() {
+		return false
+	}
+	l.gate.set(gateShut)
+	return true
+}
+
+func (l *listener) reopenGate(ctx context.Context) {
+	l.socks.mu.Lock()
+	defer l.socks.mu.Unlock()
+	if ctx.Err() == nil && l.socks.open {
+		l.gate.swap(gateShut, gateOpen)
+	}
+}
+
+// closeInner closes the socket, to be replaced.
+func (l *listener) closeInner() {
+	l.mu.Lock()
+	inner := l.inner
+	l.shut = true
+	l.mu.Unlock()
+	l.sock.closeListener(inner.acceptor)
+}
+
+// replace puts another socket in the place of l's. What waits in the queue of the
+// former, whose path is lost, is accepted before.
+func (l *listener) replace(ctx context.Context, inner opened) error {
+	raw, err := inner.SyscallConn()
+	if err != nil {
+		inner.Close()
+		return err
+	}
+	if !l.isShut() && l.shutGate(ctx) {
+		l.acceptRest()
+		l.closeInner()
+	}
+	if !l.isShut() { // it ends
+		inner.Close()
+		return ctx.Err()
+	}
+	if err := l.sock.setRaw(raw); err != nil {
+		inner.Close()
+		return err
+	}
+	l.sock.refile()
+	if inner.late {
+		if err := l.sock.listenNow(); err != nil {
+			l.sock.closeListener(inner.acceptor)
+			return err
+		}
+		inner.late = false
+	}
+	if !l.install(ctx, inner) {
+		l.sock.unlink()
+		l.sock.closeListener(inner.acceptor)
+		return ctx.Err()
+	}
+	return nil
+}
+
+// install lets Accept go on, on inner; false if the listener is not to accept any
+// more.
+func (l *listener) install(ctx context.Context, inner opened) bool {
+	l.socks.mu.Lock()
+	defer l.socks.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if ctx.Err() != nil || l.gate.isClosed() {
+		return false
+	}
+	l.inner, l.shut = inner, false
+	l.gate.replace(inner.SetDeadline)
+	l.gate.set(gateOpen)
+	l.sock.yielded = false
+	return !l.gate.isClosed() // meanwhile
+}
+
+// acceptRest accepts what waits in the queue. The gate is shut.
+func (l *listener) acceptRest() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inner.SetDeadline(time.Now().Add(100 * time.Millisecond))
+	for readable(l.sock) {
+		c, err := l.inner.Accept()
+		if err != nil {
+			return
+		}
+		l.given = append(l.given, tracked(c, l, nil, nil, nil))
+		l.gate.errand(1)
+	}
+}
+
+// outlives says whether l lives on though Accept has failed on inner: that was
+// replaced, or was shut down by another process that had it, and is mended.
+func (l *listener) outlives(inner opened) bool {
+	if l.acceptor().acceptor != inner.acceptor {
+		return !l.gate.isClosed()
+	}
+	if !l.gate.isOpen() || l.sock.Master || l.sock.index < 0 && !l.sock.shared.Load() || l.sock.listens() {
+		return false
+	}
+	l.socks.mu.Lock()
+	defer l.socks.mu.Unlock()
+	if !l.socks.open || l.gate.isClosed() {
+		return false
+	}
+	l.gate.set(gateShut)
+	l.socks.mend(l)
+	return true
+}
+
+// mendAll looks after all listeners: new is dead, and was not ready.
+func (s *sockets) mendAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.open {
+		return
+	}
+	for _, sock := range s.all {
+		if sock.listener != nil && sock.shared.Load() {
+			s.mend(sock.listener)
+		}
+	}
+}
+
+// settled waits until each listener that is being mended was tried once.
+func (s *sockets) settled(ctx context.Context) {
+	for _, tried := range s.tries() {
+		select {
+		case <-tried:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *sockets) tries() (all []chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sock := range s.all {
+		if l := sock.listener; l != nil && l.mending != nil {
+			all = append(all, l.mending.tried)
+		}
+	}
+	return all
+}
+
+// endMending: what is not open by now is not wanted any more. s.mu is held.
+func (s *sockets) endMending() {
+	if s.stopMending != nil {
+		s.stopMending()
+		s.mending, s.stopMending = nil, nil
+	}
+}

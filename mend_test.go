@@ -1,0 +1,396 @@
+//go:build unix
+
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+var reusable = net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+	cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	})
+	return errors.Join(cerr, err)
+}}
+
+// A socket with SO_REUSEPORT gets no connection before its process is ready, but
+// has its address, and says if that is taken, when Listen returns.
+func TestReusePortListensWhenReady(t *testing.T) {
+	for _, bind := range []struct{ network, addr, dial string }{
+		{"tcp", "127.0.0.1:0", "127.0.0.1"}, {"tcp4", ":0", "127.0.0.1"}, {"tcp", ":0", "127.0.0.1"}, {"tcp", "0.0.0.0:0", "127.0.0.1"},
+		{"tcp", "localhost:0", "localhost"}, {"tcp6", "[::1]:0", "::1"}, {"tcp6", ":0", "::1"},
+	} {
+		t.Run(bind.network+" "+bind.addr, func(t *testing.T) {
+			plain, err := net.Listen(bind.network, bind.addr)
+			if err != nil {
+				t.Skip(err) // no IPv6
+			}
+			defer plain.Close()
+			s := newSockets(nil, 0)
+			_, port, _ := net.SplitHostPort(plain.Addr().String())
+			host, _, _ := net.SplitHostPort(bind.addr)
+			if _, err := s.listen(reusable, bind.network, net.JoinHostPort(host, port)); !errors.Is(err, syscall.EADDRINUSE) ||
+				strings.Count(fmt.Sprint(err), "grace: ") != 1 {
+				t.Errorf("the address is taken, and Listen says %v", err)
+			}
+			l, err := s.listen(reusable, bind.network, bind.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			// As net itself binds.
+			was, now := plain.Addr().(*net.TCPAddr), l.Addr().(*net.TCPAddr)
+			if !was.IP.Equal(now.IP) || now.Port == 0 {
+				t.Errorf("bound to %v; net binds to %v", now, was)
+			}
+			to := net.JoinHostPort(bind.dial, fmt.Sprint(now.Port))
+			if c, err := net.DialTimeout("tcp", to, limit); err == nil {
+				c.Close()
+				t.Error("a socket that nobody accepts on yet takes connections")
+			}
+			if err := s.openGates(); err != nil {
+				t.Fatal(err)
+			}
+			c, err := net.DialTimeout("tcp", to, limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			a, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.Close()
+			// And one that comes when all is open listens at once.
+			second, err := s.listen(reusable, bind.network, net.JoinHostPort(host, fmt.Sprint(now.Port)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer second.Close()
+			if !second.sock.listens() {
+				t.Error("a socket that was opened after Ready does not listen")
+			}
+		})
+	}
+}
+
+// Another process that has the socket ends it for all with shutdown(2), and ours
+// is opened again: while it accepts, and when it was rolled back.
+func TestListenerThatWasShutDownIsOpenedAgain(t *testing.T) {
+	dir := t.TempDir()
+	for _, at := range []struct{ network, addr string }{
+		{"tcp", "127.0.0.1:0"}, {"tcp4", ":0"}, {"unix", filepath.Join(dir, "s")}, {"unixpacket", filepath.Join(dir, "p")}, {"unix", "@" + dir},
+	} {
+		for _, when := range []string{"while it accepts", "before it accepts again"} {
+			t.Run(at.network+" "+when, func(t *testing.T) {
+				s := newSockets(nil, 0)
+				l, err := s.listen(net.ListenConfig{}, at.network, at.addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				if err := s.openGates(); err != nil {
+					t.Fatal(err)
+				}
+				handed := s.toHandOver()
+				served := make(chan error, 1)
+				go func() {
+					for {
+						c, err := l.Accept()
+						if err != nil {
+							served <- err
+							return
+						}
+						fmt.Fprint(c, "mine")
+						c.Close()
+					}
+				}()
+				if got := ask(t, l.Addr()); got != "mine" {
+					t.Fatalf("the answer is %q", got)
+				}
+				back := func() {}
+				if strings.HasPrefix(at.network, "unix") {
+					back = s.mendAll // accept(2) says nothing: as when new is dead
+				}
+				if when != "while it accepts" {
+					s.yield(handed, []int{0})
+					back = s.reopenGates
+				}
+				l.sock.control(func(fd uintptr) { err = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+				if err != nil {
+					t.Fatal(err)
+				}
+				back()
+				until(t, "a listener that listens again", func() bool { return l.gate.isOpen() && l.sock.listens() })
+				if got := ask(t, l.Addr()); got != "mine" {
+					t.Errorf("the answer is %q", got)
+				}
+				select {
+				case err := <-served:
+					t.Errorf("Accept returned %v", err)
+				default:
+				}
+			})
+		}
+	}
+}
+
+// What a drain has closed is opened again where it can be, as it was; where it
+// can't, that is tried until it works, and Accept waits meanwhile.
+func TestParkedListenerIsOpenedAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	for _, taken := range []bool{false, true} {
+		for _, at := range []struct{ network, addr string }{{"tcp", "127.0.0.1:0"}, {"unix", path}, {"tcp", "reuseport"}} {
+			t.Run(fmt.Sprintf("%s %s, taken %v", at.network, filepath.Base(at.addr), taken), func(t *testing.T) {
+				s, lc, addr := newSockets(nil, 0), net.ListenConfig{}, at.addr
+				if addr == "reuseport" {
+					lc, addr = reusable, "127.0.0.1:0"
+				}
+				l, err := s.listen(lc, at.network, addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				if l.sock.Path != "" {
+					os.Chmod(path, 0o640)
+				}
+				s.openGates()
+				s.toHandOver()
+				accepted := make(chan error, 9)
+				go func() {
+					for {
+						c, err := l.Accept()
+						accepted <- err
+						if err != nil {
+							return
+						}
+						c.Close()
+					}
+				}()
+				s.yield(s.snapshot(), nil)
+				s.endAccept()
+				until(t, "the end of the queue", func() bool { return l.finished() })
+				if c, err := net.Dial(at.network, l.Addr().String()); err == nil {
+					c.Close()
+					t.Fatal("the dropped listener still takes connections")
+				}
+				var other net.Listener
+				if taken {
+					if other, err = net.Listen(at.network, l.Addr().String()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s.reopenGates()
+				s.settled(t.Context())
+				if taken {
+					if l.gate.isOpen() {
+						t.Error("it was opened while another one has the address")
+					}
+					other.Close()
+				}
+				until(t, "a listener that is open again", func() bool { return l.gate.isOpen() })
+				c, err := net.Dial(at.network, l.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				if err := wait(t, accepted, "an Accept"); err != nil {
+					t.Errorf("Accept returned %v", err)
+				}
+				if l.sock.Path != "" {
+					if fi, err := os.Lstat(path); err != nil || fi.Mode().Perm() != 0o640 {
+						t.Errorf("the path came back as %v, error %v; want mode 0640", fi, err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A roll back while a dropped socket's queue is being finished: the path comes
+// back, and it is the same socket.
+func TestPathComesBack(t *testing.T) {
+	for _, network := range []string{"unix", "unixgram"} {
+		t.Run(network, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, "s")
+			s := newSockets(nil, 0)
+			end, err := s.openAny(network, path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dev, ino, _ := fileID(path)
+			s.openGates()
+			s.toHandOver()
+			if network == "unix" { // something is queued, and nobody accepts it
+				c, err := net.Dial(network, path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+			}
+			s.yield(s.snapshot(), nil)
+			s.endAccept()
+			until(t, "the removal of the path", func() bool { return !s.isEnding() })
+			if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("clients find a socket that is to be gone: %v", err)
+			}
+			s.reopenGates()
+			until(t, "the path", func() bool { _, err := os.Lstat(path); return err == nil })
+			if d, i, _ := fileID(path); d != dev || i != ino {
+				t.Error("it is another socket")
+			}
+			// And at the end nothing is left, hidden or not.
+			s.yield(s.snapshot(), nil)
+			s.endAccept()
+			end()
+			s.close()
+			until(t, "an empty directory", func() bool { left, err := os.ReadDir(dir); return err == nil && len(left) == 0 })
+		})
+	}
+}
+
+// A program that removes its socket before Listen gets one that clients find, and
+// when it fails then, old gets its path back.
+func TestSocketRemovedBeforeListen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	broken := false
+	h := newHouse(t, func(g *generation) error {
+		os.Remove(path)
+		l, err := g.Listen("unix", path)
+		if err != nil {
+			return err
+		}
+		g.serve(l)
+		if broken {
+			return errors.New("broken")
+		}
+		return g.Ready()
+	})
+	h.opts = func(int) []Option { return []Option{Probation(0)} }
+	g := h.first()
+	for n := 2; n <= 3; n++ {
+		done := g.upgrade()
+		next := h.next()
+		if err := receive(t, done, "Upgrade"); err != nil {
+			t.Fatal(err)
+		}
+		receive(t, g.Done(), "Done of the old one")
+		if got := ask(t, &net.UnixAddr{Net: "unix", Name: path}); got != fmt.Sprint(n) {
+			t.Errorf("on the path answers %q, want generation %d", got, n)
+		}
+		g = next
+	}
+	broken = true
+	done := g.upgrade()
+	h.next()
+	if err := receive(t, done, "Upgrade"); !errors.Is(err, ErrExited) {
+		t.Errorf("Upgrade returned %v, want ErrExited", err)
+	}
+	answers := func() bool {
+		c, err := net.Dial("unix", path)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}
+	until(t, "the path of the one that serves", answers)
+	if got := ask(t, &net.UnixAddr{Net: "unix", Name: path}); got != "3" {
+		t.Errorf("on the path answers %q, want generation 3", got)
+	}
+	g.Stop()
+	receive(t, g.Done(), "Done")
+	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) > 0 {
+		t.Errorf("after the last stop %v are left", left)
+	}
+}
+
+// A socket that is bound, and does not listen yet, belongs to a process.
+func TestBoundSocketStays(t *testing.T) {
+	for name, typ := range map[string]int{"unix": unix.SOCK_STREAM, "unixpacket": unix.SOCK_SEQPACKET, "unixgram": unix.SOCK_DGRAM} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			fd, err := unix.Socket(unix.AF_UNIX, typ, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+				t.Fatal(err)
+			}
+			for _, network := range []string{"unix", "unixpacket", "unixgram"} {
+				if _, err := newSockets(nil, 0).openAny(network, path); !errors.Is(err, ErrAddrInUse) {
+					t.Errorf("%s: %v, want ErrAddrInUse", network, err)
+				}
+			}
+			if _, err := os.Lstat(path); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A socket that appears between the look at a stale one, or at our own, and the
+// removal belongs to a process.
+func TestSocketThatAppearsStays(t *testing.T) {
+	for _, what := range []string{"a stale one", "our own", "hidden"} {
+		t.Run(what, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			var other net.Listener
+			was := beforeMove
+			defer func() { beforeMove = was }()
+			beforeMove = func(p string) {
+				if p != path || other != nil {
+					return
+				}
+				if err := os.Remove(path); err != nil {
+					t.Error(err)
+				}
+				var err error
+				if other, err = net.Listen("unix", path); err != nil {
+					t.Error(err)
+				}
+			}
+			if what == "a stale one" {
+				leaveStale(t, "unix", path)
+				if _, err := newSockets(nil, 0).openAny("unix", path); !errors.Is(err, syscall.EADDRINUSE) {
+					t.Errorf("Listen returned %v, want EADDRINUSE", err)
+				}
+			} else {
+				s := newSockets(nil, 0)
+				end, err := s.openAny("unix", path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if what == "hidden" {
+					s.openGates()
+					s.yield(s.snapshot(), nil)
+				}
+				s.endAccept()
+				until(t, "the removal of the path", func() bool { return !s.isEnding() })
+				end()
+			}
+			if other == nil {
+				t.Fatal("nothing appeared")
+			}
+			defer other.Close()
+			c, err := net.Dial("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 1 {
+				t.Errorf("left are %v, want the other's socket", left)
+			}
+		})
+	}
+}
