@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -105,7 +106,11 @@ func (u *Upgrader) tellMaster() {
 	}
 	go func() {
 		if err := m.ready(); err != nil {
-			u.log.Error("grace: the master can't be told that this process is ready", "err", err)
+			do := "see why; until it is told it may keep the old process"
+			if own := (*startError)(nil); errors.As(err, &own) {
+				do = own.do
+			}
+			u.log.Error("grace: the master can't be told that this process is ready", "err", err, "do", do)
 		}
 	}()
 }

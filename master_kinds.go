@@ -126,11 +126,15 @@ func einhornMaster() (*master, error) {
 		return nil, err
 	}
 	m.upgrade = func() error { return m.signal(syscall.SIGHUP) }
+	fd, ferr := -1, error(nil)
 	if hasSockFD {
-		fd, err := takeCommandSocket(sockFD)
-		if err != nil {
-			return nil, dishonest("EINHORN_SOCK_FD", sockFD, "%v", err)
+		if fd, ferr = takeCommandSocket(sockFD); ferr != nil && path == "" {
+			return nil, dishonest("EINHORN_SOCK_FD", sockFD, "%v", ferr)
 		}
+	}
+	// einhorn -g says that it passes the socket, but since Ruby 2.0 descriptors
+	// are closed on exec: the path, which it always gives, works.
+	if hasSockFD && ferr == nil {
 		m.ready = func() error {
 			c, err := unixConn(fd)
 			if err != nil {

@@ -3,7 +3,9 @@
 package grace
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -185,8 +187,10 @@ func (m *master) findMaster(told, set string) error {
 
 // signal sends sig to the master, if it can be proven that its pid is still the
 // master's: it is an ancestor of this process, and holds the socket that it has
-// passed. FindProcess pins the process, so that the pid can't change hands
-// between the proof and the signal where the system has a way for that.
+// passed. Where it has passed none there is no proof, and no signal: the
+// variables may be left over from anything. FindProcess pins the process, so that
+// the pid can't change hands between the proof and the signal where the system
+// has a way for that.
 func (m *master) signal(sig syscall.Signal) error {
 	p, err := os.FindProcess(m.pid)
 	if m.pid < 1 || err != nil {
@@ -196,15 +200,43 @@ func (m *master) signal(sig syscall.Signal) error {
 	if !slices.Contains(ancestors(), m.pid) {
 		return fmt.Errorf("the %s that has started this process, pid %d, is gone", m.name, m.pid)
 	}
-	if m.socket != 0 {
-		if err := holds(m.pid, m.socket); err != nil {
-			return fmt.Errorf("pid %d can't be proven to be the %s that has started this process: %w", m.pid, m.name, err)
+	if m.socket == 0 {
+		return &startError{
+			fmt.Errorf("pid %d can't be proven to be the %s that has started this process: it has passed no socket", m.pid, m.name),
+			m.byHand(sig),
 		}
 	}
+	if err := holds(m.pid, m.socket); err != nil {
+		err = fmt.Errorf("pid %d can't be proven to be the %s that has started this process: %w", m.pid, m.name, err)
+		return m.mayNotSignal(sig, err)
+	}
 	if err := p.Signal(sig); err != nil {
-		return fmt.Errorf("%v to the %s, pid %d: %w", sig, m.name, m.pid, err)
+		return m.mayNotSignal(sig, fmt.Errorf("%v to the %s, pid %d: %w", sig, m.name, m.pid, err))
 	}
 	return nil
+}
+
+// mayNotSignal gives err advice if it says that the master is another user's:
+// root's, mostly, which has started us as a user with fewer rights.
+func (m *master) mayNotSignal(sig syscall.Signal, err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	owner := "another user's"
+	if st, serr := os.Stat(fmt.Sprintf("/proc/%d", m.pid)); serr == nil {
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+			owner = fmt.Sprintf("of uid %d", sys.Uid)
+		}
+	}
+	return &startError{
+		fmt.Errorf("the %s is a process %s, and this one is of uid %d: %w", m.name, owner, os.Geteuid(), err),
+		"run the " + m.name + " as the user of this process; or, as its user, " + m.byHand(sig),
+	}
+}
+
+// byHand is how an operator does it.
+func (m *master) byHand(sig syscall.Signal) string {
+	return fmt.Sprintf("send the %s the signal yourself: kill -%s %d", m.name, strings.TrimPrefix(unix.SignalName(sig), "SIG"), m.pid)
 }
 
 // remember keeps what the proof of the master needs.

@@ -42,6 +42,7 @@ func TestEinhorn(t *testing.T) {
 	}{
 		"by path":         {network: "tcp"},
 		"by descriptor":   {network: "tcp", args: []string{"-command-socket-as-fd"}},
+		"closed":          {network: "tcp", args: []string{"-command-socket-as-fd", "-closed"}},
 		"old variables":   {network: "tcp", args: []string{"-old"}},
 		"unix":            {network: "unix"},
 		"script":          {network: "tcp", argv: []string{"/bin/sh", "-c", "exec %s"}},

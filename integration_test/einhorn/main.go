@@ -26,6 +26,7 @@ var (
 	command = flag.String("c", "einhorn", "name in the command socket's path")
 	old     = flag.Bool("old", false, "set only the old variables")
 	asFD    = flag.Bool("command-socket-as-fd", false, "pass the command socket as a descriptor too")
+	closed  = flag.Bool("closed", false, "say that it is passed, but do not: what -command-socket-as-fd comes to since Ruby 2.0")
 )
 
 type binds []string
@@ -193,7 +194,9 @@ func (m *master) spinUp() {
 		}
 		defer f.Close()
 		env = append(env, fmt.Sprintf("EINHORN_SOCK_FD=%d", len(files)))
-		files = append(files, f)
+		if !*closed {
+			files = append(files, f)
+		}
 	}
 	argv := flag.Args()
 	p, err := os.StartProcess(argv[0], argv, &os.ProcAttr{Env: env, Files: files})
