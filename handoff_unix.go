@@ -169,6 +169,7 @@ func closeAll(fds []int) {
 
 var (
 	errBrokenPipe error = unix.EPIPE
+	errConnReset  error = unix.ECONNRESET
 	errAddrInUse  error = unix.EADDRINUSE
 	errTextBusy   error = unix.ETXTBSY
 )

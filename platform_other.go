@@ -20,6 +20,7 @@ var (
 	pipeSignals    = []os.Signal(nil)
 
 	errBrokenPipe = errors.New("broken pipe")
+	errConnReset  = errors.New("connection reset")
 	errAddrInUse  = errors.New("address already in use")
 	errTextBusy   = errors.New("text file busy")
 	errLocked     = errors.New("locked")

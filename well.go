@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"time"
 )
@@ -113,7 +114,7 @@ func (u *Upgrader) checkUp(s *successor, d *drain) {
 // onStuck: connections can't be moved any more. Those that were on their way are
 // served here.
 func (u *Upgrader) onStuck(s *successor, err error) {
-	if s != u.next || s.mute() || errors.Is(err, errBrokenPipe) || errors.Is(err, os.ErrClosed) {
+	if s != u.next || s.mute() || errors.Is(err, errBrokenPipe) || errors.Is(err, net.ErrClosed) {
 		return // it is dead, or ends
 	}
 	u.log.Warn("grace: connections can't be moved to the new process any more; this one finishes them", "new", s.proc.pid(), "err", err)
@@ -125,10 +126,10 @@ func (u *Upgrader) onStuck(s *successor, err error) {
 // onDeaf: the channel was read to its end, or can't be read. The end of new is
 // told by the kernel, not by that.
 func (u *Upgrader) onDeaf(s *successor, err error) {
-	if s != u.next {
-		return
+	if s != u.next || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
+		return // it is dead, and was reaped: onExit follows
 	}
-	ours := !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, ErrProtocol) && passes(err)
+	ours := !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, ErrProtocol) && !errors.Is(err, errConnReset)
 	switch {
 	case u.state == upgrading:
 		u.onHungUp(s, fmt.Errorf("the control channel has ended: %w", err))

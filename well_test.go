@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -95,7 +96,10 @@ func TestNewHangsInTheDrain(t *testing.T) {
 	}
 	receive(t, slow.begun, "the drain")
 	next.hang()
-	g.post(func() { g.pongPatience = soon })
+	g.post(func() {
+		g.pongPatience = soon
+		g.onDeaf(g.next, os.ErrDeadlineExceeded) // what new's children hold open is not waited for
+	})
 	slow.notice <- struct{}{} // nothing is left
 	receive(t, next.ended, "the end of the new one")
 	g.await(serving)
