@@ -314,3 +314,78 @@ func TestUpgradeToATakenPIDFile(t *testing.T) {
 	receive(t, next.Done(), "Done")
 	alone(t, dir, ".b.lock", "b")
 }
+
+// Children of one master overlap: the newest has the file, and when it is gone
+// the one before. A program that is not of that master is refused, and changes nothing.
+func TestPIDFileUnderAMaster(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "pid")
+	child := func(master string) *pidFile {
+		p := newPIDFile(path, "", slog.Default())
+		p.master = master
+		return p
+	}
+	one, two := child("m 1\n"), child("m 1\n")
+	for _, p := range []*pidFile{one, two} {
+		if err := p.takeOver(); err != nil {
+			t.Fatal(err)
+		}
+		if !p.names() {
+			t.Error("the name is not that of the newest")
+		}
+		alone(t, dir, ".pid.lock", "pid")
+	}
+	for what, p := range map[string]*pidFile{"no master": child(""), "another": child("m 2\n")} {
+		if err := p.takeOver(); !errors.Is(err, ErrAlreadyRunning) {
+			t.Errorf("a program of %s master: %v, want ErrAlreadyRunning", what, err)
+		}
+		p.release(true)
+	}
+	if _, err := one.lookAgain(); err != nil || !two.names() {
+		t.Errorf("while the newest lives, the older one takes the file (error %v)", err)
+	}
+	two.release(false) // it dies
+	if _, err := one.lookAgain(); err != nil || !one.names() {
+		t.Errorf("the newest is dead, and the older one does not take the file (error %v)", err)
+	}
+	three := child("m 1\n")
+	if err := three.takeOver(); err != nil {
+		t.Fatal(err)
+	}
+	one.rest() // told to drain
+	three.release(true)
+	alone(t, dir)
+	if _, err := one.lookAgain(); err != nil {
+		t.Fatal(err)
+	}
+	alone(t, dir)
+	one.release(true)
+	alone(t, dir)
+}
+
+// A lock that is shared proves nothing: a script may look whether it is held.
+func TestPIDFileLockIsReadByAScript(t *testing.T) {
+	dir := t.TempDir()
+	p := newPIDFile(filepath.Join(dir, "pid"), "", slog.Default())
+	script, err := openLock(p.lockPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer script.Close()
+	if err := os.WriteFile(p.path, fmt.Appendln(nil, os.Getpid()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := tryLockShared(script); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.tryTakeLock(); !errors.Is(err, errReader) {
+		t.Errorf("got %v, want errReader", err)
+	}
+	done := make(chan error)
+	go func() { done <- p.acquire() }()
+	script.Close()
+	if err := receive(t, done, "acquire"); err != nil {
+		t.Error(err)
+	}
+	p.release(true)
+}
