@@ -67,11 +67,10 @@ func (p *pidFile) tryTakeLock() error {
 		return nil
 	}
 	for {
-		f, err := openLock(p.lockPath)
-		if err != nil {
+		f, err := openLocked(p.lockPath)
+		if f == nil {
 			return err
 		}
-		err = tryLock(f)
 		if errors.Is(err, errLocked) && tryLockShared(f) == nil {
 			err = errReader
 		}
@@ -112,12 +111,12 @@ func (p *pidFile) reclaimLock() error {
 func (p *pidFile) replaceLock() error {
 	name := besidePIDFile(p.path, "lock."+strconv.Itoa(os.Getpid()))
 	os.Remove(name) // a process with our pid was killed right here
-	f, err := openLock(name)
-	if err != nil {
+	f, err := openLocked(name)
+	if f == nil {
 		return err
 	}
-	if err = p.nameMaster(name); err == nil {
-		err = tryLock(f)
+	if err == nil {
+		err = p.nameMaster(name)
 	}
 	if err == nil {
 		err = os.Rename(name, p.lockPath)

@@ -10,11 +10,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// openLocked opens a lock's file, or makes it, and locks it. An error may come with
+// the file: it is open, and not locked. NFS locks only what is open for writing, see
+// flock(2); elsewhere that would keep the file system from being mounted read-only.
+func openLocked(path string) (*os.File, error) {
+	f, err := openLock(path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	err = tryLock(f)
+	if errors.Is(err, unix.EBADF) {
+		f.Close()
+		if f, err = openLock(path, os.O_RDWR); err != nil {
+			return nil, err
+		}
+		err = tryLock(f)
+	}
+	return f, err
+}
+
 // openLock opens a lock's file, or makes it. Whatever else is there is not waited
 // for (a named pipe), and not followed.
-func openLock(path string) (*os.File, error) {
-	const flags = os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK
-	f, err := os.OpenFile(path, os.O_RDONLY|flags, 0o600)
+func openLock(path string, mode int) (*os.File, error) {
+	f, err := os.OpenFile(path, mode|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -367,7 +367,7 @@ func TestPIDFileUnderAMaster(t *testing.T) {
 func TestPIDFileLockIsReadByAScript(t *testing.T) {
 	dir := t.TempDir()
 	p := newPIDFile(filepath.Join(dir, "pid"), "", slog.Default())
-	script, err := openLock(p.lockPath)
+	script, err := openLock(p.lockPath, os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,7 +58,7 @@ func fileID(string) (dev, ino uint64, err error)              { return 0, 0, Err
 func whenGone(int, func())                                    {}
 func tryLock(*os.File) error                                  { return nil }
 func tryLockShared(*os.File) error                            { return nil }
-func openLock(string) (*os.File, error)                       { return nil, ErrNotSupported }
+func openLocked(string) (*os.File, error)                     { return nil, ErrNotSupported }
 func alive(int) bool                                          { return false }
 func killedBySIGKILL(*os.ProcessState) bool                   { return false }
 

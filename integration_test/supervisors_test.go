@@ -173,35 +173,6 @@ func TestSupervisordStartServer(t *testing.T) {
 	s.finish(ctl)
 }
 
-func TestRunit(t *testing.T) {
-	path := needProgram(t, "runsv", "runit")
-	needProgram(t, "start_server", "libserver-starter-perl")
-	addr, dir := freeAddr(t), shortDir(t)
-	m := startUnder(t, "tcp", func(args []string) proctest.Command {
-		args[1] = "tcp=" + addr
-		writeFile(t, filepath.Join(dir, "run"), example(t, "runit/run", "--port=9000", "--port="+addr, "--interval=3", "--interval=0",
-			"/run/hello.pid", args[3], "/usr/local/bin/hello", proctest.Build(t, serverPackage)+" "+strings.Join(args, " ")), 0o755)
-		return proctest.Command{Path: path, Args: []string{dir}}
-	})
-	sv := func(args ...string) string {
-		out, _ := run(t, "sv", append(args, dir)...)
-		return out
-	}
-	pid := regexp.MustCompile(`^run: .*: \(pid \d+\)`)
-	s := &supervised{mastered: m, status: func() string { return pid.FindString(sv("status")) }}
-	if s.status() == "" {
-		t.Fatalf("sv status says %q", sv("status"))
-	}
-	s.upgrade20()
-	s.crash()
-	if out := sv("-w", "30", "stop"); !strings.HasPrefix(out, "ok: down:") {
-		t.Errorf("sv stop said %q", out)
-	}
-	s.WaitGone(s.pid())
-	s.mustLogAll(s.Lines())
-	s.stop(syscall.SIGTERM)
-}
-
 // Monit starts the server and reads its PID file.
 func TestMonit(t *testing.T) {
 	path := needProgram(t, "monit", "monit")
@@ -218,8 +189,7 @@ func TestMonit(t *testing.T) {
 set pidfile $dir/pid
 set statefile $dir/state
 set idfile $dir/id
-set httpd unixsocket $dir/sock allow localhost
-`, "$dir", dir)+program, 0o600)
+`, "$dir", dir)+program+example(t, "monit-httpd.conf", "/run/monit.sock", dir+"/sock"), 0o600)
 		return proctest.Command{Path: path, Args: []string{"-I", "-c", conf}}
 	})
 	monit := func(args ...string) string {
