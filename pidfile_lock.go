@@ -67,7 +67,7 @@ func (p *pidFile) tryTakeLock() error {
 		return nil
 	}
 	for {
-		f, err := openLocked(p.lockPath)
+		f, err := openLocked(p.lockPath, lockModes)
 		if f == nil {
 			return err
 		}
@@ -111,7 +111,7 @@ func (p *pidFile) reclaimLock() error {
 func (p *pidFile) replaceLock() error {
 	name := besidePIDFile(p.path, "lock."+strconv.Itoa(os.Getpid()))
 	os.Remove(name) // a process with our pid was killed right here
-	f, err := openLocked(name)
+	f, err := openLocked(name, lockModes)
 	if f == nil {
 		return err
 	}

@@ -10,21 +10,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openLocked opens a lock's file, or makes it, and locks it. An error may come with
-// the file: it is open, and not locked. NFS locks only what is open for writing, see
-// flock(2); elsewhere that would keep the file system from being mounted read-only.
-func openLocked(path string) (*os.File, error) {
-	f, err := openLock(path, os.O_RDONLY)
-	if err != nil {
-		return nil, err
-	}
-	err = tryLock(f)
-	if errors.Is(err, unix.EBADF) {
-		f.Close()
-		if f, err = openLock(path, os.O_RDWR); err != nil {
+// lockModes are how a lock's file is opened. NFS locks only what is open for
+// writing, see flock(2); elsewhere that would keep the file system from being
+// mounted read-only.
+var lockModes = []int{os.O_RDONLY, os.O_RDWR}
+
+// openLocked opens a lock's file, or makes it, and locks it, in the first of the
+// modes in which it can be locked. An error may come with the file: it is open,
+// and not locked.
+func openLocked(path string, modes []int) (f *os.File, err error) {
+	for _, mode := range modes {
+		if f, err = openLock(path, mode); err != nil {
 			return nil, err
 		}
-		err = tryLock(f)
+		if err = tryLock(f); !errors.Is(err, unix.EBADF) {
+			break
+		}
+		f.Close()
 	}
 	return f, err
 }

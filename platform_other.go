@@ -26,6 +26,8 @@ var (
 	errLocked     = errors.New("locked")
 )
 
+var lockModes []int
+
 type handover struct{ version, first, count int }
 
 var (
@@ -58,7 +60,7 @@ func fileID(string) (dev, ino uint64, err error)              { return 0, 0, Err
 func whenGone(int, func())                                    {}
 func tryLock(*os.File) error                                  { return nil }
 func tryLockShared(*os.File) error                            { return nil }
-func openLocked(string) (*os.File, error)                     { return nil, ErrNotSupported }
+func openLocked(string, []int) (*os.File, error)              { return nil, ErrNotSupported }
 func alive(int) bool                                          { return false }
 func killedBySIGKILL(*os.ProcessState) bool                   { return false }
 
