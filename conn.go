@@ -156,6 +156,7 @@ type track struct {
 	limited bool  // inner has a read deadline
 	timed   bool  // inner may have a write deadline
 	bare    bool  // the program may use inner itself: nothing is late
+	known   bool  // a server of net/http says in which phase it is
 	post    bool  // the request that is answered, or was last, is a POST
 	muted   bool  // what is written is the answer to the prelude; the server's goroutine has it
 	reading int32 // how many Reads are pending
@@ -271,7 +272,7 @@ func (t *track) takeUnread(p []byte) int {
 	n := copy(p, t.unread)
 	t.unread = t.unread[n:]
 	t.touched, t.begun = true, true
-	t.uncap()
+	t.cap()
 	return n
 }
 
@@ -281,7 +282,7 @@ func (t *track) afterRead(n int, offered int32, err error) (again bool, _ error)
 	woken := t.woken
 	if woken {
 		t.woken, t.capped = false, false
-		if n == 0 && t.mayCap() { // not moved after all
+		if n == 0 && t.bound() > 0 { // not moved after all
 			t.cap()
 		} else {
 			t.limit(t.want)
@@ -289,7 +290,9 @@ func (t *track) afterRead(n int, offered int32, err error) (again bool, _ error)
 	}
 	if n > 0 {
 		t.touched, t.begun, t.told = true, true, false
-		t.uncap()
+		if t.capped || t.mover != nil {
+			t.cap()
+		}
 		return false, err
 	}
 	if !woken || !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -358,15 +361,18 @@ func (t *track) release(m *mover, ending bool) bool {
 	if t.offered > 0 && t.mayLeave(t.offered) {
 		t.woken = true
 		t.limit(longAgo)
+	} else if !t.away {
+		t.cap()
 	}
 	return true
 }
 
-// setDirect says that the server has the connection itself.
-func (t *track) setDirect() {
+// setKnown says that a server of net/http has the connection; direct, that this
+// is what it has, and no wrapper.
+func (t *track) setKnown(direct bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.direct = true
+	t.known, t.direct = true, direct
 }
 
 func (t *track) isDirect() bool {
@@ -484,6 +490,16 @@ func (t *track) cut() {
 		t.endPlay()
 	}
 	if !t.away {
+		t.free()
 		t.closeInner()
+	}
+}
+
+// freeToClose is free, before somebody else closes the connection.
+func (t *track) freeToClose() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.away {
+		t.free()
 	}
 }

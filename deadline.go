@@ -45,7 +45,7 @@ func (t *track) setReadDeadline(d time.Time) error {
 		return nil
 	}
 	t.capped = false
-	if t.mayCap() {
+	if t.bound() > 0 {
 		return t.cap()
 	}
 	if t.reading > 0 || t.bare || t.closed {

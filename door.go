@@ -335,7 +335,7 @@ func (t *track) awaitRequest() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.begun = false
-	if !t.closed && t.mayCap() {
+	if !t.closed {
 		t.cap()
 	}
 }

@@ -281,10 +281,12 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 
 // begin is told of each new connection, of our own before its first Read.
 func (s *httpServer) begin(c net.Conn, t *track) {
+	direct := false
 	switch c.(type) {
 	case *TCPConn, *UnixConn, *ruleConn:
-		t.setDirect()
+		direct = true
 	}
+	t.setKnown(direct)
 	if s.ends() {
 		s.letGo(t)
 	}
@@ -329,13 +331,19 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 	if state == http.StateClosed || state == http.StateHijacked {
 		delete(s.foreign, c)
 	} else {
-		s.foreign[c] = state == http.StateIdle
+		s.foreign[c] = waitsForRequest(state)
 	}
 	s.mu.Unlock()
 	s.conns.check()
-	if state == http.StateIdle && s.ends() {
+	if waitsForRequest(state) && s.ends() {
 		s.endIdleForeign(c)
 	}
+}
+
+// waitsForRequest: of a connection that nothing else is known of, a part of the
+// header may be there.
+func waitsForRequest(state http.ConnState) bool {
+	return state == http.StateIdle || state == http.StateNew
 }
 
 // endIdleForeign ends the connection if it is idle still when the grace is over.
@@ -472,6 +480,9 @@ func (s *httpServer) shutdown() {
 	defer cancel()
 	if s.left(true) > 0 {
 		cancel()
+	}
+	for _, t := range s.conns.tracks() {
+		t.freeToClose()
 	}
 	s.goAway()
 	// A second Shutdown would call what was registered with RegisterOnShutdown

@@ -5,14 +5,32 @@ import "time"
 // The read deadline of a connection is the server's. But while its process ends,
 // how long it may be idle is for us to say.
 
-// mayCap: it is between two requests, and the process wants to end.
-func (t *track) mayCap() bool {
-	return t.grace > 0 && !t.begun && !t.woken && (t.phase == phaseIdle || t.phase == phaseNew)
+// bound is how long the next Read may wait while the process wants to end; 0 if
+// as long as the server says. Between two requests that is the idle grace; while
+// a request's header is on its way, it is the same from each byte to the next. A
+// request that the handler has is not bound: that is what DrainTimeout is for.
+func (t *track) bound() time.Duration {
+	switch {
+	case t.woken || t.phase != phaseIdle && t.phase != phaseNew:
+		return 0
+	case t.begun && !t.known:
+		return 0 // whatever is going on
+	case t.grace > 0:
+		return t.grace
+	case t.begun && t.mover != nil: // else it moves
+		return t.mover.grace
+	}
+	return 0
 }
 
-// cap lets a Read wait for the idle grace at most.
+// cap lets a Read wait as long as bound says, or as long as the server does.
 func (t *track) cap() error {
-	end := time.Now().Add(t.grace)
+	bound := t.bound()
+	if bound == 0 {
+		t.uncap()
+		return nil
+	}
+	end := time.Now().Add(bound)
 	if !t.want.IsZero() && t.want.Before(end) {
 		end = t.want
 	}
@@ -20,7 +38,7 @@ func (t *track) cap() error {
 	return t.limit(end)
 }
 
-// uncap gives the server its own deadline back: a request has begun.
+// uncap gives the server its own deadline back.
 func (t *track) uncap() {
 	if t.capped {
 		t.capped = false
@@ -39,9 +57,5 @@ func (t *track) finish(grace time.Duration) {
 		t.ownDetour()
 		t.grace = grace
 	}
-	if t.mayCap() {
-		t.cap()
-	} else {
-		t.uncap()
-	}
+	t.cap()
 }

@@ -102,6 +102,8 @@ type mover struct {
 	patience time.Duration
 	// stuck is told, once, why connections can't be moved any more. May be nil.
 	stuck func(error)
+	// grace is how long a connection may stop in the middle of a request's header.
+	grace time.Duration
 
 	mu      sync.Mutex
 	takes   []string // by index

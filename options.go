@@ -122,7 +122,9 @@ func MoveConns(yes bool) Option {
 
 // IdleGrace is how long a connection that can't be moved may stay idle once its
 // process wants to end; a request that comes in that time is answered, with
-// "Connection: close". Default 5 seconds.
+// "Connection: close". It is also how long a client may then take for a TLS
+// handshake, and from one byte to the next of a request's header. Default 5
+// seconds.
 func IdleGrace(d time.Duration) Option {
 	return positive("IdleGrace", d, func(o *options) { o.idleGrace = d })
 }

@@ -162,6 +162,7 @@ func (u *Upgrader) start(ctx context.Context) (s *successor, err error) {
 					return fmt.Errorf("control channel: %w", err)
 				}
 				s.mover = newMover(s)
+				s.mover.grace = u.opt.idleGrace
 				s.mover.stuck = func(err error) { u.post(func() { u.onStuck(s, err) }) }
 				ch.most += maxPerSocket * min(len(socks), 1<<14)
 				s.proc, err = u.begin(ctx, cmd, func(c command) (process, error) {

@@ -196,3 +196,28 @@ func TestIdleRuleHoldsNobodyUp(t *testing.T) {
 	receive(t, done, "the connection to move")
 	wantAnswer(t, c, r, "", "new")
 }
+
+// TestHalfHeaderWhileOthersMove: a client that stops in the middle of a header,
+// so that its connection can't move, does not keep old from ending.
+func TestHalfHeaderWhileOthersMove(t *testing.T) {
+	p := newCouple(t, saysSide)
+	p.mover.grace = 10 * time.Millisecond
+	p.runOld()
+	p.runNew()
+	c, r := p.ask()
+	half, _ := p.ask()
+	io.WriteString(half, "GET / HTTP/1.1\r\nHo")
+	for range 2 {
+		conn := trackOf(receive(t, p.old.seen, "a connection"))
+		if conn.inner.RemoteAddr().String() != half.LocalAddr().String() {
+			continue
+		}
+		p.await("half a header", func() bool { conn.mu.Lock(); defer conn.mu.Unlock(); return conn.begun && conn.phase == phaseIdle })
+	}
+	_, done := p.drain()
+	receive(t, done, "old to end")
+	wantAnswer(t, c, r, "", "new")
+	if n := p.mover.count(); n != 1 {
+		t.Errorf("%d connections were moved, want 1", n)
+	}
+}

@@ -32,6 +32,7 @@ func (l listener) Accept() (net.Conn, error) {
 type conn struct {
 	net.Conn
 	between bool // two requests, or before the first one
+	asked   bool // the first one is answered
 	last    bool // the next answer is the last one; the read deadline is ours
 
 	mu    sync.Mutex
@@ -82,10 +83,17 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// connState is fasthttp's hook; the connection's own goroutine calls it.
+// connState is fasthttp's hook; the connection's own goroutine calls it. fasthttp
+// calls a connection active once it has the first byte of the next request, which
+// it may have read together with the request before; a new one at once.
 func connState(nc net.Conn, state fasthttp.ConnState) {
-	if c, ok := nc.(*conn); ok && state == fasthttp.StateIdle {
-		c.between = true
+	c, ok := nc.(*conn)
+	switch {
+	case !ok:
+	case state == fasthttp.StateIdle:
+		c.between, c.asked = true, true
+	case state == fasthttp.StateActive && c.asked:
+		c.between = false
 	}
 }
 

@@ -56,22 +56,26 @@ func (c *client) ask(n int) (pid int, last bool, err error) {
 		return 0, false, err
 	}
 	for range n {
-		resp, err := http.ReadResponse(c.r, nil)
-		if err != nil {
-			return 0, false, err
-		}
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return 0, false, err
-		}
-		if _, err := fmt.Sscanf(string(body), "hello from process %d", &pid); err != nil {
-			return 0, false, fmt.Errorf("got %q: %w", body, err)
-		}
-		if last = resp.Close; last {
+		if pid, last, err = c.answer(); err != nil || last {
 			break
 		}
 	}
-	return pid, last, nil
+	return pid, last, err
+}
+
+func (c *client) answer() (pid int, last bool, err error) {
+	resp, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		return 0, false, err
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, false, err
+	}
+	if _, err := fmt.Sscanf(string(body), "hello from process %d", &pid); err != nil {
+		return 0, false, fmt.Errorf("got %q: %w", body, err)
+	}
+	return pid, resp.Close, nil
 }
 
 func TestKeepAliveLoad(t *testing.T) {
@@ -158,4 +162,47 @@ func TestStop(t *testing.T) {
 		t.Errorf("got %q, %v after the last answer", b, err)
 	}
 	p.WaitAllGone()
+}
+
+// TestHalfARequest: a client that has sent a request, and a half of the next one
+// with it, loses neither when the process is replaced in between.
+func TestHalfARequest(t *testing.T) {
+	p, addr := start(t)
+	const request, half = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello", 20
+	idle := dial(t, addr)
+	if _, _, err := idle.ask(1); err != nil {
+		t.Fatal(err)
+	}
+	var clients []*client
+	for range 8 {
+		c := dial(t, addr)
+		io.WriteString(c, request+request[:half])
+		if _, _, err := c.answer(); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+	}
+	old := p.Pid()
+	p.Signal(old, syscall.SIGUSR2)
+	var next int
+	fmt.Sscan(p.WaitLine(`grace: serving pid=(\d+)`)[1], &next)
+	proctest.WaitFor(t, proctest.Limit, "the idle connection to move", func() bool {
+		pid, _, err := idle.ask(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pid == next
+	})
+	for i, c := range clients {
+		io.WriteString(c, request[half:])
+		if pid, _, err := c.answer(); err != nil || pid != old {
+			t.Errorf("client %d: answer of process %d, %v; want %d", i, pid, err, old)
+		}
+	}
+	p.WaitGone(old)
+	for i, c := range clients {
+		if pid, _, err := c.ask(1); err != nil || pid != next {
+			t.Errorf("client %d, once more: answer of process %d, %v; want %d", i, pid, err, next)
+		}
+	}
 }

@@ -1,0 +1,110 @@
+//go:build linux
+
+package grace
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestBlockingDescriptor: a program that makes a connection a blocking one, and
+// reads or writes, does not keep its process from ending when the time is up.
+func TestBlockingDescriptor(t *testing.T) {
+	for _, how := range []string{"HTTP, hijacked", "HTTP, in a handler", "Server"} {
+		for _, what := range []string{"Read", "Write"} {
+			t.Run(how+"/"+what, func(t *testing.T) {
+				u, ln := newSolo(t, DrainTimeout(time.Millisecond))
+				use := map[string]func(net.Conn){"Read": blockInRead, "Write": blockInWrite}[what]
+				var execute func() error
+				switch how {
+				case "Server":
+					execute, _ = u.Server(Server{Listener: ln, Serve: func(ln net.Listener) error {
+						c, err := ln.Accept()
+						if err != nil {
+							return err
+						}
+						defer c.Close()
+						use(c)
+						return net.ErrClosed
+					}})
+				default:
+					type key struct{}
+					execute, _ = u.HTTP(&http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						c := r.Context().Value(key{}).(net.Conn)
+						if how == "HTTP, hijacked" {
+							var err error
+							if c, _, err = http.NewResponseController(w).Hijack(); err != nil {
+								t.Error(err)
+								return
+							}
+							defer c.Close()
+						}
+						use(c)
+					}), ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+						return context.WithValue(ctx, key{}, c)
+					}}, ln)
+				}
+				go execute()
+				if err := u.Ready(); err != nil {
+					t.Fatal(err)
+				}
+				c, err := net.Dial("tcp", ln.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				io.WriteString(c, "GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+				until(t, "a blocking system call", func() bool { return inSyscall("v3.blockIn" + what) })
+				u.Stop()
+				receive(t, u.Done(), "Done")
+				until(t, "its end", func() bool { return !inSyscall("v3.blockIn" + what) })
+			})
+		}
+	}
+}
+
+func blockInRead(c net.Conn) {
+	makeBlocking(c)
+	for b := make([]byte, 1); ; {
+		if _, err := c.Read(b); err != nil {
+			return
+		}
+	}
+}
+
+func blockInWrite(c net.Conn) {
+	makeBlocking(c)
+	for b := make([]byte, 1<<20); ; {
+		if _, err := c.Write(b); err != nil {
+			return
+		}
+	}
+}
+
+func makeBlocking(c net.Conn) {
+	raw, err := c.(*TCPConn).SyscallConn()
+	if err != nil {
+		panic(err)
+	}
+	raw.Control(func(fd uintptr) { unix.SetNonblock(int(fd), false) })
+}
+
+// inSyscall says whether a goroutine is in a system call below the function.
+func inSyscall(function string) bool {
+	b := make([]byte, 1<<20)
+	for _, stack := range strings.Split(string(b[:runtime.Stack(b, true)]), "\n\n") {
+		head, _, _ := strings.Cut(stack, "\n")
+		if strings.Contains(head, "[syscall") && strings.Contains(stack, function) {
+			return true
+		}
+	}
+	return false
+}
