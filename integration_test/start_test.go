@@ -315,16 +315,12 @@ func TestAdviceOfANewProcess(t *testing.T) {
 		s.upgrade()
 		s.WaitLine(fmt.Sprintf(`server: exits.* a script must end in exec: grace: already running as pid %d`, s.Pid()))
 	})
-	t.Run("TERM before Listen", func(t *testing.T) {
-		s := startServer(t, "-probation", "0")
-		s.misbehave("pause@manifest")
-		result := s.beginUpgrade()
-		pid := atoi(t, s.WaitLine(`^paused at manifest pid=(\d+)`)[1])
-		proctest.WaitFor(t, proctest.Limit, "a process that handles SIGTERM", func() bool { return signalsOf(t, pid, "SigCgt")&(1<<(syscall.SIGTERM-1)) != 0 })
-		s.Signal(pid, syscall.SIGTERM)
-		s.WaitLine(fmt.Sprintf(`grace: stopped" from=%d`, pid))
-		s.Signal(pid, syscall.SIGUSR1)
-		s.WaitLine(fmt.Sprintf(`server: exits" from=%d err="grace: listen tcp 127.0.0.1:0: this process is stopping"`, pid))
-		s.waitResult(result)
+	t.Run("told to stop before Listen", func(t *testing.T) {
+		script := filepath.Join(t.TempDir(), "start")
+		s := startServer(t, "-probation", "0", "-exec", script)
+		must(t, os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\nexec %s -http tcp=%s \"$@\"\n", proctest.Build(t, serverPackage), s.addr), 0o755))
+		s.misbehave("stop@manifest")
+		s.upgrade()
+		s.WaitLine(fmt.Sprintf(`server: exits" .*err="grace: listen tcp %s: this process is stopping"`, s.addr))
 	})
 }

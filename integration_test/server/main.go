@@ -102,6 +102,10 @@ func run() error {
 		return err
 	}
 	m.at("manifest")
+	if m.mode == "stop" { // as if SIGTERM had come
+		u.Stop()
+		<-u.Done()
+	}
 	actors, err := listen(u)
 	if err != nil {
 		u.Close()

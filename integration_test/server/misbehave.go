@@ -19,6 +19,7 @@ import (
 //	hang@STEP                do nothing more from this step on
 //	pause@STEP               say "paused at STEP pid=N", go on at SIGUSR1
 //	fail                     the ready check fails
+//	stop                     the program is told to stop before it listens
 //	panic-after-ready=DELAY  and exit-after-ready=DELAY, kill-after-ready=DELAY
 //
 // The steps are start (nothing of the hand-over was read), manifest (it was),
