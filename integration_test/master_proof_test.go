@@ -33,7 +33,7 @@ func TestMasterWithoutSockets(t *testing.T) {
 		"start_server, ;":     {"start_server", []string{"SERVER_STARTER_PORT=;"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := startServerAs(t, proctest.Command{Path: proctest.Build(t, serverPackage), Env: c.env})
+			s := startServerAs(t, proctest.Command{Path: proctest.Build(t, serverPackage), Env: c.env, Args: []string{"-ready", "2s"}})
 			s.WaitLine(`upgrades are its to do.* master=` + c.master)
 			r := s.upgrade()
 			if want := "the " + c.master + " that has started this process: it has passed no socket"; !strings.Contains(r.Err, want) {

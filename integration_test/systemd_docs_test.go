@@ -3,11 +3,89 @@
 package integration_test
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
+
+// docCommands gives the indented blocks of a section of a page.
+func docCommands(t *testing.T, page, section string) (blocks []string) {
+	t.Helper()
+	b, err := os.ReadFile("../docs/" + page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, ok := strings.Cut(string(b), "\n## "+section+"\n")
+	if !ok {
+		t.Fatalf("%s has no section %q", page, section)
+	}
+	text, _, _ = strings.Cut(text, "\n## ")
+	for _, m := range regexp.MustCompile(`(?m)(?:^    .*\n)+`).FindAllString(text, -1) {
+		blocks = append(blocks, m)
+	}
+	return blocks
+}
+
+// TestSystemdTryIt runs "Try it" of docs/systemd.md, line by line: with other
+// paths and another address, since the systemd is the test's own.
+func TestSystemdTryIt(t *testing.T) {
+	blocks := docCommands(t, "systemd.md", "Try it")
+	if len(blocks) != 4 {
+		t.Fatalf("docs/systemd.md has %d blocks of commands in \"Try it\", want 4: start, upgrade, grace-upgrade, reload", len(blocks))
+	}
+	const build = "    go build -o hello ./example/systemd\n"
+	if !strings.HasPrefix(blocks[0], build) {
+		t.Fatalf("it does not begin with %q", build)
+	}
+	hello := proctest.Build(t, "github.com/julofinance/grace/v3/example/systemd")
+	for name, version := range map[string]int{"hello": 250, "hello-reload": 253} {
+		t.Run(name, func(t *testing.T) {
+			s, host := bootSystemd(t, version), loopback(t)
+			const dir = "/var/tmp/try"
+			for _, file := range []string{"systemd/hello.service", "systemd/hello-reload.service", "supervisors/grace-upgrade"} {
+				b, err := os.ReadFile("../example/" + file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.write(dir+"/example/"+file, string(b))
+			}
+			s.do("chmod", "+x", dir+"/example/supervisors/grace-upgrade")
+			s.install(hello, dir+"/hello")
+			s.write("/run/units/"+name+".service.d/test.conf", "[Service]\nEnvironment=HELLO_ADDR="+host+":9000\n")
+			sh := func(commands string) string {
+				commands = strings.NewReplacer("/etc/systemd/system/", "/run/units/", "localhost:9000", host+":9000").Replace(commands)
+				return s.do("sh", "-exc", "cd "+dir+"\n"+commands)
+			}
+			try := func(block string) string {
+				if name == "hello-reload" { // "the same commands"
+					block = regexp.MustCompile(`\bhello(\.service)?\n`).ReplaceAllString(block, name+"$1\n")
+					block = strings.ReplaceAll(strings.ReplaceAll(block, "/usr/local/bin/"+name+"\n", "/usr/local/bin/hello\n"), "hello.service ", name+".service ")
+				}
+				return sh(block)
+			}
+			pid := func() int { return s.mainPid(name + ".service") }
+			try(strings.TrimPrefix(blocks[0], build))
+			first := pid()
+			out := try(blocks[1])
+			if name == "hello-reload" {
+				if !strings.Contains(out, "StatusText=generation 2 serves as pid") {
+					t.Errorf("after the upgrade it prints:\n%s", out)
+				}
+				sh(blocks[3])
+				return
+			}
+			s.wait("another main process", func() bool { return pid() != first })
+			second := pid()
+			sh(blocks[2])
+			if now := pid(); now == second {
+				t.Errorf("grace-upgrade has returned, and MainPID is still %d", now)
+			}
+		})
+	}
+}
 
 // The commands of docs/systemd.md, with the server that the unit files name.
 func TestSystemdDocs(t *testing.T) {
