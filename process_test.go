@@ -324,8 +324,9 @@ func (g *generation) await(want state) {
 	g.house.t.Helper()
 	end := time.After(limit)
 	for {
-		c := make(chan state, 1)
-		if !g.post(func() { c <- g.state }) {
+		c, posted := make(chan state, 1), make(chan bool, 1)
+		go func() { posted <- g.post(func() { c <- g.state }) }()
+		if !receive(g.house.t, posted, "the loop") {
 			g.house.t.Fatalf("generation %d has ended, want it %v", g.n, want)
 		}
 		got := receive(g.house.t, c, "the loop")

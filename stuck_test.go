@@ -197,7 +197,9 @@ func TestServersThatHang(t *testing.T) {
 	if got := receive(t, s.called, "a call"); got != "resume" {
 		t.Fatalf("%s was called, want resume", got)
 	}
-	g.await(serving)
+	looped := make(chan struct{})
+	go g.post(func() { close(looped) })
+	receive(t, looped, "the loop, while a server hangs")
 	u, _ := newSolo(t)
 	u.serversMu.Lock()
 	u.servers = append(u.servers, s)
@@ -249,4 +251,38 @@ func TestPassedUpgradeIsNotForgotten(t *testing.T) {
 			askUntil(t, addr, "3")
 		})
 	}
+}
+
+// The new process hangs in its start, and this one is told to stop again and again
+// when it has drained long ago.
+func TestStopsWhileTheStartHangs(t *testing.T) {
+	called, hang := make(chan struct{}), make(chan struct{})
+	u, err := newUpgrader(system{start: func(context.Context, command, int, int, []int) (process, error) {
+		close(called)
+		<-hang
+		return nil, errors.New("no")
+	}}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- u.Upgrade(t.Context()) }()
+	receive(t, called, "the start")
+	u.Stop()
+	for drained := make(chan bool, 1); ; {
+		u.post(func() { drained <- u.state == draining && u.drain == nil })
+		if receive(t, drained, "the loop") {
+			break
+		}
+	}
+	for range 3 {
+		u.Stop()
+		u.Close()
+	}
+	wantErr(t, receive(t, done, "Upgrade"), ErrStopped)
+	close(hang)
+	receive(t, u.Done(), "Done")
 }

@@ -47,6 +47,7 @@ var (
 	execPath  = flag.String("exec", "", "Executable option")
 	reap      = flag.Bool("reap", false, "wait for every child that ends, whoever has started it, as an init does")
 	refuse    = flag.String("refuse", "", "file whose existence refuses an upgrade")
+	stay      = flag.String("stay", "", "file as long as which exists the process does not exit after Done")
 )
 
 func main() {
@@ -59,7 +60,14 @@ func main() {
 	if *reap {
 		reapAll()
 	}
-	if err := run(); err != nil {
+	err := run()
+	for *stay != "" {
+		if _, err := os.Stat(*stay); err != nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
 		slog.Error("server: exits", "err", err)
 		os.Exit(1)
 	}
