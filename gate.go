@@ -122,6 +122,12 @@ func (g *gate) isOpen() bool {
 	return g.mode == gateOpen
 }
 
+func (g *gate) isShut() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mode == gateShut
+}
+
 func (g *gate) isParked() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

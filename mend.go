@@ -221,18 +221,22 @@ func (l *listener) acceptRest() {
 }
 
 // outlives says whether l lives on though Accept has failed on inner: that was
-// replaced, or was shut down by another process that had it, and is mended.
+// replaced, or is about to be, or was shut down by another process that had it,
+// and is mended.
 func (l *listener) outlives(inner opened) bool {
-	if l.acceptor().acceptor != inner.acceptor {
-		return !l.gate.isClosed()
-	}
-	if !l.gate.isOpen() || l.sock.Master || l.sock.index < 0 && !l.sock.shared.Load() || l.sock.listens() {
+	replaced := func() bool { return l.isShut() || l.acceptor().acceptor != inner.acceptor }
+	switch {
+	case replaced():
+		return true // the gate says what comes next
+	case l.sock.Master || l.sock.index < 0 && !l.sock.shared.Load():
 		return false
+	case l.sock.listens():
+		return replaced()
 	}
 	l.socks.mu.Lock()
 	defer l.socks.mu.Unlock()
 	if !l.socks.open || l.gate.isClosed() {
-		return false
+		return l.gate.isShut()
 	}
 	l.gate.set(gateShut)
 	l.socks.mend(l)
