@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,21 +58,49 @@ func (d *door) Accept() (net.Conn, error) {
 	d.mu.Unlock()
 	select {
 	case a := <-d.out:
+		select {
+		case <-closed: // for the server that comes next
+			if a.conn != nil {
+				go d.give(a.conn)
+			}
+			return nil, net.ErrClosed
+		default:
+		}
 		return a.conn, a.err
 	case <-closed:
 		return nil, net.ErrClosed
 	}
 }
 
-// Close ends Accept. A server may begin anew after that, if a drain is called off.
+// Close ends Accept. A server may begin anew after that, if a drain is called off;
+// the user's listener is closed at the end only, since it may not survive that.
 func (d *door) Close() error {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.closed != nil {
 		close(d.closed)
 		d.closed = nil
 	}
-	d.mu.Unlock()
-	return d.Listener.Close()
+	return nil
+}
+
+// isBefore says whether the door's listener is l, or wraps it.
+func (d *door) isBefore(l *listener) bool {
+	if own, ok := d.Listener.(*listener); ok {
+		return own == l
+	}
+	a := d.Addr()
+	return l.addr.Network() == a.Network() && l.addr.String() == a.String()
+}
+
+// withoutDoor are the listeners of ours that the server has itself.
+func (s *httpServer) withoutDoor(doors []*door) (own []*listener) {
+	for _, l := range s.conns.all() {
+		if !slices.ContainsFunc(doors, func(d *door) bool { return d.isBefore(l) }) {
+			own = append(own, l)
+		}
+	}
+	return own
 }
 
 // run accepts until closed is. An error is net/http's to judge, which ends the

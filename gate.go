@@ -71,11 +71,24 @@ func (g *gate) change(allowed func(gateMode) bool, to gateMode) bool {
 // errand lets somebody pass, whatever the mode, or says that he has.
 func (g *gate) errand(n int) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.errands += n
 	if n > 0 && g.mode != gateClosed {
 		g.kick()
 	}
+	var watchers []func()
+	if g.mode == gateParked { // nobody is there
+		watchers = g.watchers
+	}
+	g.mu.Unlock()
+	for _, f := range watchers {
+		f()
+	}
+}
+
+func (g *gate) hasErrand() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.errands > 0
 }
 
 // expect says that an errand may come; false if the gate is not open. Until

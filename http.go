@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -102,6 +103,7 @@ type httpServer struct {
 	resumed chan struct{} // closed when a drain was called off
 	isShut  bool          // srv.Shutdown was called
 	doubted []*listener   // see proof.go
+	doors   []*door
 }
 
 // httpServer gives the one server of srv.
@@ -408,7 +410,10 @@ func (s *httpServer) drain(d *drain) drainReport {
 // server reads from then on. If it is later, what comes waits for the server's
 // successor, and the listeners are not closed.
 func (s *httpServer) shut(ctx context.Context, srv *http.Server) {
-	if !s.u.socks.hold(s.conns.all()) {
+	s.mu.Lock()
+	doors := slices.Clone(s.doors)
+	s.mu.Unlock()
+	if !s.u.socks.hold(s.withoutDoor(doors), doors) {
 		return
 	}
 	s.mu.Lock()

@@ -21,7 +21,7 @@ func (s *httpServer) serveHTTP(ln net.Listener, own []*listener) error {
 	}
 	d := newDoor(s, ln)
 	d.unencrypted = unencrypted
-	return s.serve(d, own)
+	return s.serveDoor(d, own)
 }
 
 // serveTLS serves ln as [net/http.Server.ServeTLS] does.
@@ -34,6 +34,15 @@ func (s *httpServer) serveTLS(ln net.Listener, own []*listener, certFile, keyFil
 	if d.config, err = tlsConfig(s.template, http1, http2, certFile, keyFile); err != nil {
 		return err
 	}
+	return s.serveDoor(d, own)
+}
+
+// serveDoor closes the user's listener once, at the end.
+func (s *httpServer) serveDoor(d *door, own []*listener) error {
+	defer d.Listener.Close()
+	s.mu.Lock()
+	s.doors = append(s.doors, d)
+	s.mu.Unlock()
 	return s.serve(d, own)
 }
 

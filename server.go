@@ -12,18 +12,20 @@ type Server struct {
 	// Listener is one that Upgrader.Listen gave, or that wraps one.
 	Listener net.Listener
 
-	// Serve serves the listener until Accept fails. It is called again if an
-	// upgrade is rolled back after Shutdown has closed the listener, maybe
-	// before the former call returns: it must make a new server where the old
-	// one can't serve again, as gRPC's can't.
+	// Serve serves the listener that it is given until Accept fails: Listener, or
+	// what stands before it. That can be closed, which closes Listener not before
+	// the end: a roll back may need it. Serve is called again if an upgrade is
+	// rolled back after Shutdown has closed the listener, or if a connection that
+	// was to be moved comes back then; maybe before the former call returns. It
+	// must make a new server where the old one can't serve again, as gRPC's can't.
 	Serve func(net.Listener) error
 
 	// Shutdown is called when the process drains and accepts no more: it should
 	// make connections end once what they do is done, and may wait for it. Its
 	// context ends when the drain's time is up, when all connections are gone,
 	// or when the upgrade is rolled back. It may close the listener. Its error
-	// is not looked at, and it may be called when Serve never was. nil:
-	// connections end by themselves, or move.
+	// is not looked at, and it may be called when Serve never was, and again after
+	// Serve was. nil: connections end by themselves, or move.
 	Shutdown func(context.Context) error
 
 	// Protocol names what is spoken, if connections may move to a new process
@@ -40,7 +42,12 @@ func (u *Upgrader) Server(s Server) (execute func() error, interrupt func(error)
 	if s.Listener == nil || s.Serve == nil {
 		return nilServer("Server"), func(error) {}
 	}
-	o := &otherServer{u: u, Server: s, finished: make(chan struct{}), resumed: make(chan struct{}), closed: make(chan struct{})}
+	o := &otherServer{
+		u: u, Server: s, finished: make(chan struct{}), resumed: make(chan struct{}), closed: make(chan struct{}), wanted: make(chan struct{}),
+	}
+	if _, ours := s.Listener.(*listener); !ours {
+		o.hall = newHall(s.Listener, o.conns.check)
+	}
 	for _, l := range u.listensWith(&o.conns, s.Listener) {
 		if s.Protocol != "" {
 			l.live.adopt(phaseOther)
@@ -57,19 +64,24 @@ type otherServer struct {
 	Server
 	u        *Upgrader
 	conns    connSet
+	hall     *hall // nil if Listener is ours itself
 	finished chan struct{}
 
 	mu       sync.Mutex
 	draining bool
 	resumed  chan struct{}
 	closed   chan struct{} // closed when Shutdown has closed the listener
+	wanted   chan struct{} // closed when Serve is to be called again: a connection waits
 }
 
 func (s *otherServer) serve() error {
+	if s.hall != nil {
+		defer s.hall.end()
+	}
 	for {
-		resumed, closed := s.begin()
+		ln, resumed, closed, wanted := s.begin()
 		returned := make(chan error, 1)
-		go func() { returned <- s.Serve(s.Listener) }()
+		go func() { returned <- s.Serve(ln) }()
 		select {
 		case <-closed: // it will return, maybe when all its connections are gone
 		case err := <-returned:
@@ -77,6 +89,7 @@ func (s *otherServer) serve() error {
 			draining := s.draining
 			s.mu.Unlock()
 			if draining || s.u.ctx.Err() != nil || s.u.socks.keep(nil) {
+				s.onClose(closed) // nobody accepts any more
 				break
 			}
 			select {
@@ -90,30 +103,84 @@ func (s *otherServer) serve() error {
 		case <-s.finished:
 			return nil
 		case <-resumed:
+		case <-wanted:
 		}
 	}
 }
 
-// begin opens again what a Shutdown has closed.
-func (s *otherServer) begin() (resumed, closed chan struct{}) {
+// begin opens again what a Shutdown has closed, and gives what Serve is to serve.
+func (s *otherServer) begin() (ln net.Listener, resumed, closed, wanted chan struct{}) {
 	s.mu.Lock()
-	s.closed = make(chan struct{})
-	resumed, closed = s.resumed, s.closed
+	s.closed, s.wanted = make(chan struct{}), make(chan struct{})
+	resumed, closed, wanted = s.resumed, s.closed, s.wanted
 	s.mu.Unlock()
 	for _, l := range s.conns.all() {
 		s.u.socks.unpark(l)
 	}
-	return resumed, closed
+	if s.hall != nil {
+		return s.hall.open(func() { s.onClose(closed) }), resumed, closed, wanted
+	}
+	return s.Listener, resumed, closed, wanted
 }
 
-// onClose: Shutdown has closed the listener.
-func (s *otherServer) onClose() {
+// onClose: nobody accepts any more from what begin has given together with
+// closed.
+func (s *otherServer) onClose(closed chan struct{}) {
+	s.mu.Lock()
+	select {
+	case <-closed:
+	default:
+		close(closed)
+	}
+	s.mu.Unlock()
+	s.conns.check()
+}
+
+// onSpared: Shutdown has closed the listener of ours itself.
+func (s *otherServer) onSpared() {
+	s.mu.Lock()
+	closed := s.closed
+	s.mu.Unlock()
+	s.onClose(closed)
+}
+
+// quiet says whether no connection comes any more.
+func (s *otherServer) quiet() bool {
+	return s.conns.quiet() && (s.hall == nil || s.hall.holds.Load() == 0)
+}
+
+// stranded says whether a connection waits, and nobody accepts any more: one that
+// could not be moved after all, or that was accepted when Shutdown was called.
+func (s *otherServer) stranded() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
 	case <-s.closed:
 	default:
-		close(s.closed)
+		return false
+	}
+	if s.hall != nil && s.hall.holds.Load() > 0 {
+		return true
+	}
+	for _, l := range s.conns.all() {
+		if l.gate.hasErrand() {
+			return true
+		}
+	}
+	return false
+}
+
+// serveOn lets Serve be called again, for those that are stranded.
+func (s *otherServer) serveOn() {
+	for _, l := range s.conns.all() {
+		l.gate.swap(gateParked, gateShut)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.wanted:
+	default:
+		close(s.wanted)
 	}
 }
 
@@ -123,18 +190,23 @@ func (s *otherServer) drain(d *drain) drainReport {
 	s.mu.Unlock()
 	begun := len(s.conns.tracks())
 	s.offer(d.mover)
+	ctx, cancel := context.WithCancel(d.ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-d.cut:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	// What waits to be accepted comes first: Shutdown may close the listener.
-	if s.Shutdown != nil && s.conns.wait(d, s.conns.quiet) {
-		ctx, cancel := context.WithCancel(d.ctx)
-		defer cancel()
-		go func() {
-			select {
-			case <-d.cut:
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
+	for s.Shutdown != nil && s.conns.wait(d, s.quiet) {
 		go s.shut(ctx)
+		s.conns.wait(d, func() bool { return s.conns.left(true) == 0 || s.stranded() })
+		if !s.stranded() || d.cancelled() {
+			break
+		}
+		s.serveOn()
 	}
 	s.conns.wait(d, func() bool { return s.conns.left(true) == 0 })
 	if d.cancelled() {
@@ -148,12 +220,15 @@ func (s *otherServer) drain(d *drain) drainReport {
 // shut calls Shutdown. It closes no listener for good: the upgrade may be
 // rolled back meanwhile.
 func (s *otherServer) shut(ctx context.Context) {
-	for _, l := range s.conns.all() {
-		l.spare(s.onClose)
-		defer l.spare(nil)
-	}
-	if s.conns.quiet() { // not rolled back already
+	s.spare(s.onSpared)
+	if s.quiet() { // not rolled back already
 		s.Shutdown(ctx)
+	}
+}
+
+func (s *otherServer) spare(closed func()) {
+	for _, l := range s.conns.all() {
+		l.spare(closed)
 	}
 }
 
@@ -176,6 +251,7 @@ func (s *otherServer) resume() {
 	if !draining {
 		return
 	}
+	s.spare(nil)
 	for _, l := range s.conns.all() {
 		l.release(nil, false)
 	}
@@ -186,6 +262,7 @@ func (s *otherServer) resume() {
 }
 
 func (s *otherServer) shutdown() {
+	s.spare(nil)
 	for _, t := range s.conns.tracks() {
 		t.cut()
 	}

@@ -216,9 +216,9 @@ func (s *sockets) unpark(l *listener) {
 	}
 }
 
-// hold parks and holds listeners that this process does not accept on any more.
-// False if it does: a hand-over was rolled back.
-func (s *sockets) hold(ls []*listener) bool {
+// hold parks and holds listeners that this process does not accept on any more,
+// and closes doors before others. False if it does: a hand-over was rolled back.
+func (s *sockets) hold(ls []*listener, doors []*door) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open {
@@ -227,6 +227,9 @@ func (s *sockets) hold(ls []*listener) bool {
 	for _, l := range ls {
 		l.gate.swap(gateShut, gateParked)
 		l.hold(true)
+	}
+	for _, d := range doors {
+		d.Close()
 	}
 	return true
 }

@@ -54,6 +54,9 @@ func main() {
 	flag.Var(&httpAddrs, "http", "network=addr to serve HTTP on; may be repeated")
 	flag.Var(&rawAddrs, "raw", "network=addr that answers a line with pid and generation, then echoes; may be repeated")
 	flag.Var(&packetAddrs, "packet", "network=addr that answers each packet with pid, generation and the packet; may be repeated")
+	flag.Var(&served, "serve", "wrapper,server,network=addr, see kinds.go; may be repeated")
+	flag.Var(&servedFirst, "serve1", "-serve of the first generation alone")
+	flag.Var(&servedLater, "serve2", "-serve of all later ones")
 	flag.Parse()
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("from", os.Getpid()))
 	dieWithTest()
@@ -129,6 +132,11 @@ func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
 	if actors, err = listenMore(u); err != nil {
 		return nil, err
 	}
+	more, err := listenKinds(u)
+	if err != nil {
+		return nil, err
+	}
+	actors = append(actors, more...)
 	srv := &http.Server{Handler: handlers(u)}
 	for _, a := range httpAddrs {
 		ln, err := listenOn(u, "http", a)

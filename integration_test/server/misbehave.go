@@ -20,7 +20,8 @@ import (
 //	pause@STEP               say "paused at STEP pid=N", go on at SIGUSR1
 //	fail                     the ready check fails
 //	stop                     the program is told to stop before it listens
-//	panic-after-ready=DELAY  and exit-after-ready=DELAY, kill-after-ready=DELAY
+//	panic-after-ready=DELAY  and exit-after-ready=DELAY, kill-after-ready=DELAY,
+//	                         close-after-ready=DELAY: it gives up by itself
 //
 // The steps are start (nothing of the hand-over was read), manifest (it was),
 // listen (the sockets are there) and check (inside the ready check). The first
@@ -97,5 +98,7 @@ func (m *misbehaviour) afterReady(u *grace.Upgrader) {
 	case "kill-after-ready":
 		p, _ := os.FindProcess(os.Getpid())
 		p.Kill()
+	case "close-after-ready":
+		u.Close()
 	}
 }
