@@ -41,8 +41,8 @@ var (
 	// it wrote something else, hung up, or speaks another version. It was killed.
 	ErrProtocol = errors.New("the new process does not speak this hand-over")
 
-	// ErrRolledBack means that the new process died after it was ready and
-	// that this one accepts connections again.
+	// ErrRolledBack means that the new process died after it was ready, or was
+	// killed since it did not answer, and that this one accepts connections again.
 	ErrRolledBack = errors.New("the new process died after it was ready; rolled back")
 
 	// ErrAlreadyRunning is returned by New where another process holds the

@@ -106,8 +106,10 @@ func ShutdownTimeout(d time.Duration) Option { return DrainTimeout(d) }
 
 // Probation is how long the old process stands by after the new one is ready,
 // with its sockets and its connections, to take over again should the new one
-// die. Default 1 second; 0 drains at once (a new process that dies while the
-// old one drains is rolled back all the same).
+// die. At its end, and during the drain, the new one must answer the old one
+// within 10 seconds: one that is stopped or hangs is killed and rolled back.
+// Default 1 second; 0 drains at once (a new process that dies while the old one
+// drains is rolled back all the same).
 func Probation(d time.Duration) Option {
 	return notNegative("Probation", d, func(o *options) { o.probation = d })
 }
