@@ -1,7 +1,8 @@
 # make test    every test, with the race detector
 # make lint    gofmt, go vet, staticcheck, and the other platforms
 # make oldest  the tests that depend on what Go's own packages do, with the oldest
-#              Go that is supported
+#              Go that is supported; NEWEST and OLDEST say which
+# make newest  the same with the newest that is released
 # make mutants breaks one line of the code after the other, and sees that a test fails
 # make demo    upgrades before your eyes; ARGS="-h" shows what can be set
 # make bench   the cost, each against a baseline of the same run
@@ -17,6 +18,7 @@ SHELL := /bin/bash
 PKG         := github.com/julofinance/grace/v3
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 OLDEST      := go1.25.0
+NEWEST      := go1.27.3
 
 # Every module of the repository, the root first.
 MODULES := . $(filter-out .,$(patsubst %/go.mod,%,$(sort $(shell find . -name go.mod -not -path '*/testdata/*'))))
@@ -29,7 +31,7 @@ TIMEOUT   ?= 60m
 ARGS      ?=
 
 
-.PHONY: all test oldest lint mutants bench cover demo packages clean
+.PHONY: all test oldest newest lint mutants bench cover demo packages clean
 
 all: lint test
 
@@ -42,12 +44,21 @@ test: packages
 	done; \
 	if [ -n "$$failed" ]; then echo "FAIL in$$failed"; exit 1; fi
 
-# How net/http reads and what blocks is what moving connections rests on.
-oldest:
-	@GOTOOLCHAIN=$(OLDEST) go version
-	@GOTOOLCHAIN=$(OLDEST) CGO_ENABLED=1 go test -race -shuffle=on -timeout $(TIMEOUT) .
-	@GOTOOLCHAIN=$(OLDEST) CGO_ENABLED=1 go test -race -shuffle=on -timeout $(TIMEOUT) \
-		-run 'StaysNonBlocking|UpgradeUnderLoad|WhichConnectionsMove|LosslessTLS|LosslessHTTP2' -short ./integration_test
+# How net/http reads, how it is given HTTP/2 and what blocks is what moving and
+# ending connections rests on: the unit tests, the integration tests of that, and
+# golang.org/x/net on top of it.
+NETHTTP := Lossless(TLS|Unix|Wrapped|HTTP2|H2load)|HTTP2|WhichConnectionsMove|MoveOverUnix|Hooks|MovedConnection|HalfClosed|ExitsWhen
+NETHTTP := $(NETHTTP)|DrainTimeout|ManyServers|StaysNonBlocking|UsesSendfile|UsesSplice|DeathInDrain|UpgradeUnderLoad
+
+oldest: export GOTOOLCHAIN := $(OLDEST)
+newest: export GOTOOLCHAIN := $(NEWEST)
+oldest newest: export CGO_ENABLED := 1
+oldest newest: packages
+	@echo "== $@: $$(go version)"
+	@go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) .
+	@go test -race -shuffle=on -timeout $(TIMEOUT) -run '$(NETHTTP)' $(TESTFLAGS) ./integration_test
+	@go test -race -timeout $(TIMEOUT) -short -run 'Lossless300' $(TESTFLAGS) ./integration_test
+	@cd integration_test/xnet && go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) ./...
 
 packages:
 	@.ci/packages

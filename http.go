@@ -115,6 +115,7 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 			return s
 		}
 	}
+	enableH2C(srv)
 	s := &httpServer{
 		u: u, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,

@@ -1,0 +1,194 @@
+//go:build linux
+
+// Package xnet runs upgrades of servers that use golang.org/x/net's HTTP/2.
+package xnet
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/julofinance/grace/v3"
+	"github.com/julofinance/grace/v3/internal/proctest"
+)
+
+var library = grace.Serve // so that a cached result is stale when it changes
+
+func TestMain(m *testing.M) {
+	runtime.KeepAlive(library)
+	proctest.Main(m)
+}
+
+// TestGoAway: whoever has set HTTP/2 up, an idle connection is told to go away
+// when the drain begins, and the old process is gone soon after, not when
+// DrainTimeout is up; the user's settings hold.
+func TestGoAway(t *testing.T) {
+	cert := writeCertificate(t)
+	for _, how := range []string{"configure", "configure-unencrypted", "newhandler", "newhandler-configured", "wrapped-newhandler"} {
+		t.Run(how, func(t *testing.T) {
+			pidFile := filepath.Join(t.TempDir(), "pid")
+			p := proctest.Start(t, proctest.Command{
+				Path: proctest.Build(t, "./server"), Args: []string{"-how", how, "-cert", cert, "-pidfile", pidFile},
+			})
+			addr := p.WaitLine(`^listening (\S+)`)[1]
+			p.WaitLine(`msg="grace: serving"`)
+			pid := p.Pid()
+			for range 2 { // also of a process that was started by another
+				c := dial(t, addr, how == "configure")
+				if got, want := c.get(), fmt.Sprintf("pid=%d proto=HTTP/2.0", pid); got != want {
+					t.Fatalf("answered %q, want %q", got, want)
+				}
+				if c.streams != 7 {
+					t.Errorf("the server takes %d streams at once, want the 7 that are set", c.streams)
+				}
+				silent := dial(t, addr, how == "configure") // has asked for nothing
+				silent.wait("SETTINGS", func() bool { return silent.streams > 0 })
+				old := pid
+				p.Signal(old, syscall.SIGUSR2)
+				c.wait("GOAWAY", func() bool { return c.away })
+				if c.code != http2.ErrCodeNo || c.last != 1 {
+					t.Errorf("GOAWAY says code %v and last stream %d, want none and 1", c.code, c.last)
+				}
+				c.wait("the end", func() bool { return c.ended != nil })
+				if c.ended != io.EOF {
+					t.Errorf("the connection ended with %v", c.ended)
+				}
+				silent.wait("GOAWAY", func() bool { return silent.away })
+				p.WaitGone(old)
+				m := p.WaitLine(fmt.Sprintf(`msg="grace: drained.*from=%d .*cut=(\d+)`, old))
+				if m[1] != "0" {
+					t.Errorf("%s connections were cut off", m[1])
+				}
+				if n := p.Count(fmt.Sprintf(`^shutdown pid=%d$`, old)); n > 1 {
+					t.Errorf("what was registered with RegisterOnShutdown was called %d times", n)
+				}
+				pid = p.WaitAlone()
+			}
+		})
+	}
+}
+
+// A client is an HTTP/2 connection, frame by frame.
+type client struct {
+	t       *testing.T
+	conn    net.Conn
+	framer  *http2.Framer
+	next    uint32
+	body    bytes.Buffer
+	streams uint32 // SETTINGS_MAX_CONCURRENT_STREAMS
+	answers int
+	away    bool
+	code    http2.ErrCode
+	last    uint32
+	ended   error
+}
+
+func dial(t *testing.T, addr string, overTLS bool) *client {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", addr, proctest.Limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(proctest.Limit))
+	if overTLS {
+		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	}
+	c := &client{t: t, conn: conn, framer: http2.NewFramer(conn, conn), next: 1}
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.framer.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// get asks once, and gives the answer.
+func (c *client) get() string {
+	c.t.Helper()
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, f := range [][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "test"}, {":path", "/"}} {
+		enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+	}
+	err := c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: c.next, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.next += 2
+	c.body.Reset()
+	answers := c.answers + 1
+	c.wait("an answer", func() bool { return c.answers == answers })
+	return c.body.String()
+}
+
+// wait reads frames until done says so, or there are no more.
+func (c *client) wait(what string, done func() bool) {
+	c.t.Helper()
+	for !done() {
+		f, err := c.framer.ReadFrame()
+		if err != nil {
+			if c.ended = err; !done() {
+				c.t.Fatalf("waiting for %s: %v", what, err)
+			}
+			return
+		}
+		switch f := f.(type) {
+		case *http2.SettingsFrame:
+			if n, ok := f.Value(http2.SettingMaxConcurrentStreams); ok {
+				c.streams = n
+			}
+		case *http2.DataFrame:
+			c.body.Write(f.Data())
+		case *http2.GoAwayFrame:
+			c.away, c.code, c.last = true, f.ErrCode, f.LastStreamID
+		}
+		if h := f.Header(); h.Flags.Has(http2.FlagDataEndStream) && (h.Type == http2.FrameData || h.Type == http2.FrameHeaders) {
+			c.answers++
+		}
+	}
+}
+
+func writeCertificate(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: cert})
+	pem.Encode(&b, &pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	path := filepath.Join(t.TempDir(), "cert.pem")
+	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
