@@ -165,6 +165,27 @@ func (l *http2Load) mustLoseNone(upgrades int) {
 	}
 }
 
+// TestCurlHTTP2: curl is answered in each protocol before an upgrade and after it.
+func TestCurlHTTP2(t *testing.T) {
+	curl := needTool(t, "curl", "curl")
+	s := startLoadServer(t, "tls", "h2c")
+	for range 3 {
+		pid := s.WaitAlone()
+		for _, c := range []struct{ way, scheme, flag, version string }{
+			{"tls", "https", "--http2", "2"},
+			{"tls", "https", "--http1.1", "1.1"},
+			{"h2c", "http", "--http2-prior-knowledge", "2"},
+			{"h2c", "http", "--http1.1", "1.1"},
+		} {
+			out, err := exec.Command(curl, "-sSk", "--max-time", "30", c.flag, "-w", " %{http_version} %header{x-pid}", c.scheme+"://"+s.addr[c.way]+"/sized?n=3").CombinedOutput()
+			if want := fmt.Sprintf("... %s %d", c.version, pid); err != nil || string(out) != want {
+				t.Errorf("curl %s %s says %q, error %v; want %q", c.flag, c.scheme, out, err, want)
+			}
+		}
+		s.upgrade()
+	}
+}
+
 // TestLosslessH2load upgrades under h2load, which does not send again what
 // GOAWAY says was not begun. So the servers must have begun exactly what it got
 // answers to: then what it has counted as failed can be sent again by others. A

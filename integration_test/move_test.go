@@ -4,6 +4,7 @@ package integration_test
 
 import (
 	"bufio"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -153,6 +154,7 @@ func TestWhichConnectionsMove(t *testing.T) {
 		{"wrapped in old", "wrap", "", false},
 		{"not listened on in new", "", "without", false},
 		{"TLS in new", "", "tls", false},
+		{"TLS hidden by a wrapper in new", "", "hiddentls", false},
 		{"MoveConns(false) in old", "nomove", "", false},
 		{"MoveConns(false) in old, and new says late what it takes", "nomove", "wrap", false},
 		{"MoveConns(false) in new", "", "nomove", false},
@@ -169,6 +171,13 @@ func TestWhichConnectionsMove(t *testing.T) {
 				// new when something has come.
 				m.WaitLine(map[bool]string{true: `standing by`, false: `msg="grace: upgrade done`}[c.moves])
 				m.mustReach(pid)
+			}
+			if c.in2 == "hiddentls" { // what a wrapper speaks is not known by a connection
+				m.WaitLine(`standing by`)
+				over := m.dial()
+				over.Conn = tls.Client(over.Conn, &tls.Config{InsecureSkipVerify: true})
+				over.r = bufio.NewReader(over.Conn)
+				over.mustAsk(t, pid)
 			}
 			if c.moves {
 				moved, _, cut := m.drained()

@@ -6,6 +6,7 @@
 //	nomove      MoveConns(false)
 //	wrap        the listener is wrapped by one that counts
 //	tls         it speaks TLS
+//	hiddentls   so does the listener, and one around it that counts hides it
 //	without     it has no such listener
 //	sockopts    TCP_NODELAY and keep-alives are off
 //	log         each connection's state is printed
@@ -97,6 +98,13 @@ func run() error {
 		fmt.Printf("listening %d %s pid=%d\n", i+1, ln.Addr(), os.Getpid())
 		if i == 0 && does("wrap") {
 			ln = &counting{Listener: ln}
+		}
+		if i == 0 && does("hiddentls") {
+			pair, err := tls.LoadX509KeyPair(*cert, *cert)
+			if err != nil {
+				return err
+			}
+			ln = &counting{Listener: tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{pair}})}
 		}
 		if i == 0 && does("tls") {
 			actors = append(actors, grace.Pair(u.HTTPS(&http.Server{Handler: srv.Handler, TLSConfig: &tls.Config{}}, ln, *cert, *cert)))
