@@ -1,0 +1,103 @@
+//go:build unix
+
+package grace
+
+import (
+	"bufio"
+	"crypto/tls"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+)
+
+// A rawHTTP2 is a client's connection, of which nothing is known but frames.
+type rawHTTP2 struct {
+	t  *testing.T
+	c  net.Conn
+	in *bufio.Reader
+}
+
+const (
+	frameSettings = 4
+	frameGoAway   = 7
+)
+
+func dialHTTP2(t *testing.T, addr string) *rawHTTP2 {
+	t.Helper()
+	c := dialSolo(t, addr)
+	// The preface, and a frame of settings without any.
+	if _, err := io.WriteString(c, preface+"\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"); err != nil {
+		t.Fatal(err)
+	}
+	h := &rawHTTP2{t, c, bufio.NewReader(c)}
+	h.waitFrame(frameSettings)
+	return h
+}
+
+// waitFrame reads up to a frame of this type.
+func (h *rawHTTP2) waitFrame(typ byte) {
+	h.t.Helper()
+	for {
+		var head [9]byte
+		if _, err := io.ReadFull(h.in, head[:]); err != nil {
+			h.t.Fatalf("waiting for a frame of type %d: %v", typ, err)
+		}
+		if _, err := io.CopyN(io.Discard, h.in, int64(binary.BigEndian.Uint32(head[:4])>>8)); err != nil {
+			h.t.Fatal(err)
+		}
+		if head[3] == typ {
+			return
+		}
+	}
+}
+
+func (h *rawHTTP2) waitEnd() {
+	h.t.Helper()
+	if _, err := io.Copy(io.Discard, h.in); err != nil {
+		h.t.Errorf("the connection ended with %v", err)
+	}
+}
+
+// Every HTTP/2 connection is told to go away: one that was idle when the drain
+// began, one that came later, and one of a server whose former drain was rolled
+// back. So it is where the user has set TLSNextProto, and the server itself
+// speaks HTTP/2. What was registered with RegisterOnShutdown is called once.
+func TestGoAway(t *testing.T) {
+	for name, bound := range map[string]bool{"free": false, "bound": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := &http.Server{Handler: http.NotFoundHandler(), Protocols: new(http.Protocols)}
+			srv.Protocols.SetHTTP1(true)
+			srv.Protocols.SetUnencryptedHTTP2(true)
+			if bound {
+				srv.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"x": nil}
+			}
+			shut := make(chan struct{}, 9)
+			srv.RegisterOnShutdown(func() { shut <- struct{}{} })
+			u, s, addr := serveDraining(t, srv)
+			s.resume() // it is called off
+			for range 2 {
+				idle := dialHTTP2(t, addr)
+				if err := u.socks.openGates(); err != nil {
+					t.Fatal(err)
+				}
+				d := newDrain(nil)
+				drained := make(chan drainReport, 1)
+				go func() { drained <- s.drain(d) }()
+				idle.waitFrame(frameGoAway)
+				idle.waitEnd()
+				late := dialHTTP2(t, addr)
+				late.waitFrame(frameGoAway)
+				late.waitEnd()
+				d.cancel()
+				receive(t, drained, "the drain that was called off")
+				s.resume()
+			}
+			if n := len(shut); bound && n != 1 || !bound && n != 0 {
+				t.Errorf("what was registered with RegisterOnShutdown was called %d times", n)
+			}
+		})
+	}
+}
