@@ -24,7 +24,9 @@ import (
 // several, with a call of HTTP for each. HTTP sets srv's Handler, ConnState,
 // ConnContext and BaseContext to its own, which call the former ones; all of srv
 // must be set before, and it must not be served or shut down otherwise. HTTP/1
-// and HTTP/2 connections are served by two servers: srv, and a copy of it.
+// connections are served by srv, and those of HTTP/2 by a copy of it; the other way
+// round if TLSNextProto is set, by http2.ConfigureServer, say. What was registered
+// with RegisterOnShutdown is called when the drain begins then.
 //
 // The drain after an upgrade: a plaintext HTTP/1 connection that srv has from
 // our listener itself, unwrapped, is moved to the new process when it is idle,
