@@ -28,22 +28,21 @@ func fileID(path string) (dev, ino uint64, err error) {
 }
 
 // openPath opens a unix socket. If its path is taken and no process has a socket
-// bound there, a crash has left it behind and it is removed. The directory is
+// bound there, a crash has left it behind and it is removed. A file beside it is
 // locked from before the bind until it answers: of two that start at once only
 // one removes and binds, and the other finds who answers.
 func openPath[T any](path, network string, open func() (T, error)) (T, error) {
 	var none T
-	dir, lockErr := os.Open(filepath.Dir(path))
+	unlock, lockErr := lockBeside(path)
 	if lockErr == nil {
-		defer dir.Close()
-		lockErr = lockFor(dir, 5*time.Second)
+		defer unlock()
 	}
 	s, inUse := open()
 	if !errors.Is(inUse, unix.EADDRINUSE) {
 		return s, inUse
 	}
 	if lockErr != nil {
-		return none, fmt.Errorf("%w (and its directory can't be locked to see whether it is stale: %w)", inUse, lockErr)
+		return none, fmt.Errorf("%w (and a file beside it can't be locked to see whether it is stale: %w)", inUse, lockErr)
 	}
 	fi, err := os.Lstat(path)
 	if err == nil && fi.Mode().Type() != os.ModeSocket {
@@ -62,6 +61,24 @@ func openPath[T any](path, network string, open func() (T, error)) (T, error) {
 		return none, fmt.Errorf("%w: %w", inUse, err)
 	}
 	return open()
+}
+
+// lockBeside locks a file beside path, which no other user can open: what everybody
+// may open, the directory for one, everybody may lock.
+func lockBeside(path string) (unlock func(), err error) {
+	name := hiddenBeside(path, "lock")
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		f, err := openLocked(name, lockModes)
+		if err == nil && pointsTo(name, f) {
+			return func() { os.Remove(name); f.Close() }, nil
+		}
+		if f != nil {
+			f.Close()
+		}
+		if err != nil && !errors.Is(err, errLocked) || time.Now().After(end) {
+			return nil, err
+		}
+	}
 }
 
 // findStale gives no error if no process has a socket bound to the path.

@@ -70,12 +70,12 @@ func newPIDFile(path, dir string, log *slog.Logger) *pidFile {
 	}
 	path = filepath.Clean(path)
 	return &pidFile{
-		path: path, lockPath: besidePIDFile(path, "lock"), log: log,
+		path: path, lockPath: hiddenBeside(path, "lock"), log: log,
 		wake: make(chan struct{}, 1), over: make(chan struct{}),
 	}
 }
 
-func besidePIDFile(path, suffix string) string {
+func hiddenBeside(path, suffix string) string {
 	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+suffix)
 }
 
@@ -315,7 +315,7 @@ func (p *pidFile) write() error {
 	return p.putInPlace()
 }
 
-func (p *pidFile) besides() string { return besidePIDFile(p.path, strconv.Itoa(os.Getpid())) }
+func (p *pidFile) besides() string { return hiddenBeside(p.path, strconv.Itoa(os.Getpid())) }
 
 // writeBeside writes our pid into a file that is not in place yet.
 func (p *pidFile) writeBeside() error {

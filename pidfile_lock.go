@@ -109,7 +109,7 @@ func (p *pidFile) reclaimLock() error {
 
 // replaceLock puts a lock of our own in place of a sibling's.
 func (p *pidFile) replaceLock() error {
-	name := besidePIDFile(p.path, "lock."+strconv.Itoa(os.Getpid()))
+	name := hiddenBeside(p.path, "lock."+strconv.Itoa(os.Getpid()))
 	os.Remove(name) // a process with our pid was killed right here
 	f, err := openLocked(name, lockModes)
 	if f == nil {

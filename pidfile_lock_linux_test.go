@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -31,4 +32,31 @@ func TestPIDFileLockForWritersOnly(t *testing.T) {
 	} else {
 		other.Close()
 	}
+}
+
+// Anybody may lock a directory that all can read: it does not keep a stale socket
+// there for ever.
+func TestStaleSocketInALockedDirectory(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s")
+	stale, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale.(*net.UnixListener).SetUnlinkOnClose(false)
+	stale.Close()
+	stranger, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	if err := tryLock(stranger); err != nil {
+		t.Fatal(err)
+	}
+	l, err := openPath(path, "unix", func() (net.Listener, error) { return net.Listen("unix", path) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone(t, dir, "s")
+	l.Close()
 }

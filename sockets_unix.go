@@ -3,13 +3,11 @@
 package grace
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -78,18 +76,6 @@ func describe(k kind, network, addr string, s any) entry {
 func sayWho(sock *socket) {
 	if hasPath(sock.Network, sock.Addr) {
 		sock.listenNow()
-	}
-}
-
-// lockFor takes the exclusive flock(2) of f, or gives up after d.
-func lockFor(f *os.File, d time.Duration) error {
-	end := time.Now().Add(d)
-	for wait := time.Millisecond; ; wait *= 2 {
-		err := tryLock(f)
-		if err == nil || !errors.Is(err, errLocked) || time.Now().After(end) {
-			return err
-		}
-		time.Sleep(min(wait, 50*time.Millisecond))
 	}
 }
 
