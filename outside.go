@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"context"
 	"sync"
 	"time"
 )
@@ -42,6 +43,45 @@ func (u *Upgrader) restore(then func(callers []chan error)) {
 			once() // the loop has ended, and nobody else answers
 		}
 	}()
+}
+
+// leavePatience is how long a start may take to give up when its time is over.
+const leavePatience = 2 * time.Second
+
+// startOrLeave is start, but for a start that does not heed its context, since a
+// disk hangs under the PID file or the binary. It is left behind: it must keep the
+// process from nothing, and what it starts after all is killed.
+func (u *Upgrader) startOrLeave(ctx context.Context) (*successor, error) {
+	type result struct {
+		s   *successor
+		err error
+	}
+	started := make(chan result, 1)
+	go func() {
+		s, err := u.start(ctx)
+		started <- result{s, err}
+	}()
+	select {
+	case r := <-started:
+		return r.s, r.err
+	case <-ctx.Done():
+	}
+	patience := time.NewTimer(leavePatience)
+	defer patience.Stop()
+	select {
+	case r := <-started:
+		return r.s, r.err
+	case <-patience.C:
+	}
+	go func() {
+		if r := <-started; r.s != nil { // it waits for a go that never comes
+			r.s.proc.kill()
+			r.s.ch.close()
+			r.s.pipe.Close()
+			r.s.proc.wait()
+		}
+	}()
+	return nil, &stuckError{path: "the start of a new process", doing: "for the PID file, the binary or a socket"}
 }
 
 // within calls each of fs in a goroutine of its own, and returns when all of them

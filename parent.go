@@ -55,7 +55,7 @@ func (u *Upgrader) launch(ctx context.Context) (*successor, error) {
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
 	defer cancel()
-	s, err := u.start(ctx)
+	s, err := u.startOrLeave(ctx)
 	if err == nil {
 		s.launched = begun
 		return s, nil

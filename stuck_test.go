@@ -257,6 +257,7 @@ func TestPassedUpgradeIsNotForgotten(t *testing.T) {
 // when it has drained long ago.
 func TestStopsWhileTheStartHangs(t *testing.T) {
 	called, hang := make(chan struct{}), make(chan struct{})
+	defer close(hang)
 	u, err := newUpgrader(system{start: func(context.Context, command, int, int, []int) (process, error) {
 		close(called)
 		<-hang
@@ -283,6 +284,20 @@ func TestStopsWhileTheStartHangs(t *testing.T) {
 		u.Close()
 	}
 	wantErr(t, receive(t, done, "Upgrade"), ErrStopped)
-	close(hang)
 	receive(t, u.Done(), "Done")
+}
+
+// The PID file's disk hangs before the new process is started: the upgrade fails in
+// time, and the process can be stopped.
+func TestStartThatHangsIsLeftBehind(t *testing.T) {
+	h := newHouse(t, func(g *generation) error { return g.Ready() })
+	h.opts = func(int) []Option {
+		return []Option{ReadyTimeout(time.Second), PIDFile(filepath.Join(t.TempDir(), "pid"))}
+	}
+	g := h.first()
+	g.Upgrader.pid.mu.Lock()
+	defer g.Upgrader.pid.mu.Unlock()
+	wantErr(t, receive(t, g.upgrade(), "Upgrade"), ErrReadyTimeout)
+	g.Stop()
+	receive(t, g.Done(), "Done")
 }
