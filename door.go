@@ -33,9 +33,17 @@ type door struct {
 
 	out chan accepted
 
-	mu     sync.Mutex
-	base   context.Context // what BaseContext gave
-	closed chan struct{}   // by Close; nil while nobody serves
+	mu    sync.Mutex
+	base  context.Context // what BaseContext gave
+	visit *visit          // the last
+}
+
+// A visit is the door for one Serve of a server: another one may come after it,
+// if a drain is called off. Close ends it, also before Serve has come to Accept.
+type visit struct {
+	*door
+	begin, end sync.Once
+	closed     chan struct{}
 }
 
 type accepted struct {
@@ -47,40 +55,47 @@ func newDoor(s *httpServer, ln net.Listener) *door {
 	return &door{Listener: ln, s: s, out: make(chan accepted)}
 }
 
-// Accept gives HTTP/1 connections.
-func (d *door) Accept() (net.Conn, error) {
+// open begins a visit.
+func (d *door) open() *visit {
+	v := &visit{door: d, closed: make(chan struct{})}
 	d.mu.Lock()
-	if d.closed == nil { // the first one, since it began or was closed
-		d.closed = make(chan struct{})
-		go d.run(d.closed)
+	defer d.mu.Unlock()
+	d.visit = v
+	return v
+}
+
+// shut ends the last visit.
+func (d *door) shut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.visit != nil {
+		d.visit.Close()
 	}
-	closed := d.closed
-	d.mu.Unlock()
+}
+
+// Accept gives HTTP/1 connections.
+func (v *visit) Accept() (net.Conn, error) {
+	v.begin.Do(func() { go v.run(v.closed) })
 	select {
-	case a := <-d.out:
+	case a := <-v.out:
 		select {
-		case <-closed: // for the server that comes next
+		case <-v.closed: // for the server that comes next
 			if a.conn != nil {
-				go d.give(a.conn)
+				go v.give(a.conn)
 			}
 			return nil, net.ErrClosed
 		default:
 		}
 		return a.conn, a.err
-	case <-closed:
+	case <-v.closed:
 		return nil, net.ErrClosed
 	}
 }
 
-// Close ends Accept. A server may begin anew after that, if a drain is called off;
-// the user's listener is closed at the end only, since it may not survive that.
-func (d *door) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed != nil {
-		close(d.closed)
-		d.closed = nil
-	}
+// Close ends Accept. The user's listener is closed at the end only, since it may
+// not survive that.
+func (v *visit) Close() error {
+	v.end.Do(func() { close(v.closed) })
 	return nil
 }
 
@@ -125,11 +140,6 @@ func (d *door) run(closed chan struct{}) {
 				if ne, ok := err.(net.Error); ok && ne.Temporary() { // net/http waits a little, and asks again
 					continue
 				}
-				d.mu.Lock()
-				if d.closed == closed {
-					d.closed = nil
-				}
-				d.mu.Unlock()
 				return
 			case <-closed:
 			}

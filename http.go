@@ -146,7 +146,11 @@ func (s *httpServer) serve(ln net.Listener, own []*listener) error {
 		s.mu.Lock()
 		srv, resumed := s.srv, s.resumed
 		s.mu.Unlock()
-		err := srv.Serve(ln)
+		at := ln
+		if d, ok := ln.(*door); ok {
+			at = d.open()
+		}
+		err := srv.Serve(at)
 		s.mu.Lock()
 		isShut := s.isShut
 		s.mu.Unlock()

@@ -51,7 +51,7 @@ func (s *httpServer) baseOf(ln net.Listener) context.Context {
 	if _, fed := ln.(*feed); fed { // what comes from there brings its context along
 		return context.Background()
 	}
-	d, ok := ln.(*door)
+	d, ok := ln.(*visit)
 	if ok {
 		ln = d.Listener
 	}

@@ -229,7 +229,7 @@ func (s *sockets) hold(ls []*listener, doors []*door) bool {
 		l.hold(true)
 	}
 	for _, d := range doors {
-		d.Close()
+		d.shut()
 	}
 	return true
 }
