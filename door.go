@@ -137,7 +137,8 @@ func (d *door) run(closed chan struct{}) {
 			}
 			select {
 			case d.out <- accepted{err: err}:
-				if ne, ok := err.(net.Error); ok && ne.Temporary() { // net/http waits a little, and asks again
+				//lint:ignore SA1019 net/http asks for the same, waits a little, and accepts again
+				if ne, ok := err.(net.Error); ok && ne.Temporary() {
 					continue
 				}
 				return

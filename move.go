@@ -304,7 +304,9 @@ func (m *mover) onTook(ids, refused []uint32) {
 	var gone, back []*moving
 	var yours, mine []uint32
 	for _, id := range ids {
-		if c := m.sent[id]; c != nil {
+		// Its answer may be faster than the goroutine that has written the message.
+		// If moving is over by then, onWritten takes the connection back.
+		if c := m.sent[id]; c != nil && !(m.over && c.at.IsZero()) {
 			delete(m.sent, id)
 			gone = append(gone, c)
 			yours = append(yours, id)

@@ -23,10 +23,7 @@ func docCommands(t *testing.T, page, section string) (blocks []string) {
 		t.Fatalf("%s has no section %q", page, section)
 	}
 	text, _, _ = strings.Cut(text, "\n## ")
-	for _, m := range regexp.MustCompile(`(?m)(?:^    .*\n)+`).FindAllString(text, -1) {
-		blocks = append(blocks, m)
-	}
-	return blocks
+	return regexp.MustCompile(`(?m)(?:^    .*\n)+`).FindAllString(text, -1)
 }
 
 // TestSystemdTryIt runs "Try it" of docs/systemd.md, line by line: with other

@@ -57,6 +57,7 @@ type args struct {
 	result uintptr
 	all    uint64 // every signal
 	mask   uint64 // the thread's
+	//lint:ignore U1000 the assembly writes it, and writes it out
 	failed Failure
 }
 
