@@ -24,7 +24,8 @@ type stopRequest struct {
 // and closes Done. It returns at once. A second call cuts off what is left. If
 // this process has handed over less than 10 seconds ago, the new one is told to
 // stop as well, and later only if a supervisor takes this process for the
-// service; if a new process is starting, it is killed. After Done it does nothing.
+// service; if a new process is starting, it is killed. When all servers have ended
+// because this process has handed over, and after Done, it does nothing.
 func (u *Upgrader) Stop() { u.post(func() { u.onStop(stopRequest{}) }) }
 
 // Close ends this process's part, for programs that give up on an error: like
@@ -41,7 +42,9 @@ func (u *Upgrader) onStop(r stopRequest) {
 		return
 	}
 	if u.state == stopped {
-		u.passStop(r)
+		if r.signal != nil { // not a program's Stop on its way out: new serves
+			u.passStop(r)
+		}
 		return
 	}
 	if u.stopAsked {

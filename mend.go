@@ -2,6 +2,7 @@ package grace
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
@@ -13,16 +14,23 @@ import (
 
 // start lets connections in, at the first time. sockets.mu is held.
 func (l *listener) start() error {
+	err := l.listenLate()
+	if err == nil {
+		l.gate.set(gateOpen)
+	}
+	return err
+}
+
+// listenLate listens on what was only bound before.
+func (l *listener) listenLate() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.inner.late {
-		if err := l.sock.listenNow(); err != nil {
-			return err
-		}
-		l.inner.late = false
+	if !l.inner.late {
+		return nil
 	}
-	l.gate.set(gateOpen)
-	return nil
+	err := l.sock.listenNow()
+	l.inner.late = err != nil
+	return err
 }
 
 // restart lets connections in again, now or as soon as the listener is mended.
@@ -62,11 +70,11 @@ func (s *sockets) mend(l *listener) {
 
 func (l *listener) runMending(m *mending) {
 	network, addr := l.sock.Network, l.sock.Bound
+	tried := sync.OnceFunc(func() { close(m.tried) })
+	defer tried() // the next upgrade waits for it
 	for n, wait := 1, 10*time.Millisecond; m.ctx.Err() == nil && !l.gate.isClosed(); n, wait = n+1, min(2*wait, 5*time.Second) {
 		opened, err := l.makeWhole(m.ctx)
-		if n == 1 {
-			close(m.tried)
-		}
+		tried()
 		switch {
 		case m.ctx.Err() != nil:
 			return

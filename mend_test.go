@@ -394,3 +394,51 @@ func TestSocketThatAppearsStays(t *testing.T) {
 		})
 	}
 }
+
+// The upgrade after a failed one waits until each listener was looked at: also for
+// one that the program has closed right then.
+func TestMendingOfAClosedListenerIsOver(t *testing.T) {
+	s := newSockets(nil, 0)
+	l, err := s.listen(net.ListenConfig{}, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.openGates()
+	s.toHandOver()
+	s.mu.Lock()
+	l.gate.set(gateClosed)
+	s.mend(l)
+	tried := l.mending.tried
+	s.mu.Unlock()
+	receive(t, tried, "the end of the first try")
+	l.Close()
+}
+
+// One listener that can't listen when its process is ready: no other one accepts,
+// and what the old process has stays its own.
+func TestGatesOpenAllOrNone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	s := newSockets(nil, 0)
+	good, err := s.listen(net.ListenConfig{}, "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good.sock.index = 0 // as if old had it
+	s.own(false)
+	bad, err := s.listen(reusable, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.letGo()
+	if err := s.openGates(); err == nil {
+		t.Fatal("a socket that is closed listens")
+	}
+	if good.gate.isOpen() {
+		t.Error("the other listener accepts, in a process that is not ready")
+	}
+	good.Close()
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("the path of old's socket is gone: %v", err)
+	}
+	bad.Close()
+}

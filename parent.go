@@ -24,7 +24,7 @@ type successor struct {
 	claims   *claims   // have come
 	went     bool      // go was sent: it may accept, and name itself in the PID file
 	accepted bool      // it has said that it accepts
-	since    time.Time // when it has said so
+	since    time.Time // when it has said so, or later that it gives up
 	alone    bool      // this process was told to end while new serves on
 	orderly  bool      // it was asked to stop: its end is no reason to roll back
 	left     bool      // it has given up by itself and drains
@@ -301,7 +301,7 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 		}
 		if s.went && u.state == upgrading {
 			if s.unkillable { // so it was late, no more
-				s.killed = nil
+				s.killed, s.unkillable = nil, false
 			}
 			u.onAccepting(s)
 		}
@@ -437,6 +437,10 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 		return // it will exit, and was never ready
 	}
 	if !stop.Leave {
+		if s.left && time.Since(s.since) > passOnFor { // it is not the service any more
+			u.log.Info("grace: stop asked of a new process that has given up long ago; this process serves on", "new", s.proc.pid())
+			return
+		}
 		s.orderly = true
 		u.onStop(stopRequest{now: stop.Now, passedOn: true})
 		return
@@ -450,7 +454,7 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 	if s.left || u.state == stopped || u.stopAsked {
 		return
 	}
-	s.left = true
+	s.left, s.since = true, time.Now()
 	s.mover.stop()
 	s.late = time.AfterFunc(u.opt.drainTimeout+u.opt.readyTimeout, func() {
 		u.post(func() {

@@ -272,3 +272,76 @@ func TestUpgradeSignalTwice(t *testing.T) {
 		t.Error("no second upgrade is wanted after a second signal")
 	}
 }
+
+// TestStopOnTheWayOut: a program that stops its Upgrader again when its servers
+// have returned, or after Done, does not stop the new process by that.
+func TestStopOnTheWayOut(t *testing.T) {
+	h, servers := stopHouse(t)
+	h.opts = func(int) []Option { return []Option{Probation(0)} }
+	ready := h.main
+	h.main = func(g *generation) error {
+		if err := ready(g); err != nil || g.n > 1 {
+			return err
+		}
+		g.house.born <- g
+		g.ask(func() { g.serversMu.Lock(); defer g.serversMu.Unlock(); g.servers = append(g.servers, &stopper{g}) })
+		<-g.Done()
+		g.Stop()
+		return nil
+	}
+	old := h.first()
+	old.upgrade()
+	close((<-servers).end)
+	receive(t, old.Done(), "Done of old")
+	next := h.next()
+	for next.n == 1 { // its main has returned
+		next = h.next()
+	}
+	receive(t, next.parent.gone, "the end of old")
+	next.ask(func() {
+		if next.stopAsked {
+			t.Error("the new process was told to stop")
+		}
+	})
+}
+
+// A stopper is a server whose Serve, when it has returned, is followed by Stop.
+type stopper struct{ g *generation }
+
+func (s *stopper) drain(*drain) drainReport { return drainReport{} }
+func (s *stopper) offer(*mover)             {}
+func (s *stopper) resume()                  {}
+func (s *stopper) shutdown()                { s.g.Stop() }
+
+// TestStopOfNewThatHasGivenUp: a signal to a new process that was rolled back long
+// ago ends that one, and not the service. One of a moment later was meant for the
+// service: the PID file had named it.
+func TestStopOfNewThatHasGivenUp(t *testing.T) {
+	for name, long := range map[string]bool{"a moment ago": false, "long ago": true} {
+		t.Run(name, func(t *testing.T) {
+			p := handsOver(t, yielded)
+			p.new.Close()
+			p.old.await(serving)
+			if long {
+				p.handedOverLongAgo(2 * passOnFor)
+			}
+			newDrain := p.newServer.mustDrain(t, "new")
+			p.new.signalled(time.Now())
+			mustBeCut(t, newDrain, "new", true)
+			receive(t, p.new.Done(), "Done of new")
+			if !long {
+				receive(t, p.old.Done(), "Done of old")
+				return
+			}
+			until(t, "the end of new", func() (gone bool) {
+				p.old.ask(func() { gone = p.old.next == nil })
+				return gone
+			})
+			p.old.ask(func() {
+				if p.old.stopAsked || p.old.state != serving {
+					t.Errorf("old is %v, told to stop: %v; want it to serve on", p.old.state, p.old.stopAsked)
+				}
+			})
+		})
+	}
+}

@@ -162,26 +162,35 @@ func (s *sockets) taker(index int) *listener {
 	return nil
 }
 
-// openGates begins to accept, on every socket.
+// openGates begins to accept, on every socket. If one of them can't listen it does
+// so on none: what others accept would be lost with this process, and the old one
+// serves on.
 func (s *sockets) openGates() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open, s.handedOver = true, false
 	var errs []error
 	for _, sock := range s.all {
-		switch {
-		case sock.listener != nil:
-			if err := sock.listener.start(); err != nil {
-				errs = append(errs, fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, err))
-			}
-			if sock.index >= 0 {
-				sayWho(sock)
-			}
-		case sock.gate != nil:
-			sock.gate.set(gateOpen)
+		if sock.listener == nil {
+			continue
+		}
+		if err := sock.listener.listenLate(); err != nil {
+			errs = append(errs, fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, err))
 		}
 	}
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	s.open, s.handedOver, s.inherited = true, false, false
+	for _, sock := range s.all {
+		if sock.gate == nil {
+			continue
+		}
+		sock.gate.set(gateOpen)
+		if sock.listener != nil && sock.index >= 0 {
+			sayWho(sock)
+		}
+	}
+	return nil
 }
 
 // reopenGates begins again, after a hand-over that was rolled back.

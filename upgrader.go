@@ -307,7 +307,6 @@ func (u *Upgrader) onReady() error {
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)
 	}
 	u.state = serving
-	u.socks.own(true)
 	if err := u.socks.openGates(); err != nil {
 		return err
 	}

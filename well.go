@@ -204,7 +204,7 @@ func (u *Upgrader) onUnkillable(s *successor, err error) {
 		"do", fmt.Sprintf("end it by hand (kill -9 %d); until then no upgrade begins", s.proc.pid()))
 	failure := &UpgradeError{Reason: s.killed, Pid: s.proc.pid(), Err: errors.Join(s.told, fmt.Errorf("it can't be killed: %w", err))}
 	if s.accepted && !s.left && !s.orderly && !u.stopAsked && u.state != stopped {
-		s.left = true
+		s.left, s.since = true, time.Now()
 		s.mover.stop()
 		failure.Reason = ErrRolledBack
 		u.rollBack(failure)

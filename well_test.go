@@ -294,3 +294,44 @@ func TestWhoServesAfterNewHasEnded(t *testing.T) {
 		})
 	}
 }
+
+// A new process that was late could not be killed, has accepted after all, and
+// hangs then: it can't be killed a second time, and somebody must accept.
+func TestKillFailsTwice(t *testing.T) {
+	went, accept := make(chan struct{}), make(chan struct{})
+	h := newHouse(t, func(g *generation) error {
+		if g.n == 1 {
+			g.pongPatience = soon
+			return g.Ready()
+		}
+		if err := g.handshake(); err != nil {
+			return err
+		}
+		close(went)
+		<-accept
+		ready := make(chan error, 1)
+		g.post(func() {
+			ready <- g.onReady()
+			<-g.dying
+		})
+		return <-ready
+	})
+	h.opts = func(int) []Option { return []Option{Probation(0)} }
+	g := h.first()
+	h.unkillable.Store(true)
+	done := g.upgrade()
+	receive(t, went, "go")
+	g.post(func() { g.Upgrader.kill(g.next, ErrReadyTimeout) }) // as onLate does
+	wantErr(t, receive(t, done, "Upgrade"), ErrReadyTimeout)
+	close(accept)
+	next := h.next()
+	g.await(serving)
+	g.post(func() {
+		if g.next == nil || !g.next.left {
+			t.Error("it was not rolled back")
+		}
+	})
+	next.die()
+	g.Stop()
+	receive(t, g.Done(), "Done")
+}
