@@ -36,8 +36,9 @@ func (l *listener) listenLate() error {
 // restart lets connections in again, now or as soon as the listener is mended.
 // sockets.mu is held.
 func (l *listener) restart() {
+	err := l.listenLate() // one that the program has opened after the hand-over
 	l.mu.Lock()
-	if l.shut {
+	if l.shut || err != nil {
 		l.gate.set(gateShut)
 	} else {
 		l.gate.set(gateOpen)

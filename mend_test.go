@@ -442,3 +442,26 @@ func TestGatesOpenAllOrNone(t *testing.T) {
 	}
 	bad.Close()
 }
+
+// A socket with SO_REUSEPORT that the program opens after the hand-over listens as
+// soon as that is rolled back, before anything has to be mended.
+func TestOpenedAfterTheHandOver(t *testing.T) {
+	s := newSockets(nil, 0)
+	s.openGates()
+	s.yield(nil, nil)
+	l, err := s.listen(reusable, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if l.sock.listens() {
+		t.Error("it listens, and new is the one that serves")
+	}
+	l.reopening.Lock() // nothing is mended
+	s.reopenGates()
+	listens := l.sock.listens()
+	l.reopening.Unlock()
+	if !listens || !l.gate.isOpen() {
+		t.Errorf("after the roll back it listens: %v, and accepts: %v", listens, l.gate.isOpen())
+	}
+}
