@@ -70,7 +70,10 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 	l.expired = &net.OpError{Op: "read", Net: l.addr.Network(), Source: l.addr, Err: os.ErrDeadlineExceeded}
 	l.custom = lc.KeepAlive != 0 || lc.KeepAliveConfig != (net.KeepAliveConfig{})
 	if err := s.add(sock); err != nil {
-		l.inner.Close()
+		if sock.index < 0 {
+			sock.unlink()
+		}
+		l.letGo()
 		return nil, err
 	}
 	return l, nil
@@ -182,6 +185,9 @@ func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.P
 		err = s.add(sock)
 	}
 	if err != nil {
+		if sock.index < 0 {
+			sock.unlink()
+		}
 		inner.Close()
 		return nil, err
 	}

@@ -63,7 +63,10 @@ func (s *sockets) add(sock *socket) error {
 	switch {
 	case !s.open || sock.gate == nil:
 	case sock.listener != nil:
-		return sock.listener.start()
+		if err := sock.listener.start(); err != nil {
+			s.all = s.all[:len(s.all)-1] // it is handed to nobody
+			return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, err)
+		}
 	default:
 		sock.gate.set(gateOpen)
 	}
