@@ -283,8 +283,10 @@ func TestStopOnTheWayOut(t *testing.T) {
 		if err := ready(g); err != nil || g.n > 1 {
 			return err
 		}
+		g.serversMu.Lock()
+		g.servers = append(g.servers, &stopper{g})
+		g.serversMu.Unlock()
 		g.house.born <- g
-		g.ask(func() { g.serversMu.Lock(); defer g.serversMu.Unlock(); g.servers = append(g.servers, &stopper{g}) })
 		<-g.Done()
 		g.Stop()
 		return nil
