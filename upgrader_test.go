@@ -144,9 +144,9 @@ func TestUpgradeFails(t *testing.T) {
 			want: ErrExited, text: "pid 100002",
 		},
 		"hangs": {
-			opts: []Option{ReadyTimeout(time.Millisecond)},
+			opts: []Option{ReadyTimeout(2 * time.Second)}, // the start is part of it
 			main: func(g *generation) error { <-g.ended; return boom },
-			want: ErrReadyTimeout, text: "killed after 1ms",
+			want: ErrReadyTimeout, text: "killed after 2s",
 		},
 		"garbage": {
 			main: func(g *generation) error { g.parent.ready.WriteString("hello\n"); <-g.ended; return boom },

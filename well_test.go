@@ -156,7 +156,7 @@ func TestKillFailsBeforeReady(t *testing.T) {
 	})
 	h.opts = func(n int) []Option {
 		if n == 1 {
-			return []Option{ReadyTimeout(soon), Probation(0)}
+			return []Option{ReadyTimeout(2 * time.Second), Probation(0)}
 		}
 		return nil
 	}
