@@ -434,6 +434,9 @@ func (t *track) setPhase(p phase) {
 		t.phase, t.begun, t.waiting = p, false, false
 	default:
 		t.phase, t.post = p, false
+		if !t.muted && !t.until.IsZero() { // the wait of which it is the end is over
+			t.until = time.Time{}
+		}
 		t.uncap()
 	}
 	t.mu.Unlock()

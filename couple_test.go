@@ -50,6 +50,9 @@ func newSide(t testing.TB, m *manifest, fd int, h http.Handler, opts ...Option) 
 	s := &side{u: u, l: ln.(*listener), srv: &http.Server{Handler: h}, done: make(chan struct{}), seen: make(chan net.Conn, 100)}
 	if c, ok := h.(configured); ok {
 		c.configure(s.srv)
+		if c.wrap != nil {
+			ln = c.wrap(ln)
+		}
 	}
 	s.srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		select {
@@ -72,10 +75,11 @@ func newSide(t testing.TB, m *manifest, fd int, h http.Handler, opts ...Option) 
 	return s
 }
 
-// A configured handler has a server with settings of its own.
+// A configured handler has a server with settings, or a listener, of its own.
 type configured struct {
 	http.Handler
 	configure func(*http.Server)
+	wrap      func(net.Listener) net.Listener // may be nil
 }
 
 // open begins to accept.

@@ -83,11 +83,13 @@ type play struct {
 }
 
 // playPrelude lets the server read the prelude first, if the connection is one
-// that is between two requests.
+// that is between two requests. Where a wrapper reads before the server does, as
+// a cmux, the next request has begun, and it is its answer that would not be
+// written.
 func (t *track) playPrelude() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.origin != originIdle || len(t.unread) > 0 { // with bytes of it, the next request has begun
+	if t.origin != originIdle || len(t.unread) > 0 || t.touched || t.reading > 0 {
 		return
 	}
 	t.ownDetour()

@@ -18,12 +18,22 @@ import (
 // saysSideOf is saysSide, with settings of old's and of new's server.
 func saysSideOf(old, new func(*http.Server)) func(string) http.Handler {
 	return func(side string) http.Handler {
-		return configured{saysSide(side), map[string]func(*http.Server){"old": old, "new": new}[side]}
+		return configured{Handler: saysSide(side), configure: map[string]func(*http.Server){"old": old, "new": new}[side]}
 	}
 }
 
 func idleTimeout(d time.Duration) func(*http.Server) {
 	return func(srv *http.Server) { srv.IdleTimeout = d }
+}
+
+// withH2C lets the server speak HTTP/2 without TLS as well.
+func withH2C(set func(*http.Server)) func(*http.Server) {
+	return func(srv *http.Server) {
+		set(srv)
+		srv.Protocols = new(http.Protocols)
+		srv.Protocols.SetHTTP1(true)
+		srv.Protocols.SetUnencryptedHTTP2(true)
+	}
 }
 
 // wants is the read deadline that the server has set, to the minute.
@@ -51,6 +61,8 @@ func TestDeadlineMoves(t *testing.T) {
 		{"idle, shorter in old", idleTimeout(time.Hour), idleTimeout(2 * time.Hour), false, time.Hour},
 		{"idle, shorter in new", idleTimeout(2 * time.Hour), idleTimeout(time.Hour), false, time.Hour},
 		{"idle, without end in old", idleTimeout(0), idleTimeout(time.Hour), false, time.Hour},
+		{"idle, HTTP/2 is spoken in new too", idleTimeout(time.Hour), withH2C(idleTimeout(2 * time.Hour)), false, time.Hour},
+		{"idle, HTTP/2 is spoken in both too", withH2C(idleTimeout(time.Hour)), withH2C(idleTimeout(2 * time.Hour)), false, time.Hour},
 		{"new, shorter in old", header(time.Hour), header(2 * time.Hour), true, time.Hour},
 		{"new, shorter in new", header(2 * time.Hour), header(time.Hour), true, time.Hour},
 	} {
@@ -220,4 +232,80 @@ func TestHalfHeaderWhileOthersMove(t *testing.T) {
 	if n := p.mover.count(); n != 1 {
 		t.Errorf("%d connections were moved, want 1", n)
 	}
+}
+
+// A sniffer stands for listeners that look at the first bytes of a connection
+// before a server gets it, as a cmux does.
+type sniffer struct {
+	net.Listener
+	out   chan net.Conn
+	ended chan struct{}
+}
+
+func newSniffer(ln net.Listener) net.Listener {
+	s := &sniffer{ln, make(chan net.Conn), make(chan struct{})}
+	go func() {
+		defer close(s.ended)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go s.sniff(c)
+		}
+	}()
+	return s
+}
+
+func (s *sniffer) sniff(c net.Conn) {
+	sniffed := &sniffedConn{c, bufio.NewReader(c)}
+	sniffed.first.Peek(4)
+	select {
+	case s.out <- sniffed:
+	case <-s.ended:
+		c.Close()
+	}
+}
+
+func (s *sniffer) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.out:
+		return c, nil
+	case <-s.ended:
+		return nil, net.ErrClosed
+	}
+}
+
+// A sniffedConn gives the first bytes again.
+type sniffedConn struct {
+	net.Conn
+	first *bufio.Reader
+}
+
+func (c *sniffedConn) Read(p []byte) (int, error) { return c.first.Read(p) }
+
+// TestMoveToSniffer: a server whose listener has read the first bytes of the next
+// request already answers that one, and the deadline of the wait before is over.
+func TestMoveToSniffer(t *testing.T) {
+	p := newCouple(t, func(side string) http.Handler {
+		c := configured{Handler: saysSide(side), configure: idleTimeout(time.Hour)}
+		if side == "new" {
+			c.configure, c.wrap = idleTimeout(2*time.Hour), newSniffer
+		}
+		return c
+	})
+	p.new.l.take(protocolHTTP1) // as if a connection had proven it
+	p.mover.learn(p.new.u.socks.claims())
+	p.runOld()
+	p.runNew()
+	c, r := p.ask()
+	_, done := p.drain()
+	receive(t, done, "the connection to move")
+	wantAnswer(t, c, r, "", "new")
+	now := trackOf(receive(t, p.new.seen, "new's connection").(*sniffedConn).Conn)
+	p.await("new's server to wait", func() bool { return now.wants() != 0 })
+	if got, want := now.wants(), 2*time.Hour; got != want {
+		t.Errorf("it may wait for %v, want %v", got, want)
+	}
+	wantAnswer(t, c, r, "", "new")
 }
