@@ -365,7 +365,9 @@ func (t *track) unpeek(b []byte) {
 	if len(b) > 0 {
 		t.ownDetour()
 		t.unread = append(b, t.unread...)
-		t.until = time.Time{} // the server waits only from now on
+		if !t.muted { // the prelude is none of the client's
+			t.until = time.Time{} // the server waits only from now on
+		}
 	}
 }
 
