@@ -44,10 +44,10 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 	}
 	s := u.httpServer(srv)
 	own := u.listensWith(&s.conns, ln)
-	if l, ours := ln.(*listener); ours {
-		u.takes(l, protocolHTTP1)
-	} else {
+	if l, ours := ln.(*listener); !ours {
 		s.doubt(own)
+	} else if p := s.template.Protocols; p == nil || p.HTTP1() {
+		u.takes(l, protocolHTTP1)
 	}
 	s.seesWrapper(ln)
 	return func() error { return s.serveHTTP(ln, own) }, func(error) { u.Close() }

@@ -34,3 +34,32 @@ func TestMoveOfWrappedConnection(t *testing.T) {
 		t.Errorf("got %v, want ErrNotMoved", err)
 	}
 }
+
+// TestWhatIsPromised: connections of HTTP/1 are moved to a server that speaks it.
+func TestWhatIsPromised(t *testing.T) {
+	protocols := func(http1, http2, unencrypted bool) *http.Protocols {
+		p := new(http.Protocols)
+		p.SetHTTP1(http1)
+		p.SetHTTP2(http2)
+		p.SetUnencryptedHTTP2(unencrypted)
+		return p
+	}
+	for _, c := range []struct {
+		protocols *http.Protocols
+		want      string
+	}{
+		{nil, protocolHTTP1},
+		{protocols(true, false, false), protocolHTTP1},
+		{protocols(true, true, true), protocolHTTP1},
+		{protocols(false, false, true), ""},
+		{protocols(false, true, false), ""},
+	} {
+		u, ln := newSolo(t)
+		u.HTTP(&http.Server{Protocols: c.protocols}, ln)
+		if got := ln.(*listener).protocol(); got != c.want {
+			t.Errorf("with the protocols %v it takes %q, want %q", c.protocols, got, c.want)
+		}
+		u.Stop()
+		receive(t, u.Done(), "Done")
+	}
+}
