@@ -82,12 +82,14 @@ type entrance struct {
 }
 
 // open opens the next entrance to the hall. The one before gives nothing any more.
+// The hall accepts nothing before somebody comes: a Serve that has its listener
+// from elsewhere, as a cmux made before, is to lose no connection to it.
 func (h *hall) open(onClose func()) *entrance {
-	h.begin.Do(func() { go h.run() })
 	return &entrance{Listener: h.Listener, hall: h, n: h.n.Add(1), closed: make(chan struct{}), onClose: onClose}
 }
 
 func (e *entrance) Accept() (net.Conn, error) {
+	e.hall.begin.Do(func() { go e.hall.run() })
 	for {
 		select {
 		case <-e.closed:

@@ -116,6 +116,9 @@ func (s *httpServer) theTwin() (*twin, error) {
 	s.twin = tw
 	go func() {
 		err := tw.srv.Serve(tw.in)
+		if tw.srv == s.user && errors.Is(err, http.ErrServerClosed) { // perhaps by its owner: the next twin is another
+			s.userShut.Store(true)
+		}
 		tw.in.Close()
 		if !errors.Is(err, http.ErrServerClosed) {
 			s.mu.Lock()

@@ -4,12 +4,15 @@ package grace
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"testing"
+	"time"
 )
 
 // A rawHTTP2 is a client's connection, of which nothing is known but frames.
@@ -51,6 +54,34 @@ func (h *rawHTTP2) waitFrame(typ byte) {
 			return
 		}
 	}
+}
+
+// TestUserShutsHTTP2: a server that speaks HTTP/2 itself, and was shut down by its
+// owner, which it must not be, is not asked without end to serve a connection.
+func TestUserShutsHTTP2(t *testing.T) {
+	srv := &http.Server{Handler: http.NotFoundHandler(), Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	srv.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"x": nil}
+	u, ln := newSolo(t, IdleGrace(time.Millisecond))
+	execute, _ := u.HTTP(srv, ln)
+	go execute()
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	defer receive(t, u.Done(), "Done")
+	defer u.Stop()
+	dialHTTP2(t, ln.Addr().String())
+	if err := srv.Shutdown(canceled()); !errors.Is(err, context.Canceled) && err != nil {
+		t.Fatal(err)
+	}
+	dialHTTP2(t, ln.Addr().String())
+}
+
+func canceled() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
 }
 
 func (h *rawHTTP2) waitEnd() {

@@ -74,3 +74,37 @@ func TestConnectionThatComesBackAfterShutdown(t *testing.T) {
 		})
 	}
 }
+
+// TestServeFromElsewhere: a Serve that accepts from the user's listener itself
+// loses no connection to ours.
+func TestServeFromElsewhere(t *testing.T) {
+	u, ln := newSolo(t)
+	wrapped := ownWords{ln}
+	conns := make(chan net.Conn)
+	execute, _ := u.Server(Server{
+		Listener: wrapped,
+		Serve: func(net.Listener) error {
+			for {
+				c, err := wrapped.Accept()
+				if err != nil {
+					return err
+				}
+				conns <- c
+			}
+		},
+	})
+	go execute()
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		client, err := net.DialTimeout("tcp", ln.Addr().String(), limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		receive(t, conns, "the connection").Close()
+	}
+	u.Stop()
+	receive(t, u.Done(), "Done")
+}
