@@ -127,7 +127,11 @@ func pipes(t *testing.T, n int) (r []*os.File, w []int) {
 			t.Fatal(err)
 		}
 		r = append(r, a)
-		w = append(w, dupFile(b)[0])
+		fds, err := dupFile(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w = append(w, fds...)
 		b.Close()
 		t.Cleanup(func() { a.Close() })
 	}

@@ -175,16 +175,15 @@ var (
 )
 
 // dupFile gives another descriptor for the same open file, to be sent.
-func dupFile(f *os.File) []int {
+func dupFile(f *os.File) ([]int, error) {
 	rc, err := f.SyscallConn()
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	fds := []int(nil)
-	rc.Control(func(fd uintptr) {
-		if n, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
-			fds = []int{n}
-		}
-	})
-	return fds
+	var n int
+	cerr := rc.Control(func(fd uintptr) { n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = cmp.Or(err, cerr); err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return []int{n}, nil
 }

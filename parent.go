@@ -166,6 +166,9 @@ func (u *Upgrader) start(ctx context.Context) (s *successor, err error) {
 				s.mover.stuck = func(err error) { u.post(func() { u.onStuck(s, err) }) }
 				ch.most += maxPerSocket * min(len(socks), 1<<14)
 				s.proc, err = u.begin(ctx, cmd, func(c command) (process, error) {
+					if ctx.Err() != nil { // what hung until now was left behind
+						return nil, &stuckError{path: c.path, doing: "for the PID file, the binary or a socket"}
+					}
 					return u.sys.start(ctx, c, int(ready), theirs, append(fds, lock...))
 				})
 				return err

@@ -130,9 +130,9 @@ func (p *pidFile) lend() ([]int, error) {
 	if err := p.reclaimLock(); err != nil {
 		return nil, p.failed(err)
 	}
-	fds := dupFile(p.lock)
-	if fds == nil {
-		return nil, p.failed(errors.New("no descriptor to pass its lock to a new process"))
+	fds, err := dupFile(p.lock)
+	if err != nil {
+		return nil, p.failed(fmt.Errorf("no descriptor to pass its lock to a new process: %w", err))
 	}
 	return fds, nil
 }
@@ -387,6 +387,12 @@ func (p *pidFile) read() (ours bool, pid int) {
 	}
 	f, err := os.Open(p.path)
 	if err != nil {
+		// There may be no descriptor for it now. The file that was put there, with
+		// the time and size of then, is ours all the same.
+		same := p.written != nil && os.SameFile(fi, p.written) && fi.Size() == p.written.Size() && fi.ModTime().Equal(p.written.ModTime())
+		if same {
+			return true, os.Getpid()
+		}
 		return false, 0
 	}
 	defer f.Close()

@@ -51,7 +51,7 @@ func passes(error) bool                                       { return false }
 func (c *channel) receive() error                             { return ErrNotSupported }
 func parentLife(*net.UnixConn, int) lifeline                  { return nil }
 func closeAll([]int)                                          {}
-func dupFile(*os.File) []int                                  { return nil }
+func dupFile(*os.File) ([]int, error)                         { return nil, ErrNotSupported }
 func inheritListener(int) (acceptor, error)                   { return nil, ErrNotSupported }
 func inheritPacket(int) (net.PacketConn, error)               { return nil, ErrNotSupported }
 func inheritConn(int) (net.Conn, error)                       { return nil, ErrNotSupported }

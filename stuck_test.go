@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -288,16 +289,31 @@ func TestStopsWhileTheStartHangs(t *testing.T) {
 }
 
 // The PID file's disk hangs before the new process is started: the upgrade fails in
-// time, and the process can be stopped.
+// time, and the process can be stopped. When the disk is back nothing is started.
 func TestStartThatHangsIsLeftBehind(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid")
 	h := newHouse(t, func(g *generation) error { return g.Ready() })
-	h.opts = func(int) []Option {
-		return []Option{ReadyTimeout(time.Second), PIDFile(filepath.Join(t.TempDir(), "pid"))}
-	}
+	h.opts = func(int) []Option { return []Option{ReadyTimeout(time.Second), PIDFile(path)} }
 	g := h.first()
 	g.Upgrader.pid.mu.Lock()
-	defer g.Upgrader.pid.mu.Unlock()
+	unlock := sync.OnceFunc(g.Upgrader.pid.mu.Unlock)
+	defer unlock()
 	wantErr(t, receive(t, g.upgrade(), "Upgrade"), ErrReadyTimeout)
+	ended := make(chan struct{})
+	u := g.Upgrader
+	u.post(func() {
+		go func() {
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			s, err := u.start(ctx) // waits as the one that was left behind does
+			if s != nil || err == nil {
+				t.Errorf("a start whose time was over when the disk came back gave %v, %v", s, err)
+			}
+			close(ended)
+		}()
+	})
 	g.Stop()
 	receive(t, g.Done(), "Done")
+	unlock()
+	receive(t, ended, "the start to give up")
 }
