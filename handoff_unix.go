@@ -172,6 +172,7 @@ var (
 	errConnReset  error = unix.ECONNRESET
 	errAddrInUse  error = unix.EADDRINUSE
 	errTextBusy   error = unix.ETXTBSY
+	errReadOnly   error = unix.EROFS
 )
 
 // dupFile gives another descriptor for the same open file, to be sent.

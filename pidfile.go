@@ -429,7 +429,7 @@ func (p *pidFile) failed(err error) error {
 		return err
 	}
 	var hint string
-	if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EROFS) {
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, errReadOnly) {
 		hint = "; this process must be allowed to make, rename and remove files in its directory"
 	}
 	return fmt.Errorf("grace: PID file %s: %w%s", p.path, err, hint)

@@ -24,6 +24,7 @@ var (
 	errAddrInUse  = errors.New("address already in use")
 	errTextBusy   = errors.New("text file busy")
 	errLocked     = errors.New("locked")
+	errReadOnly   = errors.New("read-only file system")
 )
 
 var lockModes []int

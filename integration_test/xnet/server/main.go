@@ -2,6 +2,8 @@
 // themselves, and replaces itself.
 package main
 
+//lint:file-ignore SA1019 h2c.NewHandler is deprecated, and what many programs use
+
 import (
 	"crypto/tls"
 	"flag"
