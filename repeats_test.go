@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"fmt"
 	"syscall"
 	"testing"
 	"time"
@@ -104,13 +105,10 @@ func (g *generation) ask(f func()) {
 // it heard that from the other process.
 func (g *generation) toldToStop() (at time.Time) {
 	g.house.t.Helper()
-	end := time.Now().Add(limit)
-	for told := false; !told; time.Sleep(time.Millisecond) {
+	until(g.house.t, fmt.Sprintf("generation %d to be told to stop", g.n), func() (told bool) {
 		g.ask(func() { told, at = g.stopAsked, g.stops.counted[fromPeer] })
-		if time.Now().After(end) {
-			g.house.t.Fatalf("generation %d was not told to stop within %v", g.n, limit)
-		}
-	}
+		return told
+	})
 	return at
 }
 

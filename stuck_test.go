@@ -63,9 +63,7 @@ func TestBeforeUpgradeThatHangsIsLeftBehind(t *testing.T) {
 		}
 	}
 	close(hang)
-	for g.checking.Load() {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, "the hook to be seen to return", func() bool { return !g.checking.Load() })
 	if err := receive(t, g.upgrade(), "Upgrade"); err != nil {
 		t.Errorf("when the hook has returned after all: %v", err)
 	}
@@ -157,11 +155,7 @@ func TestRollBackWhileAListenerHangs(t *testing.T) {
 	}
 	receive(t, slow.begun, "the drain")
 	dropped := g.socks.snapshot()[0].listener
-	for end := time.Now().Add(limit); !dropped.isShut(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the listener that new has dropped is not closed")
-		}
-	}
+	until(t, "the listener that new has dropped to be closed", dropped.isShut)
 	next.die()
 	receive(t, opening, "the listener to be opened again")
 	if got := ask(t, addr); got != "1" {
