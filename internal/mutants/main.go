@@ -26,15 +26,16 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 )
 
 // A mutant is one break, and the test that must fail for it.
 type mutant struct {
-	name     string
-	file     string
-	pkg, run string
-	old, new string
+	name       string
+	file       string
+	pkg, tests string
+	old, new   string
 }
 
 func main() {
@@ -84,12 +85,26 @@ func run(check bool, only string) error {
 
 // breakAll runs each mutant's test, first as the code is, then broken.
 func breakAll(mutants []mutant) (errs []error) {
+	dir, err := os.MkdirTemp("", "grace-mutants-")
+	if err != nil {
+		return []error{err}
+	}
+	defer os.RemoveAll(dir)
+	built := map[string]func() (string, error){}
 	whole := map[string]error{}
 	for _, m := range mutants {
 		begun := time.Now()
-		key := m.pkg + " " + m.run
+		key := m.pkg + " " + m.tests
 		if _, ok := whole[key]; !ok {
-			out, err := m.test("")
+			if built[m.pkg] == nil {
+				binary := filepath.Join(dir, fmt.Sprint(len(built)))
+				built[m.pkg] = sync.OnceValues(func() (string, error) { return binary, m.build(binary) })
+			}
+			binary, err := built[m.pkg]()
+			var out []byte
+			if err == nil {
+				out, err = m.run(binary, nil)
+			}
 			if err != nil {
 				err = fmt.Errorf("%s fails without a break: %w\n%s", key, err, out)
 			}
@@ -97,7 +112,8 @@ func breakAll(mutants []mutant) (errs []error) {
 		}
 		err := whole[key]
 		if err == nil {
-			err = m.survives()
+			binary, _ := built[m.pkg]()
+			err = m.survives(binary)
 		}
 		verdict := "noticed"
 		if err != nil {
@@ -130,10 +146,10 @@ func read(path string) (m mutant, err error) {
 		case "file":
 			m.file = strings.TrimSpace(value)
 		case "test":
-			m.pkg, m.run, _ = strings.Cut(strings.TrimSpace(value), " ")
+			m.pkg, m.tests, _ = strings.Cut(strings.TrimSpace(value), " ")
 		}
 	}
-	if m.file == "" || m.run == "" {
+	if m.file == "" || m.tests == "" {
 		return m, errors.New("has no 'file:', or no 'test:' with a package and a test")
 	}
 	return m, nil
@@ -152,8 +168,9 @@ func (m mutant) apply() ([]byte, error) {
 	return []byte(strings.Replace(whole, "\n"+m.old, "\n"+m.new, 1)[1:]), nil
 }
 
-// survives gives an error if the test does not fail with the broken file.
-func (m mutant) survives() error {
+// survives gives an error if the test does not fail with the broken file. whole is
+// the binary of the tests of the package, as the code is.
+func (m mutant) survives(whole string) error {
 	broken, err := m.apply()
 	if err != nil {
 		return err
@@ -176,38 +193,89 @@ func (m mutant) survives() error {
 	if err != nil {
 		return err
 	}
-	out, err := m.test("-overlay=" + overlay)
+	env, err := withFlag("-overlay=" + overlay)
+	if err != nil {
+		return err
+	}
+	var out []byte
+	if m.buildsAll() {
+		out, err = m.run(whole, env)
+	} else {
+		out, err = m.test(env)
+	}
 	switch {
 	case err == nil:
-		return fmt.Errorf("%s %s passes all the same", m.pkg, m.run)
-	case bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("go build")):
+		return fmt.Errorf("%s %s passes all the same", m.pkg, m.tests)
+	case bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("go build")) || bytes.Contains(out, []byte("go test -c")):
 		return fmt.Errorf("the broken code does not build:\n%s", out)
 	case !bytes.Contains(out, []byte("--- FAIL")) && !bytes.Contains(out, []byte("panic:")):
-		return fmt.Errorf("%s %s did not run: %w\n%s", m.pkg, m.run, err, out)
+		return fmt.Errorf("%s %s did not run: %w\n%s", m.pkg, m.tests, err, out)
 	}
 	return nil
 }
 
-// test runs the mutant's test; flags are added to those of every go command.
-func (m mutant) test(flags string) ([]byte, error) {
-	parts := strings.Split(m.run, "/")
-	for i, p := range parts {
-		parts[i] = "^" + p + "$"
-	}
-	dir, pkg := ".", m.pkg
-	if _, err := os.Stat(filepath.Join(m.pkg, "go.mod")); err == nil {
-		dir, pkg = m.pkg, "." // a module of its own
-	}
-	cmd := exec.Command("go", "test", "-count=1", "-timeout=5m", "-run", strings.Join(parts, "/"), pkg)
+// build makes the binary of the tests of the package, as the code is.
+func (m mutant) build(binary string) error {
+	dir, pkg := m.module()
+	cmd := exec.Command("go", "test", "-c", "-vet=off", "-o", binary, pkg)
 	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go test -c: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// buildsAll says whether what the tests try is in programs only that they build
+// themselves: then the binary of the tests need not be built for each break.
+func (m mutant) buildsAll() bool { return strings.HasPrefix(m.pkg, "./integration_test") }
+
+// run runs the mutant's test in such a binary.
+func (m mutant) run(binary string, env []string) ([]byte, error) {
+	cmd := exec.Command(binary, "-test.timeout=5m", "-test.run="+m.pattern())
+	cmd.Dir, cmd.Env = m.pkg, env
+	return ran(cmd)
+}
+
+// test builds and runs the mutant's test. The broken code is not vetted: what
+// matters is that a test fails.
+func (m mutant) test(env []string) ([]byte, error) {
+	dir, pkg := m.module()
+	cmd := exec.Command("go", "test", "-vet=off", "-count=1", "-timeout=5m", "-run="+m.pattern(), pkg)
+	cmd.Dir, cmd.Env = dir, env
+	return ran(cmd)
+}
+
+// withFlag is the environment in which each go command has one more flag.
+func withFlag(flag string) ([]string, error) {
 	set, err := exec.Command("go", "env", "GOFLAGS").Output() // of the environment or of go env -w
 	if err != nil {
 		return nil, fmt.Errorf("go env GOFLAGS: %w", err)
 	}
-	cmd.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(strings.TrimSpace(string(set))+" "+flags))
+	return append(os.Environ(), "GOFLAGS="+strings.TrimSpace(strings.TrimSpace(string(set))+" "+flag)), nil
+}
+
+func ran(cmd *exec.Cmd) ([]byte, error) {
 	out, err := cmd.CombinedOutput()
-	if err == nil && bytes.Contains(out, []byte("[no tests to run]")) {
+	if err == nil && bytes.Contains(out, []byte("no tests to run")) {
 		err = errors.New("there is no such test")
 	}
 	return out, err
+}
+
+// pattern matches the test and nothing else.
+func (m mutant) pattern() string {
+	parts := strings.Split(m.tests, "/")
+	for i, p := range parts {
+		parts[i] = "^" + p + "$"
+	}
+	return strings.Join(parts, "/")
+}
+
+// module says where to be, and what the package is called there: it may be a
+// module of its own.
+func (m mutant) module() (dir, pkg string) {
+	if _, err := os.Stat(filepath.Join(m.pkg, "go.mod")); err == nil {
+		return m.pkg, "."
+	}
+	return ".", m.pkg
 }
