@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/slogtest"
 	"time"
@@ -287,4 +288,58 @@ func TestUpgradeWithALogThatIsStuck(t *testing.T) {
 	}
 	next.Stop()
 	receive(t, next.Done(), "Done of the new one")
+}
+
+// The last lines are written when Done is closed: the program exits then.
+func TestLogIsWrittenBeforeDone(t *testing.T) {
+	over := make(chan struct{})
+	t.Cleanup(func() { close(over) })
+	for range 9 { // the end waits for a second, in which a busy machine may not come to it
+		var queue atomic.Pointer[logQueue]
+		h := newSlowHandler(func(slog.Record) { // takes nothing before somebody waits for it
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for {
+				if q := queue.Load(); q != nil && q.isWaitedFor() {
+					return
+				}
+				select {
+				case <-tick.C:
+				case <-over:
+					return
+				}
+			}
+		})
+		u, err := newUpgrader(system{}, []Option{Signals(), Logger(slog.New(h))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		queue.Store(u.opt.logs)
+		if err := u.Ready(); err != nil {
+			t.Fatal(err)
+		}
+		u.Stop()
+		receive(t, u.Done(), "Done")
+		lines := h.buf.lines()
+		last := lines[len(lines)-1]
+		if strings.HasPrefix(last, `level=INFO msg="grace: stopped"`) {
+			return
+		}
+		if !u.opt.logs.hasGivenUp() {
+			t.Fatalf("the last of %d lines is %q when Done is closed", len(lines), last)
+		}
+	}
+	t.Error("a second was never enough")
+}
+
+func (q *logQueue) hasGivenUp() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.stuck
+}
+
+func (q *logQueue) isWaitedFor() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.written != nil
 }

@@ -5,6 +5,7 @@ package grace
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -163,6 +164,11 @@ func TestParkedListenerIsOpenedAgain(t *testing.T) {
 				if l.sock.Path != "" {
 					os.Chmod(path, 0o640)
 				}
+				log := newSlowHandler(func(slog.Record) {})
+				s.log = slog.New(log)
+				says := func(text string) func() bool {
+					return func() bool { return strings.Contains(strings.Join(log.buf.lines(), "\n"), text) }
+				}
 				s.openGates()
 				s.toHandOver()
 				accepted := make(chan error, 9)
@@ -195,9 +201,11 @@ func TestParkedListenerIsOpenedAgain(t *testing.T) {
 					if l.gate.isOpen() {
 						t.Error("it was opened while another one has the address")
 					}
+					until(t, "a line that says so", says("a listener can't be opened again"))
 					other.Close()
 				}
 				until(t, "a listener that is open again", func() bool { return l.gate.isOpen() })
+				until(t, "a line that says so", says("a listener was opened again"))
 				c, err := net.Dial(at.network, l.Addr().String())
 				if err != nil {
 					t.Fatal(err)
@@ -463,37 +471,5 @@ func TestOpenedAfterTheHandOver(t *testing.T) {
 	l.reopening.Unlock()
 	if !listens || !l.gate.isOpen() {
 		t.Errorf("after the roll back it listens: %v, and accepts: %v", listens, l.gate.isOpen())
-	}
-}
-
-// Listen that fails leaves nothing: no socket for the next process, whose descriptor
-// may be another file's by then, and no path.
-func TestListenThatFailsLeavesNothing(t *testing.T) {
-	s := newSockets(nil, 0)
-	l, err := s.listen(reusable, "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.letGo()
-	s = newSockets(nil, 0)
-	s.openGates()
-	if err := s.add(l.sock); err == nil {
-		t.Error("a socket that is closed listens")
-	}
-	if n := len(s.snapshot()); n != 0 {
-		t.Errorf("%d sockets would be handed over, want none", n)
-	}
-	s.close()
-	path := filepath.Join(t.TempDir(), "s")
-	if _, err := s.listen(net.ListenConfig{}, "unix", path); !errors.Is(err, ErrStopped) {
-		t.Errorf("Listen after the end: %v", err)
-	}
-	if _, err := s.listenPacket(net.ListenConfig{}, "unixgram", path+"gram"); !errors.Is(err, ErrStopped) {
-		t.Errorf("ListenPacket after the end: %v", err)
-	}
-	for _, p := range []string{path, path + "gram"} {
-		if _, err := os.Lstat(p); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s is left (%v)", p, err)
-		}
 	}
 }

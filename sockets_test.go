@@ -365,3 +365,35 @@ func TestReusePortListenersMatchInOrder(t *testing.T) {
 	}
 	next.Stop()
 }
+
+// Listen that fails leaves nothing: no socket for the next process, whose descriptor
+// may be another file's by then, and no path.
+func TestListenThatFailsLeavesNothing(t *testing.T) {
+	s := newSockets(nil, 0)
+	l, err := s.listen(reusable, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.letGo()
+	s = newSockets(nil, 0)
+	s.openGates()
+	if err := s.add(l.sock); err == nil {
+		t.Error("a socket that is closed listens")
+	}
+	if n := len(s.snapshot()); n != 0 {
+		t.Errorf("%d sockets would be handed over, want none", n)
+	}
+	s.close()
+	path := filepath.Join(t.TempDir(), "s")
+	if _, err := s.listen(net.ListenConfig{}, "unix", path); !errors.Is(err, ErrStopped) {
+		t.Errorf("Listen after the end: %v", err)
+	}
+	if _, err := s.listenPacket(net.ListenConfig{}, "unixgram", path+"gram"); !errors.Is(err, ErrStopped) {
+		t.Errorf("ListenPacket after the end: %v", err)
+	}
+	for _, p := range []string{path, path + "gram"} {
+		if _, err := os.Lstat(p); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left (%v)", p, err)
+		}
+	}
+}

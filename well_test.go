@@ -4,6 +4,7 @@ package grace
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"net"
@@ -334,4 +335,49 @@ func TestKillFailsTwice(t *testing.T) {
 	next.die()
 	g.Stop()
 	receive(t, g.Done(), "Done")
+}
+
+// A new process accepts, and has told old so, before it says anything in the log:
+// a log that is waited for holds up neither.
+func TestAcceptingComesBeforeTheLog(t *testing.T) {
+	said, goOn := make(chan struct{}), make(chan struct{})
+	addrs := make(chan net.Addr, 9)
+	h := newHouse(t, func(g *generation) error {
+		l, err := g.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		g.serve(l)
+		addrs <- l.Addr()
+		if g.n == 2 { // this log is not queued
+			g.log = slog.New(&holdingHandler{slog.DiscardHandler, "grace: serving", said, goOn})
+		}
+		return g.Ready()
+	})
+	h.opts = func(int) []Option { return []Option{Probation(time.Hour)} }
+	g := h.first()
+	g.upgrade()
+	defer close(goOn)
+	receive(t, said, "the line of the new one")
+	g.await(yielded)
+	if got := ask(t, <-addrs); got != "2" {
+		t.Errorf("generation %s answers, want 2", got)
+	}
+}
+
+// A holdingHandler says when a line comes, and takes it when it is told to go on.
+type holdingHandler struct {
+	slog.Handler
+	line       string
+	said, goOn chan struct{}
+}
+
+func (h *holdingHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h *holdingHandler) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == h.line {
+		close(h.said)
+		<-h.goOn
+	}
+	return nil
 }

@@ -132,10 +132,14 @@ func TestOldCannotReadInProbation(t *testing.T) {
 
 // Before new accepts one of the two can't be heard any more: old serves on alone.
 func TestChannelBreaksBeforeReady(t *testing.T) {
-	for side, calls := range map[string]string{"old": "recvmsg", "new": "recvmsg", "new is mute": "sendmsg"} {
+	for side, tc := range map[string]struct{ calls, ready, want string }{
+		"old":         {"recvmsg", "10m", "ErrProtocol"}, // killed, since it can't be heard
+		"new":         {"recvmsg", "10m", "ErrExited"},   // has given up
+		"new is mute": {"sendmsg", "20s", "ErrReadyTimeout"},
+	} {
 		t.Run(side, func(t *testing.T) {
 			t.Parallel()
-			s := startServer(t, "-probation", "0", "-ready", "20s")
+			s := startServer(t, "-probation", "0", "-ready", tc.ready)
 			s.misbehave("pause@check")
 			before := s.servingPid()
 			result := s.beginUpgrade()
@@ -145,10 +149,10 @@ func TestChannelBreaksBeforeReady(t *testing.T) {
 				whom = before
 			}
 			l := s.startLoad(1)
-			attach(t, whom, calls, "ENOMEM")
+			attach(t, whom, tc.calls, "ENOMEM")
 			s.Signal(new, syscall.SIGUSR1)
-			if got := s.waitResult(result); got.Err == "" || !got.Upgrade || got.Pid != new {
-				t.Errorf("Upgrade returned %+v; want an error", got)
+			if got := s.waitResult(result); !slices.Equal(got.Is, []string{tc.want}) || got.Pid != new {
+				t.Errorf("Upgrade returned %+v; want %s of process %d", got, tc.want, new)
 			}
 			s.WaitGone(new)
 			l.mustLoseNothing(t)

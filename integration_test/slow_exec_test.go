@@ -45,6 +45,9 @@ func (s *server) holdExec(pid int) (release func()) {
 	s.t.Cleanup(release)
 	select {
 	case line := <-said:
+		if !strings.Contains(line, "attached") && inCI() {
+			s.t.Fatalf("strace can't attach here: %s", line)
+		}
 		if !strings.Contains(line, "attached") {
 			s.t.Skipf("strace can't attach here: %s", line)
 		}

@@ -63,6 +63,38 @@ func TestListenerAddedAndDropped(t *testing.T) {
 	}
 }
 
+// New has dropped a listener and dies in the drain, and its address is another
+// program's by then. That costs this address and nothing else, is said, and is
+// tried until it works.
+func TestDroppedAddressIsTaken(t *testing.T) {
+	s := startServer(t, "-raw1", "tcp4=127.0.0.1:0", "-probation", "0s")
+	dropped := s.addrOf("raw", "tcp4")
+	old := s.Pid()
+	h := s.hold()
+	s.Signal(old, syscall.SIGUSR2)
+	s.WaitLine(`upgrade done; draining"`)
+	new := s.successor(old)
+	var other net.Listener
+	proctest.WaitFor(t, proctest.Limit, "the address of the dropped listener", func() (free bool) {
+		var err error
+		other, err = net.Listen("tcp4", dropped)
+		return err == nil
+	})
+	defer other.Close()
+	s.Signal(new, syscall.SIGKILL)
+	s.WaitLine(fmt.Sprintf(`a listener can't be opened again; .*from=%d .*address=%s `, old, dropped))
+	s.WaitLine(`rolled back; this process accepts again"`)
+	if pid := s.servingPid(); pid != old {
+		t.Errorf("process %d answers, want %d", pid, old)
+	}
+	other.Close()
+	s.WaitLine(fmt.Sprintf(`a listener was opened again" from=%d .*address=%s `, old, dropped))
+	wantRaw(t, "tcp4", dropped, 1)
+	h.release()
+	s.waitFilePid(old)
+	s.mustUpgrade()
+}
+
 func TestReusePort(t *testing.T) {
 	port := freePort(t)
 	s := startServer(t, "-reuseport", "-raw", "tcp="+port, "-raw", "tcp="+port, "-probation", "0s")

@@ -182,10 +182,7 @@ func TestDirectoryOfAnOldRelease(t *testing.T) {
 // What the user has passed down belongs to every generation, under its number:
 // the lock of flock(1), and what a supervisor wants to be told by.
 func TestDescriptorsPassedDown(t *testing.T) {
-	flock, err := exec.LookPath("flock")
-	if err != nil {
-		t.Skip(err)
-	}
+	flock := lookPath(t, "flock")
 	lock := filepath.Join(t.TempDir(), "lock")
 	s := startServerAs(t, proctest.Command{Path: flock, Args: []string{"-F", lock, "/bin/sh", "-c",
 		`exec 4>"$0.four" 5>"$0.five" 7>"$0.seven" 9>"$0.nine" && exec "$@"`, lock, proctest.Build(t, serverPackage), ownArgs, "-probation", "0", "-many", "5"}})
@@ -294,6 +291,9 @@ func signalsOf(t testing.TB, pid int, set string) (bits uint64) {
 func lookPath(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
+	if err != nil && inCI() {
+		t.Fatal(err)
+	}
 	if err != nil {
 		t.Skip(err)
 	}
