@@ -170,13 +170,14 @@ func (d *door) meet(c net.Conn) {
 		go d.attend(c, func() (bool, error) { return d.handshake(ctx, h) })
 		return
 	}
-	if !d.unencrypted {
-		d.give(c)
+	if _, ok := c.(interface{ ConnectionState() tls.ConnectionState }); ok || !d.unencrypted {
+		d.give(c) // without TLS, for net/http, is what has no such method
 		return
 	}
 	switch c.(type) {
 	case *TCPConn, *UnixConn:
 	default:
+		d.s.peeks.Store(true)
 		c = &peekedConn{Conn: c}
 	}
 	d.greet(c)
@@ -223,7 +224,7 @@ func (d *door) attend(c net.Conn, look func() (http2 bool, err error)) {
 		}
 	}()
 	http2, err := look()
-	if err != nil {
+	if err != nil || !d.s.arrivals.settle(c) {
 		return
 	}
 	if !http2 {
@@ -350,6 +351,14 @@ func (c *peekedConn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
+// ReadFrom is there for connections that have it: net/http looks for it.
+func (c *peekedConn) ReadFrom(r io.Reader) (int64, error) {
+	if rf, ok := c.Conn.(io.ReaderFrom); ok {
+		return rf.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{c.Conn}, r)
+}
+
 // hookConn is the connection as the user's hooks know it.
 func hookConn(c net.Conn) net.Conn {
 	if p, ok := c.(*peekedConn); ok {
@@ -383,20 +392,26 @@ func (t *track) awaitRequest() {
 }
 
 // arrivals are connections of which the hooks have been told, and the server not
-// yet, with the context that ConnContext gave.
+// yet.
 type arrivals struct {
 	n  atomic.Int32 // most servers never have any
 	mu sync.Mutex
-	m  map[net.Conn]context.Context
+	m  map[net.Conn]*arrival
+}
+
+type arrival struct {
+	ctx     context.Context // that ConnContext gave
+	settled bool            // what it speaks is known
+	ended   bool            // before that, by end
 }
 
 func (a *arrivals) add(c net.Conn, ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.m == nil {
-		a.m = map[net.Conn]context.Context{}
+		a.m = map[net.Conn]*arrival{}
 	}
-	a.m[c] = ctx
+	a.m[c] = &arrival{ctx: ctx}
 	a.n.Add(1)
 }
 
@@ -407,7 +422,34 @@ func (a *arrivals) context(c net.Conn) context.Context {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.m[c]
+	if v := a.m[c]; v != nil {
+		return v.ctx
+	}
+	return nil
+}
+
+// settle says that what c speaks is known; false if end was there before.
+func (a *arrivals) settle(c net.Conn) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v := a.m[c]
+	if v != nil {
+		v.settled = true
+	}
+	return v == nil || !v.ended
+}
+
+// end says that c is to be closed, if it is not known yet what it speaks, and
+// still says that this must be.
+func (a *arrivals) end(c net.Conn, still func() bool) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v := a.m[c]
+	if v == nil || v.settled || !still() {
+		return false
+	}
+	v.ended = true
+	return true
 }
 
 // remove says whether it was there.
@@ -446,12 +488,27 @@ func mayArrive(c net.Conn) bool {
 
 // boundArrival: while the process ends, nobody may take longer than the idle
 // grace to say what he speaks.
+//
+// This sets no deadline: the door sets its own at any moment, and so may the
+// program's hooks, so that whoever comes last would win. Either end is first, and
+// then the connection is closed and nobody serves it, also if the drain is called
+// off a moment later; or settle is, and then nothing of this is left on it, and
+// the bound is that of an idle connection: see finish and endIdleForeign.
 func (s *httpServer) boundArrival(c net.Conn) {
-	time.AfterFunc(s.u.opt.idleGrace, func() {
-		if s.ends() && s.arrivals.context(c) != nil {
-			c.SetDeadline(longAgo)
-		}
-	})
+	d := s.draining.Load()
+	time.AfterFunc(s.u.opt.idleGrace, func() { s.endArrival(c, d) })
+}
+
+func (s *httpServer) endArrival(c net.Conn, d *drain) {
+	if s.arrivals.end(c, func() bool { return s.drainsBy(d) }) {
+		c.Close()
+	}
+}
+
+// drainsBy says whether it is still this drain by which connections end: one that
+// was called off has no say in the next.
+func (s *httpServer) drainsBy(d *drain) bool {
+	return d != nil && s.draining.Load() == d && !d.cancelled()
 }
 
 func (s *httpServer) logf(format string, args ...any) {

@@ -7,50 +7,134 @@ import (
 	"time"
 )
 
-// foreignState keeps a connection that we know nothing of: none of our listeners
-// has accepted it, or its wrapper hides that. While the process ends it may be
-// idle for the idle grace.
+// A foreigner is a connection that we know nothing of: none of our listeners has
+// accepted it, or its wrapper hides that.
+type foreigner struct {
+	state http.ConnState // New, Active or Idle
+	since time.Time
+	http2 bool
+	// bounded: its read deadline is in the past, by us. What the server has set is
+	// not known, but can be computed: see ownDeadline.
+	bounded bool
+}
+
+// waits says whether it waits for a request. Of a connection that nothing else is
+// known of, a part of the header may be there.
+func (f *foreigner) waits() bool { return f.state == http.StateIdle || f.state == http.StateNew }
+
+// foreignState keeps a foreigner. While the process ends it may be idle for the
+// idle grace.
 func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 	if !reflect.TypeOf(c).Comparable() {
 		return // can't be told from others
 	}
 	s.mu.Lock()
-	if state == http.StateClosed || state == http.StateHijacked {
+	f := s.foreign[c]
+	switch {
+	case state == http.StateClosed || state == http.StateHijacked:
 		delete(s.foreign, c)
-	} else {
-		s.foreign[c] = waitsForRequest(state)
+	case f == nil:
+		f = &foreigner{state: state, since: time.Now()}
+		s.foreign[c] = f
+	default:
+		if f.bounded { // the request was faster, by a moment
+			s.unbound(c, f, state)
+		}
+		f.state, f.since = state, time.Now()
 	}
+	waits := f != nil && f.waits()
 	s.mu.Unlock()
 	s.conns.check()
-	if waitsForRequest(state) && s.ends() {
+	if waits && s.ends() {
 		s.endIdleForeign(c)
 	}
 }
 
-// waitsForRequest: of a connection that nothing else is known of, a part of the
-// header may be there.
-func waitsForRequest(state http.ConnState) bool {
-	return state == http.StateIdle || state == http.StateNew
-}
-
 // endIdleForeign ends the connection if it is idle still when the grace is over.
-func (s *httpServer) endIdleForeign(c net.Conn) {
-	time.AfterFunc(s.u.opt.idleGrace, func() {
+// That is looked at once more after it: the server sets its deadline when it has
+// said already that the connection is idle, and may undo ours.
+func (s *httpServer) endIdleForeign(c net.Conn) { s.endIdleForeignIn(s.u.opt.idleGrace, c) }
+
+func (s *httpServer) endIdleForeignIn(wait time.Duration, c net.Conn) {
+	d := s.draining.Load()
+	time.AfterFunc(wait, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.foreign[c] && s.ends() {
+		f := s.foreign[c]
+		if f == nil || !f.waits() || !s.drainsBy(d) {
+			return
+		}
+		if time.Since(f.since) >= s.u.opt.idleGrace { // else it was idle before, and is again
+			f.bounded = true
 			c.SetReadDeadline(longAgo)
 		}
+		s.endIdleForeignIn(max(wait, 10*time.Millisecond), c)
 	})
 }
 
 func (s *httpServer) endAllIdleForeign() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for c, idle := range s.foreign {
-		if idle {
+	for c, f := range s.foreign {
+		if f.waits() {
 			s.endIdleForeign(c)
 		}
+	}
+}
+
+// unbound gives the server its own deadline back, of a connection that goes on
+// in this state. s.mu is held.
+func (s *httpServer) unbound(c net.Conn, f *foreigner, state http.ConnState) {
+	f.bounded = false
+	c.SetReadDeadline(ownDeadline(s.template, f, state))
+}
+
+// unboundForeign is for all that are left when a drain is called off. s.mu is held.
+func (s *httpServer) unboundForeign() {
+	for c, f := range s.foreign {
+		if f.bounded {
+			s.unbound(c, f, f.state)
+		}
+	}
+}
+
+// ownDeadline is the read deadline that net/http has set of a connection that was
+// waiting, and is in this state now: one from the moment at which it has begun to
+// wait, and for a request from its first byte on, which of one that was idle is
+// not long ago.
+func ownDeadline(srv *http.Server, f *foreigner, now http.ConnState) time.Time {
+	var limit time.Duration
+	since := f.since
+	switch {
+	case now == http.StateIdle:
+		if limit = srv.IdleTimeout; limit == 0 {
+			limit = srv.ReadTimeout
+		}
+	case now == http.StateNew:
+		if limit = srv.ReadHeaderTimeout; limit == 0 {
+			limit = srv.ReadTimeout
+		}
+	default:
+		limit = srv.ReadTimeout
+		if f.state == http.StateIdle {
+			since = time.Now()
+		}
+	}
+	if limit <= 0 || f.http2 { // whose connections have none
+		return time.Time{}
+	}
+	return since.Add(limit)
+}
+
+// foreignHTTP2 says that the connection is one of HTTP/2, if it is a foreigner.
+func (s *httpServer) foreignHTTP2(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !reflect.TypeOf(c).Comparable() {
+		return
+	}
+	if f := s.foreign[c]; f != nil {
+		f.http2 = true
 	}
 }
 

@@ -10,7 +10,8 @@ import (
 
 // A goodbye is the ResponseWriter of the last answer on an HTTP/1 connection. It
 // says "Connection: close" when the header goes out: not in an answer before
-// that (103 Early Hints), and whatever the handler has set.
+// that (103 Early Hints), and whatever the handler has set. One that has said it
+// from the start changes nothing but what Hijack gives.
 type goodbye struct {
 	http.ResponseWriter
 	said bool
@@ -61,8 +62,16 @@ func (w *goodbye) FlushError() error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
+// Hijack gives the user's connection, not what the door has put before it. That
+// has nothing left to give by now: what it had came before the request's header,
+// and net/http reads into a buffer that has room for all of it.
 func (w *goodbye) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return http.NewResponseController(w.ResponseWriter).Hijack()
+	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if p, ok := c.(*peekedConn); ok {
+		c = p.Conn
+		rw.Writer.Reset(c) // net/http has done the same right now
+	}
+	return c, rw, err
 }
 
 func (w *goodbye) CloseNotify() <-chan bool {

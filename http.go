@@ -92,18 +92,20 @@ type httpServer struct {
 	arrivals arrivals
 	doubts   atomic.Bool // doubted has some
 	wraps    atomic.Bool // some of its listeners are not ours, but wrap one
+	peeks    atomic.Bool // some of its connections are a peekedConn
 
 	mu      sync.Mutex
-	srv     *http.Server      // serves HTTP/1
-	twin    *twin             // serves HTTP/2; nil before the first connection of it
-	twinErr error             // why it can't
-	mover   *mover            // while it drains after an upgrade
-	since   time.Time         // when the drain began
-	foreign map[net.Conn]bool // connections that none of our listeners has accepted
+	srv     *http.Server            // serves HTTP/1
+	twin    *twin                   // serves HTTP/2; nil before the first connection of it
+	twinErr error                   // why it can't
+	mover   *mover                  // while it drains after an upgrade
+	since   time.Time               // when the drain began
+	foreign map[net.Conn]*foreigner // connections that none of our listeners has accepted
 	wrapped map[net.Conn]*track
 	resumed chan struct{} // closed when a drain was called off
 	isShut  bool          // srv.Shutdown was called
 	doubted []*listener   // see proof.go
+	vain    int           // requests of which nothing could be concluded
 	doors   []*door
 }
 
@@ -120,7 +122,7 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 	s := &httpServer{
 		u: u, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
-		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]bool{}, wrapped: map[net.Conn]*track{}, lingers: lingerFor,
+		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*track{}, lingers: lingerFor,
 	}
 	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
 	s.template = clone(srv)
@@ -200,7 +202,7 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.RequestURI == preludeURI {
 		return
 	}
-	if s.doubts.Load() {
+	if s.doubts.Load() && r.ProtoMajor == 1 {
 		s.prove(r)
 	}
 	h := s.handler
@@ -212,6 +214,9 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(last, r)
 		last.say()
 		return
+	}
+	if s.peeks.Load() && r.ProtoMajor < 2 {
+		w = &goodbye{ResponseWriter: w, said: true} // for its Hijack
 	}
 	h.ServeHTTP(w, r)
 }
@@ -416,6 +421,7 @@ func (s *httpServer) resume() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.mover = nil
+	s.unboundForeign()
 	if s.isShut {
 		s.srv, s.isShut = s.http1Clone(), false // it can't serve again
 	}

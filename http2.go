@@ -69,6 +69,8 @@ func (f *feed) Addr() net.Addr { return &net.TCPAddr{} }
 func (s *httpServer) serveHTTP2(c net.Conn) error {
 	if t := s.trackOf(c); t != nil {
 		t.setPhase(phaseHTTP2)
+	} else {
+		s.foreignHTTP2(hookConn(c))
 	}
 	for {
 		tw, err := s.theTwin()

@@ -257,7 +257,7 @@ func newWatch(serve func(*http.Server, net.Listener) error) *watch {
 			w.tell(ruleClose)
 		}
 	})
-	s := &httpServer{foreign: map[net.Conn]bool{}, wrapped: map[net.Conn]*track{}}
+	s := &httpServer{foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*track{}}
 	s.handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		w.tell(ruleHandle)
 		select {

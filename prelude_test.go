@@ -87,7 +87,7 @@ func (w *world) closed(leaving bool) {
 
 // serve gives the connection to a new server.
 func (w *world) serve() {
-	s := &httpServer{foreign: map[net.Conn]bool{}, wrapped: map[net.Conn]*track{}}
+	s := &httpServer{foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*track{}}
 	s.handler = http.HandlerFunc(tellRequest)
 	srv := &http.Server{Handler: s, ConnState: s.connState, ErrorLog: log.New(io.Discard, "", 0)}
 	w.set(srv)

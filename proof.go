@@ -12,8 +12,20 @@ import (
 // to take moved connections there when it has seen that a request came to its
 // server just as the client has sent it: as the very first bytes of a connection.
 
-// provable is how many bytes prove it: a method and the beginning of a path.
-const provable = 16
+//
+// Of each connection the first request is looked at. If it is not what the client
+// has sent, the wrapper does something that a moved connection would not have
+// gone through: nothing is promised then, also if others come as they were sent.
+// What is not promised is finished by the old process, and loses nothing; so
+// where no request says anything, an end is put to it as well. Either way nothing
+// is looked at from then on.
+
+const (
+	// provable is how many bytes prove it: a method and the beginning of a path.
+	provable = 16
+	// vainProofs is how many requests may say nothing.
+	vainProofs = 1000
+)
 
 // doubt says that nothing is known yet of what is spoken on these.
 func (s *httpServer) doubt(own []*listener) {
@@ -29,25 +41,49 @@ func (s *httpServer) doubt(own []*listener) {
 	s.doubts.Store(true)
 }
 
-// prove is called with a request while there are doubts.
+// prove is called with an HTTP/1 request while there are doubts.
 func (s *httpServer) prove(r *http.Request) {
 	addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	t := s.conns.find(addr)
-	if t == nil || r.ProtoMajor != 1 || !t.beganWith(r.Method+" "+r.RequestURI+" HTTP/1.") {
+	v := unproven
+	if t != nil {
+		v = t.beganWith(r.Method + " " + r.RequestURI + " HTTP/1.")
+	}
+	if v == unproven {
+		s.tryInVain()
 		return
 	}
+	s.endDoubts(func(l *listener) bool { return l == t.l })
+	if v == proven {
+		s.u.takes(t.l, protocolHTTP1)
+	}
+}
+
+// tryInVain ends all doubts after too many requests.
+func (s *httpServer) tryInVain() {
 	s.mu.Lock()
+	s.vain++
+	over := s.vain >= vainProofs
+	s.mu.Unlock()
+	if over {
+		s.endDoubts(func(*listener) bool { return true })
+	}
+}
+
+// endDoubts says that what is spoken on these is known, or never will be.
+func (s *httpServer) endDoubts(these func(*listener) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	left := s.doubted[:0:0]
 	for _, l := range s.doubted {
-		if l != t.l {
+		if these(l) {
+			l.live.keepFirst(false)
+		} else {
 			left = append(left, l)
 		}
 	}
 	s.doubted = left
 	s.doubts.Store(len(left) > 0)
-	s.mu.Unlock()
-	t.l.live.keepFirst(false)
-	s.u.takes(t.l, protocolHTTP1)
 }
 
 // keepFirst lets connections that come keep their first bytes.
@@ -64,12 +100,33 @@ func (d *detour) keep(p []byte) {
 	}
 }
 
-// beganWith says whether the first bytes are those of this line, which may be
-// longer or shorter. Of less than a method, a space and a slash nothing is
-// concluded.
-func (t *track) beganWith(line string) bool {
+// A verdict is what one request says of its listener.
+type verdict int
+
+const (
+	unproven verdict = iota // nothing
+	proven                  // it came just as the client has sent it
+	disproven
+)
+
+// beganWith judges the first request of a connection, which begins with this
+// line, by the first bytes, of which there may be more or less. Of less than a
+// method, a space and a slash nothing is concluded.
+func (t *track) beganWith(line string) verdict {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	first := string(t.first)
-	return strings.Contains(first, " /") && (strings.HasPrefix(line, first) || strings.HasPrefix(first, line))
+	if first == "" {
+		return unproven
+	}
+	t.detour.first = nil // the next one begins otherwise
+	switch {
+	case strings.HasPrefix(first, "OPTIONS *"), strings.HasPrefix(first, "\r"), strings.HasPrefix(first, "\n"):
+		return unproven // net/http has answered, or left out, what came first
+	case !strings.HasPrefix(line, first) && !strings.HasPrefix(first, line):
+		return disproven
+	case !strings.Contains(first, " /"):
+		return unproven
+	}
+	return proven
 }
