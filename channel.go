@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,14 +25,15 @@ type channel struct {
 	conn *net.UnixConn
 	most int // bytes of a payload that is read, at most
 
-	mu     sync.Mutex
-	queue  []*outgoing
-	busy   bool // the goroutine that writes has one that is not in the queue any more
-	err    error
-	wake   chan struct{} // buffered 1: something was queued, or closed
-	in     []byte        // read, not yet parsed
-	inFDs  []batch       // received, not yet given to a message
-	closed chan struct{}
+	mu      sync.Mutex
+	queue   []*outgoing
+	busy    bool // the goroutine that writes has one that is not in the queue any more
+	err     error
+	refused error         // why the kernel does not take what is being written
+	wake    chan struct{} // buffered 1: something was queued, or closed
+	in      []byte        // read, not yet parsed
+	inFDs   []batch       // received, not yet given to a message
+	closed  chan struct{}
 }
 
 // A batch is the descriptors that came with the bytes of in up to end. They are
@@ -54,6 +56,8 @@ type outgoing struct {
 var (
 	// errNotSent: the kernel did not take a message in time, nothing of it.
 	errNotSent = errors.New("nothing was sent in time")
+	// errNotRead: since the other end does not read. It comes with errNotSent.
+	errNotRead = errors.New("the other process does not read")
 	// errCutShort: the other end has a part of a message, its descriptors too,
 	// and does not read the rest in time. It gets it once it does.
 	errCutShort = errors.New("the other process did not read it in time")
@@ -105,7 +109,7 @@ func (c *channel) sendWithin(d time.Duration, m message, sent func(error)) {
 	// to the limit itself.
 	timer := time.AfterFunc(d, func() {
 		if c.withdraw(o) {
-			sent(errNotSent)
+			sent(c.notSent())
 		}
 	})
 	o.sent = func(err error) { timer.Stop(); sent(err) }
@@ -242,7 +246,7 @@ func (c *channel) dequeue() *outgoing {
 // nothing is.
 func (c *channel) writeOut(o *outgoing) error {
 	limited := !o.until.IsZero()
-	refused := errors.New("the other process does not read")
+	c.setRefused(nil)
 	defer c.conn.SetWriteDeadline(time.Time{})
 	for pause := shortestPause; len(o.frame) > 0; {
 		// A full socket is waited for, but not for good: should the kernel have
@@ -258,15 +262,16 @@ func (c *channel) writeOut(o *outgoing) error {
 		switch {
 		case n > 0:
 			pause = shortestPause
+			c.setRefused(nil)
 		case err != nil && !passes(err) && !errors.Is(err, os.ErrDeadlineExceeded):
 			return err
 		case err != nil && passes(err):
-			refused = err
+			c.setRefused(err)
 		}
 		switch {
 		case len(o.frame) == 0:
 		case late && !o.begun:
-			return fmt.Errorf("%w: %w", errNotSent, refused)
+			return c.notSent()
 		case late:
 			// The frame must become whole, or the next one could not be read.
 			limited = false
@@ -283,6 +288,19 @@ func (c *channel) writeOut(o *outgoing) error {
 		}
 	}
 	return nil
+}
+
+func (c *channel) setRefused(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused = err
+}
+
+// notSent gives errNotSent, and the reason.
+func (c *channel) notSent() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return fmt.Errorf("%w: %w", errNotSent, cmp.Or(c.refused, errNotRead))
 }
 
 func (c *channel) readLoop(handle func(message)) error {

@@ -91,7 +91,7 @@ func (u *Upgrader) onStop(r stopRequest) {
 		}
 		u.beginDrain(m)
 	default:
-		if u.next != nil {
+		if u.next != nil && !r.leave { // else it serves in place of this one, if it can
 			u.kill(u.next, ErrStopped)
 		}
 		u.refuseAll()
@@ -170,10 +170,10 @@ func (u *Upgrader) passStop(r stopRequest) {
 	}
 	if u.next != nil && u.next.went && (r.now || !u.next.orderly) { // an orderly one knows, but not that it should cut off
 		u.log.Info("grace: stop asked of a process that has handed over; passed on", "new", u.next.proc.pid())
-		u.next.ch.send(newMessage(msgStop, &stopMessage{Now: r.now}))
+		u.tellPeer(u.next.ch, u.next.proc.pid(), newMessage(msgStop, &stopMessage{Now: r.now}), "stop")
 	}
 	if u.parent != nil && !u.parentGone {
-		u.parent.ch.send(newMessage(msgStop, &stopMessage{Now: r.now}))
+		u.tellPeer(u.parent.ch, u.parent.m.Pid, newMessage(msgStop, &stopMessage{Now: r.now}), "stop")
 	}
 }
 

@@ -68,7 +68,7 @@ func (u *Upgrader) onUpgrade(reply chan error) {
 
 func (u *Upgrader) passOn(reply chan error) {
 	u.passed = true
-	u.next.ch.send(newMessage(msgUpgrade, nil))
+	u.tellPeer(u.next.ch, u.next.proc.pid(), newMessage(msgUpgrade, nil), "upgrade")
 	u.log.Info("grace: upgrade asked of a process that has handed over; passed on", "new", u.next.proc.pid())
 	u.reply(reply, fmt.Errorf("grace: Upgrade: %w", ErrHandedOver))
 }

@@ -50,10 +50,53 @@ func (u *Upgrader) ask(s *successor, then func()) {
 	}
 	s.pings++
 	s.waiting = append(s.waiting, then)
-	s.ch.send(newMessage(msgPing, nil))
+	s.ch.sendWithin(u.pongPatience/2, newMessage(msgPing, nil), func(err error) {
+		if err != nil {
+			go u.post(func() { u.onUnasked(s, err) })
+		}
+	})
 	if len(s.waiting) == 1 {
 		u.awaitPong(s, s.pongs, pongSteps)
 	}
+}
+
+// onUnasked: new was not asked. If that is its own doing, since it does not read, it
+// has not answered. If the kernel takes nothing from this process, new may be as
+// well as ever: it serves, and this process, which can't be trusted with the
+// connections that it would take back, finishes what it has.
+func (u *Upgrader) onUnasked(s *successor, err error) {
+	if s != u.next || s.mute() || !isOurs(err) || errors.Is(err, errNotRead) || errors.Is(err, errCutShort) {
+		return
+	}
+	s.deaf = err
+	s.mover.stop()
+	u.log.Warn("grace: the new process can't be asked whether it is well; this one moves no connection, and exits when it has drained", "new", s.proc.pid(), "err", err)
+	u.unask(s)
+}
+
+// tellPatience is less than what the end of this process waits for what is queued.
+const tellPatience = 900 * time.Millisecond
+
+// tellPeer sends m to the other process of a hand-over, and logs what could not be
+// sent in time while that process lives: what is missing there, the operator knows
+// then.
+func (u *Upgrader) tellPeer(ch *channel, pid int, m message, what string) {
+	ch.sendWithin(tellPatience, m, func(err error) {
+		if err != nil && isOurs(err) {
+			u.log.Error("grace: the other process of the hand-over can't be told", "what", what, "peer", pid, "err", err, "do", "send it the signal yourself")
+		}
+	})
+}
+
+// isOurs reports whether err, of the control channel, is this process's trouble,
+// and not the end of the other one, or what that has sent.
+func isOurs(err error) bool {
+	for _, theirs := range []error{io.EOF, io.ErrUnexpectedEOF, ErrProtocol, errConnReset, errBrokenPipe, net.ErrClosed} {
+		if errors.Is(err, theirs) {
+			return false
+		}
+	}
+	return true
 }
 
 // mute says whether new is not to be asked.
@@ -129,14 +172,13 @@ func (u *Upgrader) onDeaf(s *successor, err error) {
 	if s != u.next || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
 		return // it is dead, and was reaped: onExit follows
 	}
-	ours := !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, ErrProtocol) && !errors.Is(err, errConnReset)
 	switch {
 	case u.state == upgrading:
 		u.onHungUp(s, fmt.Errorf("the control channel has ended: %w", err))
 	case s.orderly || s.left || u.stopAsked:
 		s.deaf = err
 		u.unask(s)
-	case ours && u.state != yielded:
+	case isOurs(err) && u.state != yielded:
 		s.deaf = err
 		u.log.Warn("grace: the new process can't be heard any more; this one moves no connection, and exits when it has drained", "new", s.proc.pid(), "err", err)
 		u.unask(s)

@@ -130,6 +130,35 @@ func TestOldCannotReadInProbation(t *testing.T) {
 	s.Kill()
 }
 
+// In probation old can send nothing more: it can't ask new whether it is well, which
+// is no reason to kill it.
+func TestOldCannotSendInProbation(t *testing.T) {
+	for _, errno := range []string{"ENOBUFS", "EPERM", "ETOOMANYREFS"} {
+		t.Run(errno, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, "-probation", "2s")
+			old := s.Pid()
+			result := s.beginUpgrade()
+			s.WaitLine(`standing by"`)
+			new := s.successor(old)
+			attach(t, old, "sendmsg", errno)
+			l := s.startLoad(1)
+			if got := s.waitResult(result); got.Err != "" {
+				t.Errorf("Upgrade returned %+v; want success", got)
+			}
+			s.WaitLine(fmt.Sprintf(`the new process can't be asked whether it is well.* from=%d`, old))
+			s.Signal(old, syscall.SIGTERM) // which it can't pass on
+			s.WaitLine(fmt.Sprintf(`the other process of the hand-over can't be told" from=%d what=stop`, old))
+			s.WaitGone(old)
+			l.mustLoseNothing(t)
+			if pid := s.servingPid(); pid != new || s.filePid() != new {
+				t.Errorf("process %d answers and the PID file names %d, want %d", pid, s.filePid(), new)
+			}
+			s.Kill()
+		})
+	}
+}
+
 // Before new accepts one of the two can't be heard any more: old serves on alone.
 func TestChannelBreaksBeforeReady(t *testing.T) {
 	for side, tc := range map[string]struct{ calls, ready, want string }{
