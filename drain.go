@@ -30,7 +30,7 @@ func (u *Upgrader) Stop() { u.post(func() { u.onStop(stopRequest{}) }) }
 
 // Close ends this process's part, for programs that give up on an error: like
 // Stop, but an old process that still stands by takes over again, and a new one
-// goes on. It returns at once, and does nothing after Stop, Close or Done.
+// goes on, also one that is starting. It returns at once, and does nothing after Stop, Close or Done.
 func (u *Upgrader) Close() { u.post(func() { u.onStop(stopRequest{leave: true}) }) }
 
 func (u *Upgrader) onStop(r stopRequest) {
@@ -72,6 +72,9 @@ func (u *Upgrader) onStop(r stopRequest) {
 		u.notify.stop(fmt.Sprintf("generation %d, pid %d, drains; the service ends", u.generation, os.Getpid()))
 	}
 	u.cancel()
+	if u.ends && u.next != nil && !u.next.went {
+		u.kill(u.next, ErrStopped)
+	}
 	switch {
 	case u.held: // only new is waited for
 	case u.drain != nil && u.drain.cancelled(): // rolled back right now: onDrained begins another
@@ -91,8 +94,8 @@ func (u *Upgrader) onStop(r stopRequest) {
 		}
 		u.beginDrain(m)
 	default:
-		if u.next != nil && !r.leave { // else it serves in place of this one, if it can
-			u.kill(u.next, ErrStopped)
+		if r.leave && u.next != nil {
+			u.leaveToNew()
 		}
 		u.refuseAll()
 		u.beginLastDrain(r)
@@ -161,6 +164,25 @@ func (u *Upgrader) endOldOnly(r stopRequest) {
 	case r.now && u.drain != nil:
 		u.drain.hurry()
 	}
+}
+
+// leaveToNew: the program of this process gives up, on an error of a server's say,
+// while a new one is starting. That one is to serve, as if this process had died: it
+// has a copy of every socket, and what comes from now on waits for it there.
+func (u *Upgrader) leaveToNew() {
+	s := u.next
+	all := make([]int, len(s.handed))
+	for i := range all {
+		all[i] = i
+	}
+	u.socks.yield(s.handed, all)
+	u.leftTo, u.left = s, true
+	u.log.Warn("grace: this process gives up while a new one is starting; it leaves the sockets to that", "new", s.proc.pid())
+}
+
+// mayServe reports whether a new process that is not ready yet is waited for.
+func (u *Upgrader) mayServe(s *successor) bool {
+	return s == u.next && (u.state == upgrading || u.state == draining && s == u.leftTo)
 }
 
 // passStop tells the other process of a hand-over that the service is to end.

@@ -241,7 +241,7 @@ func readLine(r io.Reader) (string, error) {
 // onLine: the readiness pipe has said something, or was closed.
 func (u *Upgrader) onLine(s *successor, line string, err error) {
 	switch {
-	case s != u.next || u.state != upgrading || s.killed != nil:
+	case !u.mayServe(s) || s.killed != nil:
 	case line == readyLine:
 		s.line = true
 		u.maybeGo(s)
@@ -262,7 +262,7 @@ const hungUpGrace = time.Second
 func (u *Upgrader) onHungUp(s *successor, why error) {
 	time.AfterFunc(hungUpGrace, func() {
 		u.post(func() {
-			if s == u.next && u.state == upgrading && s.killed == nil {
+			if u.mayServe(s) && s.killed == nil {
 				s.told = errors.Join(s.told, why)
 				u.kill(s, ErrProtocol)
 			}
@@ -302,7 +302,7 @@ func (u *Upgrader) onMessage(s *successor, m message) {
 			s.claims.Sockets, s.claims.Takes = c.Sockets, c.Takes
 			s.mover.learn(c)
 		}
-		if s.went && u.state == upgrading {
+		if s.went && u.mayServe(s) {
 			if s.unkillable { // so it was late, no more
 				s.killed, s.unkillable = nil, false
 			}
@@ -366,6 +366,10 @@ func (u *Upgrader) onExit(s *successor, state *os.ProcessState, err error) {
 		u.finish()
 	case u.stopAsked || s.orderly:
 		// The service is to end, and its drain has begun: nobody takes over again.
+		if s == u.leftTo && !u.ends {
+			u.leftTo, u.left = nil, false
+			u.log.Error("grace: the new process, which was to serve in place of this one, has ended; nobody serves", "new", s.proc.pid(), "status", status(state))
+		}
 		u.unask(s)
 	case s.left:
 		u.settle()

@@ -77,10 +77,11 @@ type Upgrader struct {
 	stopAsked    bool
 	stops        repeats
 	upgrades     repeats
-	cutSoon      bool // the drain that is to begin cuts off at once
-	ends         bool // the service does, not only this process
-	held         bool // drained; for systemd this process outlives new
-	left         bool // this process has given up, and its parent serves on
+	cutSoon      bool       // the drain that is to begin cuts off at once
+	ends         bool       // the service does, not only this process
+	held         bool       // drained; for systemd this process outlives new
+	left         bool       // this process has given up, and its parent serves on, or leftTo
+	leftTo       *successor // the new process that was starting when this one gave up
 	probation    *time.Timer
 	drain        *drain // running, or nil
 
@@ -350,7 +351,7 @@ func (u *Upgrader) watchClock(s *successor, left time.Duration) {
 // onLate: the ready timeout is up. One that began before go counts no more: new
 // may have begun to accept.
 func (u *Upgrader) onLate(s *successor, went bool) {
-	if s == u.next && u.state == upgrading && s.went == went {
+	if u.mayServe(s) && s.went == went {
 		s.told = fmt.Errorf("killed after %v", u.opt.readyTimeout)
 		u.kill(s, ErrReadyTimeout)
 	}
@@ -360,6 +361,10 @@ func (u *Upgrader) onLate(s *successor, went bool) {
 func (u *Upgrader) onAccepting(s *successor) {
 	s.late.Stop()
 	s.accepted, s.since = true, time.Now()
+	if s == u.leftTo {
+		u.log.Info("grace: the new process is ready; this one ends", "new", s.proc.pid(), "took", time.Since(s.launched))
+		return
+	}
 	u.tellParentOfSuccessor("")
 	u.socks.yield(s.handed, s.claims.Sockets)
 	u.state = yielded

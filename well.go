@@ -173,7 +173,7 @@ func (u *Upgrader) onDeaf(s *successor, err error) {
 		return // it is dead, and was reaped: onExit follows
 	}
 	switch {
-	case u.state == upgrading:
+	case u.mayServe(s):
 		u.onHungUp(s, fmt.Errorf("the control channel has ended: %w", err))
 	case s.orderly || s.left || u.stopAsked:
 		s.deaf = err

@@ -291,3 +291,51 @@ func TestKillFails(t *testing.T) {
 	s.WaitGone(old)
 	s.Kill()
 }
+
+// The accept of old fails for good while new starts, and its program gives up: that
+// is no worse than if old had died. New serves, and whoever has connected waits.
+func TestOldGivesUpWhileNewStarts(t *testing.T) {
+	for _, dies := range []bool{false, true} {
+		t.Run(fmt.Sprintf("new dies %v", dies), func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t)
+			s.misbehave("pause@check")
+			old := s.Pid()
+			h := s.hold()
+			s.Signal(old, syscall.SIGUSR2)
+			new := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
+			attach(t, old, "accept4", "ENOMEM")
+			answer := make(chan string, 1)
+			go func() {
+				got, err := s.get("/pid")
+				if err != nil {
+					got = err.Error()
+				}
+				answer <- got
+			}()
+			s.WaitLine(fmt.Sprintf(`this process gives up while a new one is starting.* from=%d new=%d`, old, new))
+			if dies {
+				s.Signal(new, syscall.SIGKILL)
+				s.WaitLine(fmt.Sprintf(`was to serve in place of this one, has ended; nobody serves" from=%d`, old))
+				h.release()
+				s.WaitGone(old)
+				<-answer
+				if _, err := os.Stat(s.pidFile); !os.IsNotExist(err) {
+					t.Errorf("the PID file is there when nobody serves: %v", err)
+				}
+				return
+			}
+			s.Signal(new, syscall.SIGUSR1) // it is ready while old has a request to finish
+			if got := <-answer; got != fmt.Sprint(new) {
+				t.Errorf("a request that came meanwhile was answered %q, want by %d", got, new)
+			}
+			h.release()
+			s.WaitGone(old)
+			if pid := s.filePid(); pid != new {
+				t.Errorf("the PID file names %d, want %d", pid, new)
+			}
+			s.mustUpgrade()
+			s.Kill()
+		})
+	}
+}
