@@ -358,6 +358,9 @@ func (t *track) release(m *mover, ending bool) bool {
 	}
 	t.mover, t.ending = m, ending
 	t.told = false
+	if t.reading > 0 && (m != nil || ending) && t.mayBlock() {
+		t.unblock()
+	}
 	if t.offered > 0 && t.mayLeave(t.offered) {
 		t.woken = true
 		t.limit(longAgo)
@@ -366,6 +369,10 @@ func (t *track) release(m *mover, ending bool) bool {
 	}
 	return true
 }
+
+// mayBlock says whether the program may have had the descriptor in its hands, and
+// made it a blocking one: File does, for one.
+func (t *track) mayBlock() bool { return (t.custom || t.bare) && !t.away }
 
 // setKnown says that a server of net/http has the connection; direct, that this
 // is what it has, and no wrapper.

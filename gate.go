@@ -26,12 +26,17 @@ type deadliner interface{ SetDeadline(time.Time) error }
 // queue is kept, in this process and in every other that has it.
 type gate struct {
 	setInner func(time.Time) error
+	// unblock gets out of a system call whom no deadline reaches, and says whether
+	// it can; see socket.unblock. It does not take mu.
+	unblock func() bool
 
 	mu       sync.Mutex
 	mode     gateMode
 	changed  chan struct{} // closed at each change of mode, deadline or errand
 	deadline time.Time     // the user's own
 	kicked   bool          // the inner deadline is ours, in the past
+	kicks    int           // how often kicked has become true
+	freeing  bool          // free runs, or is about to
 	inside   int           // who has entered and not left yet
 	errands  int           // how many must pass even if it is shut: see listener.give
 	expected int           // how many errands another process has yet to decide about
@@ -122,11 +127,10 @@ func (g *gate) park(to gateMode) bool {
 	return g.change(func(m gateMode) bool { return m == gateFinishing && g.errands == 0 && g.expected == 0 }, to)
 }
 
-// isStuck says whether somebody is still inside of a gate that is shut.
-func (g *gate) isStuck() bool {
+func (g *gate) isOccupied() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.inside > 0 && g.mode != gateOpen && g.mode != gateFinishing
+	return g.inside > 0
 }
 
 func (g *gate) isOpen() bool {
@@ -156,11 +160,45 @@ func (g *gate) isClosed() bool {
 // kick makes everybody look at the gate again. g.mu is held.
 func (g *gate) kick() {
 	if g.inside > 0 { // who comes in later has seen the gate as it is now
-		g.kicked = true
-		g.setInner(longAgo)
+		g.kickInner()
 	}
 	close(g.changed)
 	g.changed = make(chan struct{})
+}
+
+// kickInner wakes who is inside. A system call that has begun before, or begins
+// right now, is not woken: one accept(2) that was on its way takes one connection,
+// on each listener, also when the gate is shut already; one that blocks is freed.
+func (g *gate) kickInner() {
+	if !g.kicked {
+		g.kicked = true
+		g.kicks++
+	}
+	g.setInner(longAgo)
+	if g.unblock != nil && !g.freeing {
+		g.freeing = true
+		kicks := g.kicks
+		time.AfterFunc(freeAfter, func() { g.free(kicks) })
+	}
+}
+
+// freeAfter is how long who was kicked may take to come out before a system call
+// that blocks is thought to hold him.
+const freeAfter = 10 * time.Millisecond
+
+// free gets out who was kicked and has not come: since the time of kicks, or later
+// ones.
+func (g *gate) free(kicks int) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		g.mu.Lock()
+		held, same := g.kicked && g.inside > 0, g.kicks == kicks
+		kicks, g.freeing = g.kicks, held
+		g.mu.Unlock()
+		if !held || same && !g.unblock() {
+			return // where there is no way to free him, what comes next does
+		}
+		time.Sleep(wait)
+	}
 }
 
 // setDeadline is the user's SetDeadline.
@@ -276,8 +314,7 @@ func (g *gate) replace(setDeadline func(time.Time) error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.setInner = setDeadline
-	g.kicked = true
-	setDeadline(longAgo)
+	g.kickInner()
 }
 
 // watch lets f be called when isQuiet may have become true.

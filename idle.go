@@ -57,5 +57,8 @@ func (t *track) finish(grace time.Duration) {
 		t.ownDetour()
 		t.grace = grace
 	}
+	if grace > 0 && t.reading > 0 && t.mayBlock() {
+		t.unblock()
+	}
 	t.cap()
 }

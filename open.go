@@ -53,6 +53,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 	}
 	in.askedFor(network, addr)
 	sock := &socket{entry: in.entry, index: in.index, gate: newGate(inner.SetDeadline)}
+	sock.gate.unblock = sock.unblock
 	raw, err := inner.SyscallConn()
 	if err == nil {
 		err = sock.setRaw(raw)
@@ -179,6 +180,7 @@ func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.P
 	in.askedFor(network, addr)
 	g := newGate(inner.SetReadDeadline)
 	sock := &socket{entry: in.entry, index: in.index, gate: g}
+	g.unblock = sock.unblock
 	p, raw, err := newPacketConn(inner, g, sock, s)
 	if err == nil {
 		sock.raw = raw

@@ -126,6 +126,7 @@ type packet struct {
 func (p packet) closing() {
 	p.socks.remove(p.sock)
 	p.gate.set(gateClosed)
+	p.sock.freeToClose()
 }
 
 // newPacketConn puts a gate before the reads of a packet conn.

@@ -4,7 +4,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 )
 
 // A socket is one descriptor that every generation has: inherited from the one
@@ -52,6 +51,7 @@ func (sock *socket) closeListener(l acceptor) error {
 	sock.closing.Lock()
 	defer sock.closing.Unlock()
 	sock.fd = -1
+	sock.freeToClose()
 	return l.Close()
 }
 
@@ -70,8 +70,13 @@ func (sock *socket) shutGate() {
 		return
 	}
 	sock.gate.set(gateShut)
-	if l := sock.listener; l != nil {
-		time.AfterFunc(10*time.Millisecond, l.freeAccept)
+}
+
+// freeToClose is called before the socket is closed. Close waits for who is in a
+// system call on it, and nothing can be done to its descriptor meanwhile.
+func (sock *socket) freeToClose() {
+	if sock.gate.isOccupied() {
+		sock.nonblock()
 	}
 }
 

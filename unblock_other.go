@@ -2,5 +2,8 @@
 
 package grace
 
-// freeAccept is for Linux: see there.
-func (l *listener) freeAccept() {}
+// What frees a thread from a system call that blocks is for Linux: see there.
+
+func (sock *socket) unblock() bool { return false }
+func (sock *socket) nonblock()     {}
+func (t *track) unblock()          {}

@@ -150,6 +150,9 @@ func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := makeBlocking(ln); err != nil {
+			return nil, err
+		}
 		actors = append(actors, grace.Actor{
 			Execute:   func() error { return serveRaw(u, ln) },
 			Interrupt: func(error) { u.Close() },
@@ -162,6 +165,9 @@ func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
 			return nil, err
 		}
 		fmt.Printf("listening packet %s %s pid=%d\n", network, pc.LocalAddr(), os.Getpid())
+		if err := makeBlocking(pc); err != nil {
+			return nil, err
+		}
 		actors = append(actors, grace.Actor{
 			Execute:   func() error { return servePackets(u, pc) },
 			Interrupt: func(error) { u.Close() },

@@ -24,6 +24,7 @@ var (
 	fileName  = flag.String("file", "", "file that the first generation opens and hands over; /file reads two bytes of it")
 	connAddr  = flag.String("conn", "", "network=addr that the first generation dials and hands over; /conn writes its generation to it")
 	laterPID  = flag.String("later-pidfile", "", "PID file of later generations; none: a single dash")
+	blocking  = flag.Bool("blocking", false, "take a copy of each -raw listener's and packet socket's descriptor, which makes them blocking, as Fd does")
 	probe     = flag.Bool("probe", false, "print the environment and the descriptors of a child started before New")
 )
 
@@ -98,6 +99,22 @@ var (
 	theConn net.Conn
 )
 
+// makeBlocking takes a copy of the descriptor of s, and keeps it.
+func makeBlocking(s any) error {
+	if !*blocking {
+		return nil
+	}
+	f, err := s.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		return err
+	}
+	f.Fd()
+	copies = append(copies, f)
+	return nil
+}
+
+var copies []*os.File
+
 func takeExtras(u *grace.Upgrader) (err error) {
 	if *fileName != "" {
 		if theFile, err = u.File("data"); err == nil && theFile == nil && !u.HasParent() {
@@ -120,6 +137,11 @@ func takeExtras(u *grace.Upgrader) (err error) {
 // socketHandlers serve what was handed over.
 func socketHandlers(mux *http.ServeMux, u *grace.Upgrader) {
 	var mu sync.Mutex
+	mux.HandleFunc("/block", func(w http.ResponseWriter, r *http.Request) {
+		for _, f := range copies { // again: the other generation has made them non-blocking
+			f.Fd()
+		}
+	})
 	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
