@@ -225,46 +225,50 @@ func (t *track) read(p []byte) (int, error) {
 	size := int32(min(len(p), math.MaxInt32))
 	for {
 		t.mu.Lock()
-		if t.away {
-			t.mu.Unlock()
-			return 0, net.ErrClosed
+		if n, ok, err := t.beforeRead(p, size); ok {
+			return n, err
 		}
-		if len(t.unread) > 0 {
-			n := t.takeUnread(p)
-			t.mu.Unlock()
-			return n, nil
-		}
-		if t.muted {
-			t.mu.Unlock()
-			return t.playWait()
-		}
-		if t.phase != phaseBusy { // a body is also read past the server's buffer, in larger slices
-			t.full = max(t.full, size)
-		}
-		if err := t.mustLeave(size); err != nil {
-			t.mu.Unlock()
-			return 0, err
-		}
-		if err := t.setLate(); err != nil {
-			t.mu.Unlock()
-			return 0, err
-		}
-		t.offered = size
-		t.reading++
 		t.mu.Unlock()
 		n, err := t.inner.Read(p)
 		t.mu.Lock()
 		if !t.touched {
 			t.keep(p[:n])
 		}
-		t.offered = 0
-		t.reading--
 		again, err := t.afterRead(n, size, err)
 		t.mu.Unlock()
 		if !again {
 			return n, err
 		}
 	}
+}
+
+// beforeRead is what a Read does before it comes to the inner connection. If ok,
+// it does not, and t.mu is not held any more.
+func (t *track) beforeRead(p []byte, size int32) (n int, ok bool, err error) {
+	switch {
+	case t.away:
+		err = net.ErrClosed
+	case len(t.unread) > 0:
+		n = t.takeUnread(p)
+	case t.muted:
+		t.mu.Unlock()
+		n, err = t.playWait()
+		return n, true, err
+	default:
+		if t.phase != phaseBusy { // a body is also read past the server's buffer, in larger slices
+			t.full = max(t.full, size)
+		}
+		if err = t.mustLeave(size); err == nil {
+			err = t.setLate()
+		}
+		if err == nil {
+			t.offered = size
+			t.reading++
+			return 0, false, nil
+		}
+	}
+	t.mu.Unlock()
+	return n, true, err
 }
 
 // takeUnread gives bytes that came along. t.mu is held.
@@ -279,6 +283,8 @@ func (t *track) takeUnread(p []byte) int {
 // afterRead is what a Read does once it comes back: take back a deadline that
 // was ours, or leave. Bytes that have come win over the wish to move.
 func (t *track) afterRead(n int, offered int32, err error) (again bool, _ error) {
+	t.offered = 0
+	t.reading--
 	woken := t.woken
 	if woken {
 		t.woken, t.capped = false, false

@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"math"
 	"net"
 	"time"
 )
@@ -37,31 +38,34 @@ func (c *UnixConn) Close() error { return c.close() }
 // NetConn gives the net.UnixConn; see [TCPConn.NetConn].
 func (c *UnixConn) NetConn() net.Conn { return c.UnixConn }
 
-// ReadFrom is [net.UnixConn.ReadFrom].
-func (c *UnixConn) ReadFrom(p []byte) (int, net.Addr, error) {
-	if n, ok, err := c.readUnread(p); ok {
-		if addr := c.peer(); addr != nil {
-			return n, addr, err
-		}
-		return n, nil, err
+// ReadFrom is [net.UnixConn.ReadFrom], and like Read in all else.
+func (c *UnixConn) ReadFrom(p []byte) (n int, addr net.Addr, err error) {
+	n, unread, err := c.readBy(p, func() (m int, err error) { m, addr, err = c.UnixConn.ReadFrom(p); return m, err })
+	if peer := c.peer(); unread && peer != nil {
+		addr = peer
 	}
-	return c.UnixConn.ReadFrom(p)
+	return n, addr, err
 }
 
-// ReadFromUnix is [net.UnixConn.ReadFromUnix].
-func (c *UnixConn) ReadFromUnix(p []byte) (int, *net.UnixAddr, error) {
-	if n, ok, err := c.readUnread(p); ok {
-		return n, c.peer(), err
+// ReadFromUnix is [net.UnixConn.ReadFromUnix], and like Read in all else.
+func (c *UnixConn) ReadFromUnix(p []byte) (n int, addr *net.UnixAddr, err error) {
+	n, unread, err := c.readBy(p, func() (m int, err error) { m, addr, err = c.UnixConn.ReadFromUnix(p); return m, err })
+	if unread {
+		addr = c.peer()
 	}
-	return c.UnixConn.ReadFromUnix(p)
+	return n, addr, err
 }
 
-// ReadMsgUnix is [net.UnixConn.ReadMsgUnix].
+// ReadMsgUnix is [net.UnixConn.ReadMsgUnix], and like Read in all else.
 func (c *UnixConn) ReadMsgUnix(p, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error) {
-	if n, ok, err := c.readUnread(p); ok {
-		return n, 0, 0, c.peer(), err
+	n, unread, err := c.readBy(p, func() (m int, err error) {
+		m, oobn, flags, addr, err = c.UnixConn.ReadMsgUnix(p, oob)
+		return m, err
+	})
+	if unread {
+		addr = c.peer()
 	}
-	return c.UnixConn.ReadMsgUnix(p, oob)
+	return n, oobn, flags, addr, err
 }
 
 // peer is the address that these give: nil if the other end has no name.
@@ -73,18 +77,28 @@ func (c *UnixConn) peer() *net.UnixAddr {
 	return addr
 }
 
-// readUnread is a read that passes read by: bytes that came along come first.
-// Without any, ok is false, and the caller reads from inner.
-func (t *track) readUnread(p []byte) (n int, ok bool, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.away {
-		return 0, true, net.ErrClosed
+// readBy is read for the other ways to read, of which once is one: it waits, moves
+// and ends like Read. unread says that bytes were given that came along with the
+// connection.
+func (t *track) readBy(p []byte, once func() (int, error)) (n int, unread bool, err error) {
+	size := int32(max(1, min(len(p), math.MaxInt32))) // without p it waits for descriptors
+	for {
+		t.mu.Lock()
+		if t.phase != phaseOther { // net/http does not read like this
+			t.touched, t.begun = true, true
+			t.uncap()
+		}
+		unread = !t.away && len(t.unread) > 0
+		if n, ok, err := t.beforeRead(p, size); ok {
+			return n, unread, err
+		}
+		t.mu.Unlock()
+		n, err := once()
+		t.mu.Lock()
+		again, err := t.afterRead(n, size, err)
+		t.mu.Unlock()
+		if !again {
+			return n, false, err
+		}
 	}
-	t.touched, t.begun = true, true
-	t.uncap()
-	if len(t.unread) == 0 {
-		return 0, false, nil
-	}
-	return t.takeUnread(p), true, nil
 }

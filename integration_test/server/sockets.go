@@ -24,7 +24,7 @@ var (
 	fileName  = flag.String("file", "", "file that the first generation opens and hands over; /file reads two bytes of it")
 	connAddr  = flag.String("conn", "", "network=addr that the first generation dials and hands over; /conn writes its generation to it")
 	laterPID  = flag.String("later-pidfile", "", "PID file of later generations; none: a single dash")
-	blocking  = flag.Bool("blocking", false, "take a copy of each -raw listener's and packet socket's descriptor, which makes them blocking, as Fd does")
+	blocking  = flag.Bool("blocking", false, "take copies of the descriptors of -raw and -packet sockets and of -rights connections by Fd, which makes them blocking")
 	probe     = flag.Bool("probe", false, "print the environment and the descriptors of a child started before New")
 )
 
@@ -85,6 +85,13 @@ func listenMore(u *grace.Upgrader) ([]grace.Actor, error) {
 	if *many > 0 {
 		fmt.Printf("many pid=%d %s\n", os.Getpid(), strings.Join(listening, " "))
 	}
+	for _, listen := range listenElse {
+		more, err := listen(u)
+		if err != nil {
+			return nil, err
+		}
+		actors = append(actors, more...)
+	}
 	if err := takeExtras(u); err != nil {
 		return nil, err
 	}
@@ -93,6 +100,9 @@ func listenMore(u *grace.Upgrader) ([]grace.Actor, error) {
 	}
 	return actors, nil
 }
+
+// listenElse is for what only some systems have.
+var listenElse []func(*grace.Upgrader) ([]grace.Actor, error)
 
 var (
 	theFile *os.File
