@@ -116,6 +116,9 @@ func (l *listener) makeWhole(ctx context.Context) (again bool, err error) {
 	l.reopening.Lock()
 	defer l.reopening.Unlock()
 	l.sock.show()
+	if l.isYielded() { // new's by now; a roll back asks again
+		return false, nil
+	}
 	if !l.isShut() && !l.sock.listens() && l.shutGate(ctx) {
 		// Whoever has shut it down has emptied its queue too. Its address must
 		// be free for the next one.
@@ -130,7 +133,14 @@ func (l *listener) makeWhole(ctx context.Context) (again bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	return true, l.replace(ctx, inner)
+	err = l.replace(ctx, inner)
+	return !l.isYielded(), err
+}
+
+func (l *listener) isYielded() bool {
+	l.socks.mu.Lock()
+	defer l.socks.mu.Unlock()
+	return l.sock.yielded
 }
 
 // shutGate lets Accept wait; false if the listener is not to be mended any more.
@@ -198,19 +208,19 @@ func (l *listener) replace(ctx context.Context, inner opened) error {
 }
 
 // install lets Accept go on, on inner; false if the listener is not to accept any
-// more.
+// more, or is new's since the mending began: this process would accept beside it,
+// and for as long as it stands by.
 func (l *listener) install(ctx context.Context, inner opened) bool {
 	l.socks.mu.Lock()
 	defer l.socks.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ctx.Err() != nil || l.gate.isClosed() {
+	if ctx.Err() != nil || l.gate.isClosed() || l.sock.yielded {
 		return false
 	}
 	l.inner, l.shut = inner, false
 	l.gate.replace(inner.SetDeadline)
 	l.gate.set(gateOpen)
-	l.sock.yielded = false
 	return !l.gate.isClosed() // meanwhile
 }
 

@@ -422,6 +422,61 @@ func TestMendingOfAClosedListenerIsOver(t *testing.T) {
 	l.Close()
 }
 
+// A listener is being mended when new says that it accepts: it is new's, and opens
+// not before a roll back.
+func TestMendingOfWhatNewHasTaken(t *testing.T) {
+	for _, when := range []string{"before it is looked at", "when it is opened"} {
+		t.Run(when, func(t *testing.T) {
+			s := newSockets(nil, 0)
+			l, err := s.listen(net.ListenConfig{}, "tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			if err := s.openGates(); err != nil {
+				t.Fatal(err)
+			}
+			handed := s.toHandOver()
+			l.sock.control(func(fd uintptr) { err = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			opening, goOn := make(chan struct{}), make(chan struct{})
+			open := l.open
+			l.reopening.Lock()
+			if when == "when it is opened" {
+				l.open = func() (opened, error) {
+					close(opening)
+					<-goOn
+					return open()
+				}
+				l.reopening.Unlock()
+			}
+			s.mendAll()
+			if when == "when it is opened" {
+				receive(t, opening, "the mending")
+				l.open = open
+			}
+			s.yield(handed, []int{0})
+			if when == "when it is opened" {
+				close(goOn)
+			} else {
+				l.reopening.Unlock()
+			}
+			until(t, "the end of the mending", func() bool {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return l.mending == nil
+			})
+			if l.gate.isOpen() {
+				t.Error("this process accepts, and new does")
+			}
+			s.reopenGates()
+			until(t, "a listener that listens again", func() bool { return l.gate.isOpen() && l.sock.listens() })
+		})
+	}
+}
+
 // One listener that can't listen when its process is ready: no other one accepts,
 // and what the old process has stays its own.
 func TestGatesOpenAllOrNone(t *testing.T) {

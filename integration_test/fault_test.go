@@ -26,7 +26,13 @@ func inject(t *testing.T, calls, fault string) []string {
 }
 
 // attach makes the calls of a running process fail from now on.
-func attach(t *testing.T, pid int, calls, fault string) {
+func attach(t *testing.T, pid int, calls, fault string) *proctest.Process {
+	t.Helper()
+	return attachWith(t, pid, inject(t, calls, fault))
+}
+
+// attachWith attaches strace with these options, and gives it.
+func attachWith(t *testing.T, pid int, options []string) *proctest.Process {
 	t.Helper()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
@@ -35,7 +41,7 @@ func attach(t *testing.T, pid int, calls, fault string) {
 		}
 		t.Skipf("system calls are made to fail with strace: %v", err)
 	}
-	proctest.Start(t, proctest.Command{Path: strace, Args: append([]string{"-f", "-qq", "-e", "signal=none", "-p", strconv.Itoa(pid)}, inject(t, calls, fault)...)})
+	p := proctest.Start(t, proctest.Command{Path: strace, Args: append([]string{"-f", "-qq", "-e", "signal=none", "-p", strconv.Itoa(pid)}, options...)})
 	proctest.WaitFor(t, proctest.Limit, "strace to have all threads", func() bool {
 		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 		for _, task := range tasks {
@@ -45,6 +51,7 @@ func attach(t *testing.T, pid int, calls, fault string) {
 		}
 		return len(tasks) > 0
 	})
+	return p
 }
 
 // What the kernel refuses now and then, on either side, is tried again: nothing
