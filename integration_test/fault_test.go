@@ -277,7 +277,7 @@ func TestKillFails(t *testing.T) {
 	t.Parallel()
 	c := underStrace(t, inject(t, "kill,pidfd_send_signal", "EPERM"), proctest.Build(t, serverPackage))
 	path := script(t, `exec %s %s "$@"`, c.Path, strings.Join(c.Args, " "))
-	s := startServerAs(t, proctest.Command{Path: path, Args: []string{"-probation", "0", "-ready", "2s"}})
+	s := startServerAs(t, proctest.Command{Path: path, Args: []string{"-probation", "0", "-ready", "15s"}})
 	old := s.servingPid()
 	s.misbehave("hang@check")
 	got := s.upgrade()
