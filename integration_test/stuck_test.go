@@ -5,7 +5,6 @@ package integration_test
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -145,22 +144,20 @@ func TestUnitThatNobodyReads(t *testing.T) {
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		t.Fatal(err)
 	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw.Control(func(fd uintptr) {
-		for err == nil {
-			err = unix.Sendto(int(fd), []byte("x"), unix.MSG_DONTWAIT, nil)
+	// A sender may be full before the queue is: fill it until another one finds it so.
+	for sent := 1; sent > 0; {
+		from, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	if !errors.Is(err, unix.EAGAIN) {
-		t.Fatalf("the queue is not full: error %v", err)
+		defer unix.Close(from)
+		for sent = 0; err == nil; sent++ {
+			err = unix.Sendto(from, []byte("x"), unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: path})
+		}
+		sent-- // the last one has failed
+		if !errors.Is(err, unix.EAGAIN) {
+			t.Fatalf("the queue is not full: error %v", err)
+		}
 	}
 	s := startServerAs(t, proctest.Command{Path: proctest.Build(t, serverPackage), Args: []string{"-probation", "0"}, Env: []string{"NOTIFY_SOCKET=" + path}})
 	old := s.Pid()
