@@ -135,7 +135,7 @@ func (o *options) command(h home) command {
 // resolve looks the binary up, so that the error names the path that was tried.
 func (c *command) resolve() error {
 	if byGoRun(c.path) {
-		return &startError{fmt.Errorf("start %s: it was made by go run, which deletes it when this process ends", c.path), adviceGoRun}
+		return &startError{fmt.Errorf("start %s: it was made by go run, which ends with this process, and makes another one of new code", c.path), adviceGoRun}
 	}
 	if c.needsDir {
 		return &startError{fmt.Errorf("start %s: it is a relative path, and the working directory of the first start was gone already then", c.path), "give Executable an absolute path, or start the service in a directory that stays"}
@@ -165,12 +165,21 @@ func (c command) find(ctx context.Context) (command, error) {
 	}
 }
 
-// byGoRun reports whether path is that of a binary that go run has made, in a
-// directory that it removes in the end. (Those of go test are elsewhere.)
+// byGoRun reports whether path is that of a binary that go run has made: in a
+// directory that it removes in the end, or, where there was nothing to be made
+// since the last time, in the build cache (since Go 1.24; see putIndexEntry and put
+// in cmd/go/internal/cache). What go test makes is elsewhere.
 func byGoRun(path string) bool {
 	parts := strings.Split(filepath.ToSlash(path), "/")
 	n := len(parts)
-	return n > 4 && parts[n-2] == "exe" && strings.HasPrefix(parts[n-4], "go-build")
+	if n > 4 && parts[n-2] == "exe" && strings.HasPrefix(parts[n-4], "go-build") {
+		return true
+	}
+	if n < 4 || len(parts[n-3]) != 2 || !strings.HasPrefix(parts[n-2], parts[n-3]) {
+		return false
+	}
+	id, cached := strings.CutSuffix(parts[n-2], "-d")
+	return cached && len(id) == 64 && strings.Trim(id, "0123456789abcdef") == ""
 }
 
 const adviceGoRun = "make the binary with go build and start that"
@@ -181,7 +190,7 @@ func (u *Upgrader) foreseeTrouble() {
 	switch {
 	case u.underMaster() || !supported:
 	case byGoRun(c.path):
-		u.log.Warn("grace: this process can't be upgraded: go run deletes its binary", "path", c.path, "do", adviceGoRun)
+		u.log.Warn("grace: this process can't be upgraded: go run has made its binary", "path", c.path, "do", adviceGoRun)
 	case u.opt.executable == "":
 		if _, err := os.Stat(c.path); errors.Is(err, fs.ErrNotExist) {
 			u.log.Warn("grace: the binary of this process is gone; an upgrade needs one", "path", c.path)

@@ -223,6 +223,26 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+func TestByGoRun(t *testing.T) {
+	const id = "0645666350c0a11fcfe1834365278640e2a45ffacf1262736bdce29aa22fe6b2"
+	for path, want := range map[string]bool{
+		"/tmp/go-build3905001796/b001/exe/app":            true,
+		"/home/u/.cache/go-build/06/" + id + "-d/app":     true, // where nothing was to be made
+		"/cache/06/" + id + "-d/app":                      true, // GOCACHE
+		"/tmp/go-build3905001796/b001/app.test":           false,
+		"/home/u/.cache/go-build/07/" + id + "-d/app":     false,
+		"/home/u/.cache/go-build/06/" + id[:63] + "g-d/a": false,
+		"/srv/06/06-d/app":                                false,
+		"/srv/exe/app":                                    false,
+		"app":                                             false,
+		"":                                                false,
+	} {
+		if got := byGoRun(path); got != want {
+			t.Errorf("%q: %v, want %v", path, got, want)
+		}
+	}
+}
+
 // The numbers of a hand-over that has failed may be other files' by now.
 func TestSecondNewAfterAFailedOne(t *testing.T) {
 	conn, control, err := controlPair()
