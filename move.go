@@ -42,7 +42,8 @@ const protocolHTTP1 = "http/1.1"
 // ErrMove is returned by Read on a connection of a [Server] with a Protocol
 // when this process wants to be rid of it: the handler calls [Move] with what
 // it has read and not used yet, and returns. If it is not at a point where it
-// could, it reads on: nothing is lost, and Read says so again after more data.
+// could, it reads on: nothing is lost, and Read says so again after more data. All
+// methods of [UnixConn] that read do the same.
 var ErrMove = errors.New("the connection is to be moved to the new process: call grace.Move")
 
 // ErrNotMoved is returned by [Move] when the connection stays here.

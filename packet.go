@@ -11,6 +11,12 @@ import (
 // [net.UDPConn] whose reads wait until this process is ready, and again once
 // it has handed over; after Done they return net.ErrClosed. Writes always
 // work. Reads through SyscallConn pass the gate by.
+//
+// One with SO_REUSEPORT that was not handed over, beside others of the same
+// address, is given packets by the kernel from ListenPacket on. They wait until
+// this process is ready, and are lost if it never is: to bind such a socket later
+// would leave it without an address, and the kernel has no other way to keep
+// packets from it.
 type UDPConn struct {
 	*net.UDPConn
 	packet

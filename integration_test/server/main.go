@@ -158,11 +158,17 @@ func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
 			Interrupt: func(error) { u.Close() },
 		})
 	}
-	for _, a := range packetAddrs {
-		network, addr, _ := strings.Cut(a, "=")
+	packets := packetAddrs
+	for i := 0; i < len(packets); i++ {
+		network, addr, _ := strings.Cut(packets[i], "=")
 		pc, err := u.ListenPacket(network, addr)
 		if err != nil {
 			return nil, err
+		}
+		if i == 0 && u.HasParent() {
+			for range *laterPackets {
+				packets = append(packets, network+"="+pc.LocalAddr().String())
+			}
 		}
 		fmt.Printf("listening packet %s %s pid=%d\n", network, pc.LocalAddr(), os.Getpid())
 		if err := makeBlocking(pc); err != nil {

@@ -18,14 +18,15 @@ import (
 var (
 	firstOnly, laterOnly, onlyHTTP1, onlyHTTP2 addrs
 
-	many      = flag.Int("many", 0, "so many more raw listeners on port 0")
-	reusePort = flag.Bool("reuseport", false, "open sockets with SO_REUSEPORT")
-	chdir     = flag.String("chdir", "", "directory to change to once it serves")
-	fileName  = flag.String("file", "", "file that the first generation opens and hands over; /file reads two bytes of it")
-	connAddr  = flag.String("conn", "", "network=addr that the first generation dials and hands over; /conn writes its generation to it")
-	laterPID  = flag.String("later-pidfile", "", "PID file of later generations; none: a single dash")
-	blocking  = flag.Bool("blocking", false, "take copies of the descriptors of -raw and -packet sockets and of -rights connections by Fd, which makes them blocking")
-	probe     = flag.Bool("probe", false, "print the environment and the descriptors of a child started before New")
+	many         = flag.Int("many", 0, "so many more raw listeners on port 0")
+	laterPackets = flag.Int("packet2", 0, "so many more sockets of later generations on the address of the first -packet")
+	reusePort    = flag.Bool("reuseport", false, "open sockets with SO_REUSEPORT")
+	chdir        = flag.String("chdir", "", "directory to change to once it serves")
+	fileName     = flag.String("file", "", "file that the first generation opens and hands over; /file reads two bytes of it")
+	connAddr     = flag.String("conn", "", "network=addr that the first generation dials and hands over; /conn writes its generation to it")
+	laterPID     = flag.String("later-pidfile", "", "PID file of later generations; none: a single dash")
+	blocking     = flag.Bool("blocking", false, "take copies of the descriptors of -raw and -packet sockets and of -rights connections by Fd, which makes them blocking")
+	probe        = flag.Bool("probe", false, "print the environment and the descriptors of a child started before New")
 )
 
 func init() {
