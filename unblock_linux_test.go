@@ -1,9 +1,12 @@
 package grace
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -48,4 +51,45 @@ func TestBlockedAcceptIsFreed(t *testing.T) {
 			t.Errorf("the socket is blocking still: flags %#x, error %v", flags, err)
 		}
 	})
+}
+
+// Close returns, and ends who waits, also where that is in a system call that
+// blocks.
+func TestCloseOfASocketThatBlocks(t *testing.T) {
+	for _, network := range []string{"tcp", "unix", "udp", "unixgram"} {
+		t.Run(network, func(t *testing.T) {
+			s := newSockets(nil, 0)
+			s.openGates()
+			addr := "127.0.0.1:0"
+			if strings.HasPrefix(network, "unix") {
+				addr = filepath.Join(t.TempDir(), "s")
+			}
+			var c io.Closer
+			var wait func() error
+			if network == "tcp" || network == "unix" {
+				l, err := s.listen(net.ListenConfig{}, network, addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c, wait = l, func() error { _, err := l.Accept(); return err }
+			} else {
+				p, err := s.listenPacket(net.ListenConfig{}, network, addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c, wait = p, func() error { _, _, err := p.ReadFrom(make([]byte, 1)); return err }
+			}
+			s.all[0].control(func(fd uintptr) { unix.SetNonblock(int(fd), false) })
+			done, closed := make(chan error, 1), make(chan error, 1)
+			go func() { done <- wait() }()
+			until(t, "a system call that blocks", func() bool { return inSyscall("v3.TestCloseOfASocketThatBlocks") })
+			go func() { closed <- c.Close() }()
+			if err := receive(t, closed, "Close"); err != nil {
+				t.Errorf("Close returned %v", err)
+			}
+			if err := receive(t, done, "who waits"); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("who waits gets %v, want net.ErrClosed", err)
+			}
+		})
+	}
 }
