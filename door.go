@@ -184,15 +184,17 @@ func (d *door) meet(c net.Conn) {
 	go d.attend(c, func() (bool, error) { return d.peek(c) })
 }
 
-// give is false if the process ends, and nobody takes c.
+// give is false if the process ends, or the server was ended by the program, and
+// nobody takes c.
 func (d *door) give(c net.Conn) bool {
 	select {
 	case d.out <- accepted{conn: c}:
 		return true
 	case <-d.s.finished:
-		c.Close()
-		return false
+	case <-d.s.userEnded:
 	}
+	c.Close()
+	return false
 }
 
 // greet calls the hooks of a new connection, as net/http does in its Serve.
@@ -231,7 +233,9 @@ func (d *door) attend(c net.Conn, look func() (http2 bool, err error)) {
 		over = !d.give(c)
 		return
 	}
-	if err := d.s.serveHTTP2(c); err != nil {
+	if err := d.s.serveHTTP2(c); errors.Is(err, http.ErrServerClosed) {
+		return
+	} else if err != nil {
 		d.s.logf("http: HTTP/2 can't be served to %v: %v", c.RemoteAddr(), err)
 		return
 	}

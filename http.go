@@ -22,10 +22,12 @@ import (
 // ln is one that [Upgrader.Listen] gave, or that wraps one. srv may serve
 // several, with a call of HTTP for each. HTTP sets srv's Handler, ConnState,
 // ConnContext and BaseContext to its own, which call the former ones; all of srv
-// must be set before, and it must not be served or shut down otherwise. HTTP/1
+// must be set before, and it must not be served otherwise. HTTP/1
 // connections are served by srv, and those of HTTP/2 by a copy of it; the other way
 // round if TLSNextProto is set, by http2.ConfigureServer, say. What was registered
-// with RegisterOnShutdown is called when the drain begins then.
+// with RegisterOnShutdown is called when the drain begins then. srv.Shutdown and
+// srv.Close end the copy's connections as well, unless srv speaks no HTTP/1, and
+// execute returns [net/http.ErrServerClosed].
 //
 // The drain after an upgrade: a plaintext HTTP/1 connection that srv has from
 // our listener itself, unwrapped, is moved to the new process when it is idle,
@@ -88,6 +90,9 @@ type httpServer struct {
 	finished chan struct{}         // closed by shutdown: execute returns
 	userShut atomic.Bool           // user.Shutdown was called, which is once
 
+	anchor    anchor
+	userEnded chan struct{} // closed when the program has shut user down, or closed it
+
 	conns    connSet
 	arrivals arrivals
 	doubts   atomic.Bool // doubted has some
@@ -105,8 +110,11 @@ type httpServer struct {
 	resumed chan struct{} // closed when a drain was called off
 	isShut  bool          // srv.Shutdown was called
 	doubted []*listener   // see proof.go
-	vain    int           // requests of which nothing could be concluded
-	doors   []*door
+	// copies of user's server that may have connections, and whether they were shut down
+	copies       map[*http.Server]bool
+	ourShutdowns int // of user, which onShutdown has not been told of yet
+	vain         int // requests of which nothing could be concluded
+	doors        []*door
 }
 
 // httpServer gives the one server of srv.
@@ -122,7 +130,8 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 	s := &httpServer{
 		u: u, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
-		finished: make(chan struct{}), resumed: make(chan struct{}), foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*track{}, lingers: lingerFor,
+		finished: make(chan struct{}), resumed: make(chan struct{}), userEnded: make(chan struct{}),
+		anchor: anchor{held: make(chan struct{}), over: make(chan struct{})}, copies: map[*http.Server]bool{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*track{}, lingers: lingerFor,
 	}
 	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
 	s.template = clone(srv)
@@ -132,7 +141,9 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 	}
 	if s.bound {
 		s.srv = s.http1Clone()
+		s.addCopy(s.srv)
 	}
+	srv.RegisterOnShutdown(s.onShutdown)
 	u.servers = append(u.servers, s)
 	return s
 }
@@ -140,7 +151,13 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 // serve serves ln until the drain is over, again if a drain was called off.
 // own are the listeners of ours that ln is, or wraps.
 func (s *httpServer) serve(ln net.Listener, own []*listener) error {
+	if s.bound {
+		s.raiseAnchor()
+	}
 	for {
+		if s.isEndedByUser() {
+			return http.ErrServerClosed
+		}
 		for _, l := range own { // the Serve before has ended, and closed it
 			l.hold(false)
 			s.u.socks.unpark(l)
@@ -200,6 +217,9 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if r.RequestURI == preludeURI {
+		if r.Host == anchorHost {
+			s.anchor.hold()
+		}
 		return
 	}
 	if s.doubts.Load() && r.ProtoMajor == 1 {
@@ -252,6 +272,9 @@ func (s *httpServer) begun() time.Time {
 }
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
+	if _, ok := c.(*anchorConn); ok {
+		return
+	}
 	if state == http.StateNew && s.arrivals.remove(c) {
 		return // the door has told it
 	}
@@ -355,7 +378,7 @@ func (s *httpServer) drain(d *drain) drainReport {
 		if hijacked = s.left(true); hijacked > 0 {
 			// Only hijacked ones are left: tell their owners.
 			if !s.bound { // goAway has
-				s.shut(d.ctx, s.server())
+				s.shut(s.server())
 			}
 			s.conns.wait(d, func() bool { return s.left(true) == 0 })
 		}
@@ -373,7 +396,7 @@ func (s *httpServer) drain(d *drain) drainReport {
 // is rolled back first, it does not: net/http would drop a request that the
 // server reads from then on. If it is later, what comes waits for the server's
 // successor, and the listeners are not closed.
-func (s *httpServer) shut(ctx context.Context, srv *http.Server) {
+func (s *httpServer) shut(srv *http.Server) {
 	s.mu.Lock()
 	doors := slices.Clone(s.doors)
 	s.mu.Unlock()
@@ -382,9 +405,14 @@ func (s *httpServer) shut(ctx context.Context, srv *http.Server) {
 	}
 	s.mu.Lock()
 	s.isShut = true
+	s.markShut(srv)
 	s.mu.Unlock()
 	s.userShut.Store(true)
-	go srv.Shutdown(ctx)
+	if srv == s.user {
+		go s.shutUser()
+	} else {
+		go shutNow(srv)
+	}
 }
 
 // offer lets go of all connections, if drain has not yet to come to that: it
@@ -424,6 +452,7 @@ func (s *httpServer) resume() {
 	s.unboundForeign()
 	if s.isShut {
 		s.srv, s.isShut = s.http1Clone(), false // it can't serve again
+		s.addCopy(s.srv)
 	}
 	close(s.resumed)
 	s.resumed = make(chan struct{})
@@ -437,8 +466,12 @@ func (s *httpServer) server() *http.Server {
 
 // shutdown ends the server; what is left is cut off.
 func (s *httpServer) shutdown() {
+	s.anchor.letGo()
 	s.mu.Lock()
 	srv, isShut := s.srv, s.isShut
+	if srv == s.user && !isShut {
+		s.ourShutdowns++
+	}
 	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()

@@ -98,6 +98,7 @@ const lateHTTP2 = time.Second
 
 // theTwin gives the twin of now, which is made when the first connection comes.
 func (s *httpServer) theTwin() (*twin, error) {
+	s.raiseAnchor()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.twinErr != nil || s.twin != nil {
@@ -114,6 +115,7 @@ func (s *httpServer) theTwin() (*twin, error) {
 			}
 			s.connState(c, state)
 		}
+		s.addCopy(tw.srv)
 	}
 	s.twin = tw
 	go func() {
@@ -145,14 +147,15 @@ func (s *httpServer) goAway() {
 	s.mu.Lock()
 	tw := s.twin
 	s.twin = nil
-	s.mu.Unlock()
 	if tw != nil {
 		tw.shut.Store(true)
+		s.markShut(tw.srv)
 	}
+	s.mu.Unlock()
 	if s.bound && s.userShut.CompareAndSwap(false, true) {
 		// Whether the twin is this or not: what was hijacked, by h2c.NewHandler,
 		// say, may have been registered with it.
-		shutNow(s.user)
+		s.shutUser()
 	}
 	if tw != nil && tw.srv != s.user {
 		shutNow(tw.srv)
@@ -171,10 +174,10 @@ func (s *httpServer) closeTwin() {
 }
 
 // shutNow is Shutdown without the wait, which would poll.
-func shutNow(srv *http.Server) {
+func shutNow(srv *http.Server) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	srv.Shutdown(ctx)
+	return srv.Shutdown(ctx)
 }
 
 // http2Clone is a copy of the user's server that speaks HTTP/2 only, by

@@ -57,7 +57,7 @@ func (h *rawHTTP2) waitFrame(typ byte) {
 }
 
 // TestUserShutsHTTP2: a server that speaks HTTP/2 itself, and was shut down by its
-// owner, which it must not be, is not asked without end to serve a connection.
+// owner, is at its end, and is not asked without end to serve a connection.
 func TestUserShutsHTTP2(t *testing.T) {
 	srv := &http.Server{Handler: http.NotFoundHandler(), Protocols: new(http.Protocols)}
 	srv.Protocols.SetHTTP1(true)
@@ -65,17 +65,22 @@ func TestUserShutsHTTP2(t *testing.T) {
 	srv.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"x": nil}
 	u, ln := newSolo(t, IdleGrace(time.Millisecond))
 	execute, _ := u.HTTP(srv, ln)
-	go execute()
+	served := make(chan error, 1)
+	go func() { served <- execute() }()
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}
 	defer receive(t, u.Done(), "Done")
 	defer u.Stop()
-	dialHTTP2(t, ln.Addr().String())
+	c := dialHTTP2(t, ln.Addr().String())
 	if err := srv.Shutdown(canceled()); !errors.Is(err, context.Canceled) && err != nil {
 		t.Fatal(err)
 	}
-	dialHTTP2(t, ln.Addr().String())
+	if err := receive(t, served, "execute"); !errors.Is(err, http.ErrServerClosed) {
+		t.Errorf("execute returns %v, want %v", err, http.ErrServerClosed)
+	}
+	c.waitFrame(frameGoAway)
+	c.waitEnd()
 }
 
 func canceled() context.Context {

@@ -48,7 +48,8 @@ func (s *httpServer) serveDoor(d *door, own []*listener) error {
 
 // baseOf is BaseContext: the user's is asked about the user's listener.
 func (s *httpServer) baseOf(ln net.Listener) context.Context {
-	if _, fed := ln.(*feed); fed { // what comes from there brings its context along
+	switch ln.(type) {
+	case *feed, *anchorListener: // what comes from there brings its context along, or needs none
 		return context.Background()
 	}
 	d, ok := ln.(*visit)
@@ -69,6 +70,9 @@ func (s *httpServer) baseOf(ln net.Listener) context.Context {
 
 // contextOf is ConnContext.
 func (s *httpServer) contextOf(ctx context.Context, c net.Conn) context.Context {
+	if _, ok := c.(*anchorConn); ok {
+		return ctx
+	}
 	if known := s.arrivals.context(c); known != nil {
 		return known
 	}

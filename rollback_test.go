@@ -67,20 +67,18 @@ func TestShutdownAndRollBack(t *testing.T) {
 			rollBack := func() {
 				u.socks.openGates()
 			}
-			ctx, cancel := context.WithCancel(t.Context())
 			if first == "Shutdown" {
-				s.shut(ctx, srv)
+				s.shut(srv)
 				receive(t, shut, "Shutdown")
 				rollBack()
 			} else {
 				rollBack()
-				s.shut(ctx, srv)
+				s.shut(srv)
 			}
 			got := make(chan error, 9)
 			for range cap(got) {
 				go func() { got <- get() }()
 			}
-			cancel()
 			s.resume()
 
 			for range cap(got) {
