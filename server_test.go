@@ -78,11 +78,24 @@ func TestConnectionThatComesBackAfterShutdown(t *testing.T) {
 	}
 }
 
+// An acceptCounter counts who has come to Accept.
+type acceptCounter struct {
+	net.Listener
+	accepts *atomic.Int32
+}
+
+func (l acceptCounter) Accept() (net.Conn, error) {
+	l.accepts.Add(1)
+	return l.Listener.Accept()
+}
+
 // TestServeFromElsewhere: a Serve that accepts from the user's listener itself
 // loses no connection to ours.
 func TestServeFromElsewhere(t *testing.T) {
+	const connections = 3
 	u, ln := newSolo(t)
-	wrapped := ownWords{ln}
+	var accepts atomic.Int32
+	wrapped := acceptCounter{ln, &accepts}
 	conns := make(chan net.Conn)
 	execute, _ := u.Server(Server{
 		Listener: wrapped,
@@ -96,11 +109,12 @@ func TestServeFromElsewhere(t *testing.T) {
 			}
 		},
 	})
-	go execute()
+	served := make(chan error, 1)
+	go func() { served <- execute() }()
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	for range 3 {
+	for range connections {
 		client, err := net.DialTimeout("tcp", ln.Addr().String(), limit)
 		if err != nil {
 			t.Fatal(err)
@@ -110,6 +124,12 @@ func TestServeFromElsewhere(t *testing.T) {
 	}
 	u.Stop()
 	receive(t, u.Done(), "Done")
+	if err := receive(t, served, "execute"); err != nil {
+		t.Errorf("execute returned %v", err)
+	}
+	if got := accepts.Load(); got != connections+1 { // the last one has failed
+		t.Errorf("Accept was called %d times, want %d: by Serve alone", got, connections+1)
+	}
 }
 
 // A closeCounter counts how often it is closed.
