@@ -78,7 +78,7 @@ func (l *listener) runMending(m *mending) {
 		tried()
 		switch {
 		case m.ctx.Err() != nil:
-			return
+			continue // to the end
 		case err == nil && opened:
 			l.socks.log.Info("grace: a listener was opened again", "network", network, "address", addr, "tries", n)
 		case err != nil && n == 1:

@@ -528,3 +528,56 @@ func TestOpenedAfterTheHandOver(t *testing.T) {
 		t.Errorf("after the roll back it listens: %v, and accepts: %v", listens, l.gate.isOpen())
 	}
 }
+
+// An old process that stands by opens nothing: a listener that it has still tried
+// to open again since a roll back before stays closed until the next one.
+func TestMendingEndsAtTheHandOver(t *testing.T) {
+	s := newSockets(nil, 0)
+	l, err := s.listen(reusable, "tcp", "127.0.0.1:0") // which two processes may open
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	open, tries := l.open, make(chan chan bool, 9)
+	l.open = func() (opened, error) {
+		try := make(chan bool)
+		tries <- try
+		if !<-try {
+			return opened{}, errors.New("not yet")
+		}
+		return open()
+	}
+	s.openGates()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(c, "old")
+			c.Close()
+		}
+	}()
+	s.toHandOver()
+	s.yield(s.snapshot(), nil)
+	s.endAccept()
+	until(t, "the end of the queue", l.finished)
+	s.reopenGates()
+	receive(t, tries, "a try to open it again") <- false
+	late := receive(t, tries, "the next try")
+	s.yield(nil, nil) // the next upgrade, whose manifest has no listener that is closed
+	late <- true
+	until(t, "the end of the mending", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return l.mending == nil })
+	if c, err := net.Dial("tcp", l.Addr().String()); err == nil || !l.gate.isShut() {
+		if err == nil {
+			c.Close()
+		}
+		t.Errorf("a process that stands by has opened a listener: dial error %v, gate shut %v", err, l.gate.isShut())
+	}
+	s.reopenGates()
+	receive(t, tries, "a try after the next roll back") <- true
+	until(t, "a listener that is open again", l.gate.isOpen)
+	if got := ask(t, l.Addr()); got != "old" {
+		t.Errorf("the answer is %q", got)
+	}
+}

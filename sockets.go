@@ -275,6 +275,7 @@ func (s *sockets) yield(handed []*socket, claimed []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open, s.handedOver = false, true
+	s.endMending() // a roll back begins it again
 	for _, i := range claimed {
 		if i >= 0 && i < len(handed) {
 			handed[i].yielded = true
