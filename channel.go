@@ -173,6 +173,20 @@ func (o *outgoing) wrote(n int) {
 	}
 }
 
+// sayLeft tells a process that is started, and hangs in that, that nobody waits for
+// it any more: what forks (see command.fork) can't be killed before it has executed
+// its program, and that may be when this process is gone. Its first message must not
+// be taken for the death of this process, after which it would serve.
+func (c *channel) sayLeft() { c.send(newMessage(msgStop, &stopMessage{Now: true})) }
+
+// saysLeft reports whether the next message is that of sayLeft. It stays to be read.
+func (c *channel) saysLeft() bool {
+	if len(c.in) == 0 && c.readable() {
+		c.fill() // an error comes again
+	}
+	return len(c.in) > 0 && messageType(c.in[0]) == msgStop
+}
+
 // flush waits until what was queued is written, or d is over.
 func (c *channel) flush(d time.Duration) {
 	done := make(chan struct{})

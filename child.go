@@ -48,9 +48,14 @@ func joinParent(h *handover, limit time.Duration) (*parent, error) {
 		err = fmt.Errorf("%w: the manifest names %d sockets, and %d were passed", ErrProtocol, len(p.m.Sockets), h.count)
 	}
 	if err != nil {
+		err = fmt.Errorf("grace: the manifest of the old process can't be read: %w", err)
+	} else if p.ch.saysLeft() {
+		err = fmt.Errorf("grace: %w: it was started too late, and the old process, pid %d, does not wait for it any more", ErrStopped, p.m.Pid)
+	}
+	if err != nil {
 		p.ch.close()
 		ready.Close()
-		return nil, fmt.Errorf("grace: the manifest of the old process can't be read: %w", err)
+		return nil, err
 	}
 	return p, nil
 }
@@ -156,11 +161,19 @@ func (u *Upgrader) sayReady() error {
 			return err
 		}
 	}
-	reply := make(chan error, 1)
-	if !u.post(func() { reply <- u.onReady() }) {
+	return u.accept()
+}
+
+// accept is the last part of Ready: all is agreed.
+func (u *Upgrader) accept() error {
+	reply, left := make(chan error, 1), false
+	if !u.post(func() { err := u.onReady(); left = u.left; reply <- err }) {
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)
 	}
 	err := <-reply
+	if u.pid != nil && errors.Is(err, ErrStopped) {
+		u.pid.release(!left) // finish is about to, but the program exits now
+	}
 	if u.parent != nil {
 		// Should the program exit next, old is to know that it had begun.
 		u.parent.ch.flush(time.Second)
@@ -219,26 +232,43 @@ func (u *Upgrader) sayAccepting() {
 
 // awaitGo waits until old has said go, or is dead. If it lives and can't be heard
 // it may think that this process never accepts: then it must not.
-func (u *Upgrader) awaitGo() error {
+func (u *Upgrader) awaitGo() (err error) {
 	p := u.parent
 	select {
 	case <-p.goAhead:
-		return nil
 	case <-p.gone:
-		return nil
 	case <-u.ctx.Done():
-		return fmt.Errorf("grace: Ready: %w", ErrStopped)
 	case <-p.deaf:
+		err = u.awaitDeath()
 	}
+	if u.ctx.Err() != nil { // of several the first: what is told to stop takes nothing
+		return fmt.Errorf("grace: Ready: %w", ErrStopped)
+	}
+	return err
+}
+
+// awaitDeath waits until old, which can't be heard, is proven to be dead.
+func (u *Upgrader) awaitDeath() error {
+	p := u.parent
 	limit := time.NewTimer(deafPatience)
 	defer limit.Stop()
 	select {
 	case <-p.gone:
-		return nil
 	case <-u.ctx.Done():
-		return fmt.Errorf("grace: Ready: %w", ErrStopped)
 	case <-limit.C:
 		return fmt.Errorf("grace: Ready: %w: the old process, pid %d, lives, and its control channel can't be read", ErrProtocol, p.m.Pid)
+	}
+	return nil
+}
+
+// mayAccept reports whether this process may accept by now, for all that old knows,
+// and be named by the PID file.
+func (p *parent) mayAccept() bool {
+	select {
+	case <-p.goAhead:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -47,6 +47,12 @@ func (u *Upgrader) onStop(r stopRequest) {
 		}
 		return
 	}
+	if r.leave && !u.stopAsked && u.state == upgrading && u.next != nil && u.next.went {
+		// New accepts at any moment, and says then which sockets are its own: that
+		// decides whose paths and queues they are. Or it dies.
+		u.leaving = true
+		return
+	}
 	if u.stopAsked {
 		if r.leave || r.passedOn && !r.now {
 			return // both processes may get the same signal: it counts once
@@ -85,9 +91,6 @@ func (u *Upgrader) onStop(r stopRequest) {
 	case handedOver:
 		u.answer(nil)
 		u.probation.Stop()
-		if u.state == upgrading && r.leave { // it accepts at any moment
-			u.socks.yield(u.next.handed, u.next.claims.Sockets)
-		}
 		m := u.next.mover
 		if !r.leave { // the new process is to stop as well
 			m = nil
@@ -195,7 +198,7 @@ func (u *Upgrader) passStop(r stopRequest) {
 		u.tellPeer(u.next.ch, u.next.proc.pid(), newMessage(msgStop, &stopMessage{Now: r.now}), "stop")
 	}
 	if u.parent != nil && !u.parentGone {
-		u.tellPeer(u.parent.ch, u.parent.m.Pid, newMessage(msgStop, &stopMessage{Now: r.now}), "stop")
+		u.tellPeer(u.parent.ch, u.parent.m.Pid, newMessage(msgStop, &stopMessage{Now: r.now, Early: !u.parent.mayAccept()}), "stop")
 	}
 }
 

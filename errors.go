@@ -115,3 +115,25 @@ func (e *RunningError) Error() string {
 
 // Is makes errors.Is(err, ErrAlreadyRunning) true.
 func (e *RunningError) Is(target error) bool { return target == ErrAlreadyRunning }
+
+// advice is what the operator may do about a failed upgrade.
+func advice(err error) string {
+	var start *startError
+	switch {
+	case errors.As(err, &start):
+		return start.do
+	case errors.Is(err, ErrNotSupported):
+		return "let a process that stays be PID 1, and start this one from there: see docs/docker.md"
+	case errors.Is(err, ErrRefused):
+		return "see why BeforeUpgrade refused, then send the signal again"
+	case errors.Is(err, ErrStart):
+		return "check that the binary exists, is executable and is for this machine, and the limits for processes and open files"
+	case errors.Is(err, ErrReadyTimeout):
+		return "see in the new process's own output what it waited for, or raise ReadyTimeout"
+	case errors.Is(err, ErrProtocol):
+		return "check that the new binary uses this library in a compatible version; if not, restart the service once"
+	case errors.Is(err, ErrRolledBack):
+		return "see the new process's last output for the reason; put the old version in place before the next upgrade"
+	}
+	return "see the new process's own output for the reason, mend it and send the signal again"
+}

@@ -93,6 +93,9 @@ type stopMessage struct {
 	// Leave is said by a new process that gives up by itself: old is to take
 	// over again. Without it, somebody asked new to stop the service.
 	Leave bool
+	// Early is said by a new process that was told to stop before it had go: old
+	// serves on.
+	Early bool
 }
 
 type messageType byte

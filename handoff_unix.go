@@ -114,6 +114,14 @@ func passes(err error) bool {
 	return true
 }
 
+// readable reports whether receive returns at once.
+func (c *channel) readable() (ok bool) {
+	if raw, err := c.conn.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { ok = readableFD(int(fd)) })
+	}
+	return ok
+}
+
 // receive reads once.
 func (c *channel) receive() error {
 	var buf [16 << 10]byte

@@ -38,6 +38,9 @@ type listener struct {
 	mayReturn atomic.Bool
 
 	mending *mending // nil: nothing is mended; guarded by sockets.mu
+	// unwanted: the program itself has closed it, while nothing but a roll back
+	// could need it. Guarded by sockets.mu.
+	unwanted bool
 
 	live live // last: who closes connections writes here, who accepts reads the rest
 }
@@ -199,6 +202,15 @@ func (l *listener) finished() bool {
 	return l.gate.isQuiet()
 }
 
+// drop closes the socket, which the program did not want any more while another
+// process had it.
+func (l *listener) drop() {
+	l.reopening.Lock()
+	defer l.reopening.Unlock()
+	l.sock.unlink()
+	l.closeInner()
+}
+
 // isShut says whether the socket was closed when its queue was served.
 func (l *listener) isShut() bool {
 	l.mu.Lock()
@@ -235,7 +247,8 @@ func (l *listener) end() error {
 // unix socket goes with it, unless another process serves there.
 //
 // While the process drains after a hand-over the socket is only parked: should
-// the new process die, it is needed again.
+// the new process die, it is needed again. Before, in probation, it is the program
+// that closes it, and a roll back does not open it again.
 func (l *listener) Close() error {
 	l.mu.Lock()
 	closed := l.spared

@@ -57,6 +57,9 @@ type mending struct {
 // mend looks after l, in a goroutine of its own: files, and whatever else it asks,
 // may take their time. s.mu is held.
 func (s *sockets) mend(l *listener) {
+	if l.unwanted {
+		return
+	}
 	if l.mending != nil && l.mending.ctx.Err() == nil {
 		l.mending.again = true
 		return

@@ -165,6 +165,8 @@ func (u *Upgrader) start(ctx context.Context) (s *successor, err error) {
 				s.mover.grace = u.opt.idleGrace
 				s.mover.stuck = func(err error) { u.post(func() { u.onStuck(s, err) }) }
 				ch.most += maxPerSocket * min(len(socks), 1<<14)
+				told := context.AfterFunc(ctx, ch.sayLeft)
+				defer told()
 				s.proc, err = u.begin(ctx, cmd, func(c command) (process, error) {
 					if ctx.Err() != nil { // what hung until now was left behind
 						return nil, &stuckError{path: c.path, doing: "for the PID file, the binary or a socket"}
@@ -403,6 +405,7 @@ func (u *Upgrader) upgradeFailed(err error) {
 		u.tellFailed("the upgrade failed", err)
 		tell(callers, err)
 	})
+	u.leave()
 }
 
 // rollBack: new is dead, or gives up, and old accepts again at once.
@@ -440,8 +443,11 @@ func (u *Upgrader) retakePIDFile() {
 
 // onSuccessorStops: new begins to end, and says why.
 func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
-	if !s.went {
-		return // it will exit, and was never ready
+	if !s.went || stop.Early { // it will exit, and was never ready
+		if !stop.Leave && s.told == nil {
+			s.told = errors.New("it was told to stop before it was ready")
+		}
+		return
 	}
 	if !stop.Leave {
 		if s.left && time.Since(s.since) > passOnFor { // it is not the service any more
@@ -471,28 +477,6 @@ func (u *Upgrader) onSuccessorStops(s *successor, stop stopMessage) {
 		})
 	})
 	u.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: s.proc.pid(), Err: errors.New("it has stopped by itself")})
-}
-
-// advice is what the operator may do about a failed upgrade.
-func advice(err error) string {
-	var start *startError
-	switch {
-	case errors.As(err, &start):
-		return start.do
-	case errors.Is(err, ErrNotSupported):
-		return "let a process that stays be PID 1, and start this one from there: see docs/docker.md"
-	case errors.Is(err, ErrRefused):
-		return "see why BeforeUpgrade refused, then send the signal again"
-	case errors.Is(err, ErrStart):
-		return "check that the binary exists, is executable and is for this machine, and the limits for processes and open files"
-	case errors.Is(err, ErrReadyTimeout):
-		return "see in the new process's own output what it waited for, or raise ReadyTimeout"
-	case errors.Is(err, ErrProtocol):
-		return "check that the new binary uses this library in a compatible version; if not, restart the service once"
-	case errors.Is(err, ErrRolledBack):
-		return "see the new process's last output for the reason; put the old version in place before the next upgrade"
-	}
-	return "see the new process's own output for the reason, mend it and send the signal again"
 }
 
 func status(state *os.ProcessState) string {

@@ -50,6 +50,7 @@ func writeNonblock(*net.UnixConn, []byte, []int) (int, error) { return 0, ErrNot
 func writeSome(*net.UnixConn, []byte, []int) (int, error)     { return 0, ErrNotSupported }
 func passes(error) bool                                       { return false }
 func (c *channel) receive() error                             { return ErrNotSupported }
+func (c *channel) readable() bool                             { return false }
 func parentLife(*net.UnixConn, int) lifeline                  { return nil }
 func closeAll([]int)                                          {}
 func dupFile(*os.File) ([]int, error)                         { return nil, ErrNotSupported }

@@ -251,6 +251,7 @@ func (c *claims) decode(payload []byte) error {
 func (s *stopMessage) encode(r *records) {
 	r.flag("now", s.Now)
 	r.flag("leave", s.Leave)
+	r.flag("early", s.Early)
 	r.end()
 }
 
@@ -262,6 +263,8 @@ func (s *stopMessage) decode(payload []byte) error {
 			s.Now = f.flag()
 		case "leave":
 			s.Leave = f.flag()
+		case "early":
+			s.Early = f.flag()
 		}
 	})
 }

@@ -24,7 +24,7 @@ func TestRecords(t *testing.T) {
 		&claims{},
 		&claims{Sockets: []int{0, 3, 1}, Takes: []string{protocolHTTP1, "", odd}},
 		&stopMessage{},
-		&stopMessage{Now: true, Leave: true},
+		&stopMessage{Now: true, Leave: true, Early: true},
 	} {
 		m := newMessage('x', want)
 		got := reflect.New(reflect.TypeOf(want).Elem()).Interface().(body)

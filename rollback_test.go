@@ -154,47 +154,108 @@ func TestStopRightAfterRollBack(t *testing.T) {
 }
 
 // TestCloseBeforeNewAccepts: old gives up when it has let new go, and new does
-// not accept yet. The path of a unix socket is new's by then.
+// not accept yet. The path of a unix socket is new's by then, also if it asks for it
+// only now; one that it never asks for is old's, which serves what is queued there.
 func TestCloseBeforeNewAccepts(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	agreed, accept := make(chan struct{}), make(chan struct{})
+	dir := t.TempDir()
+	path, late, dropped := filepath.Join(dir, "s"), filepath.Join(dir, "late"), filepath.Join(dir, "dropped")
+	agreed, accept, serve := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	h := newHouse(t, func(g *generation) error {
-		l, err := g.Listen("unix", path)
-		if err != nil {
-			return err
+		listen := func(paths ...string) error {
+			for _, path := range paths {
+				l, err := g.Listen("unix", path)
+				if err != nil {
+					return err
+				}
+				go func() {
+					if path == dropped {
+						<-serve
+					}
+					g.serve(l)
+				}()
+			}
+			return nil
 		}
-		g.serve(l)
 		if g.n == 1 {
-			return g.Ready()
+			return errors.Join(listen(path, late, dropped), g.Ready())
 		}
-		if err := g.handshake(); err != nil {
+		if err := errors.Join(listen(path), g.handshake()); err != nil {
 			return err
 		}
 		close(agreed)
 		<-accept
+		if err := listen(late); err != nil {
+			return err
+		}
 		reply := make(chan error, 1)
 		g.post(func() { reply <- g.onReady() })
 		return <-reply
 	})
 	old := h.first()
+	queued, err := net.Dial("unix", dropped)
+	if err != nil {
+		t.Fatal(err)
+	}
 	done := old.upgrade()
 	receive(t, agreed, "go")
 	old.Close()
-	receive(t, old.Done(), "Done of the old one")
-	receive(t, done, "Upgrade")
-	if _, err := os.Lstat(path); err != nil {
-		t.Error(err)
-	}
+	old.await(upgrading) // the loop has seen it
 	close(accept)
 	next := h.next()
 	if next.err != nil {
 		t.Fatal(next.err)
 	}
+	close(serve)
+	if got := answer(t, queued); got != "1" {
+		t.Errorf("what was queued on a socket that new did not want is answered by %q, want 1", got)
+	}
+	receive(t, old.Done(), "Done of the old one")
+	receive(t, done, "Upgrade")
+	for _, p := range []string{path, late} {
+		if got := ask(t, strAddr{"unix", p}); got != "2" {
+			t.Errorf("%s: generation %s answers, want 2", p, got)
+		}
+	}
+	if _, err := os.Lstat(dropped); !os.IsNotExist(err) {
+		t.Errorf("the path of a socket that nobody has any more is there: error %v", err)
+	}
 	next.Stop()
 	receive(t, next.Done(), "Done of the new one")
-	if _, err := os.Lstat(path); !os.IsNotExist(err) {
-		t.Errorf("after the last stop the path is there: error %v", err)
+	for _, p := range []string{path, late} {
+		if _, err := os.Lstat(p); !os.IsNotExist(err) {
+			t.Errorf("after the last stop the path %s is there: error %v", p, err)
+		}
 	}
+}
+
+// The same, and new dies: old ends all the same, having served until then.
+func TestCloseBeforeNewDies(t *testing.T) {
+	addrs := make(chan net.Addr, 9)
+	one := oneListener(addrs)
+	agreed, die := make(chan struct{}), make(chan struct{})
+	h := newHouse(t, func(g *generation) error {
+		if g.n == 1 {
+			return one(g)
+		}
+		if err := g.handshake(); err != nil {
+			return err
+		}
+		close(agreed)
+		<-die
+		return errors.New("broken")
+	})
+	old := h.first()
+	addr := <-addrs
+	done := old.upgrade()
+	receive(t, agreed, "go")
+	old.Close()
+	old.await(upgrading)
+	if got := ask(t, addr); got != "1" {
+		t.Errorf("generation %s answers, want 1", got)
+	}
+	close(die)
+	wantErr(t, receive(t, done, "Upgrade"), ErrExited)
+	receive(t, old.Done(), "Done of the old one")
 }
 
 // From the moment that a drain is called off no answer says that it is the last

@@ -22,6 +22,7 @@ type sockets struct {
 	open       bool  // gates open: this process is ready, and has not handed over
 	inherited  bool  // some came from another process, which needs them until we are ready
 	handedOver bool  // and not rolled back: what is closed may be needed again
+	standingBy bool  // handed over, and nothing is drained yet: the program closes what it does not want
 	closed     bool
 	ending     int  // how many paths are still to be removed, by endPath
 	anyAddr    bool // a master's listeners are given whatever address is asked for
@@ -93,11 +94,21 @@ func (s *sockets) forget(sock *socket) bool {
 	return !sock.yielded && (sock.index < 0 || !s.inherited)
 }
 
-// keep says whether a socket that the program closes may be needed again.
+// keep says whether a socket that the program closes may be needed again, by who
+// takes it over, or here.
 func (s *sockets) keep(sock *socket) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.handedOver && !s.closed
+	if !s.handedOver || s.closed {
+		return false
+	}
+	if s.standingBy && sock != nil && sock.listener != nil {
+		if !sock.yielded { // nobody else has it
+			return false
+		}
+		sock.listener.unwanted = true
+	}
+	return true
 }
 
 // own says that the sockets are this process's alone, or that they are not.
@@ -200,9 +211,11 @@ func (s *sockets) openGates() error {
 func (s *sockets) reopenGates() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open, s.handedOver = true, false
+	s.open, s.handedOver, s.standingBy = true, false, false
 	for _, sock := range s.all {
 		switch {
+		case sock.listener != nil && sock.listener.unwanted:
+			go sock.listener.drop()
 		case sock.listener != nil:
 			sock.listener.restart()
 			if sock.index >= 0 || sock.yielded {
@@ -223,7 +236,11 @@ func (s *sockets) reopenGates() {
 func (s *sockets) unpark(l *listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open && l.gate.isParked() {
+	switch {
+	case !s.open || !l.gate.isParked():
+	case l.unwanted:
+		l.gate.set(gateShut) // for what has come back from a move, and for no other
+	default:
 		l.restart()
 	}
 }
@@ -274,7 +291,7 @@ func names(dropped []inheritedSocket) string {
 func (s *sockets) yield(handed []*socket, claimed []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open, s.handedOver = false, true
+	s.open, s.handedOver, s.standingBy = false, true, true
 	s.endMending() // a roll back begins it again
 	for _, i := range claimed {
 		if i >= 0 && i < len(handed) {
@@ -290,7 +307,7 @@ func (s *sockets) yield(handed []*socket, claimed []int) {
 func (s *sockets) endAccept() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open = false // a server that begins only now opens nothing again
+	s.open, s.standingBy = false, false // a server that begins only now opens nothing again
 	s.endMending()
 	for _, sock := range s.all {
 		if sock.listener != nil {
@@ -298,7 +315,7 @@ func (s *sockets) endAccept() {
 		}
 		switch {
 		case sock.gate == nil:
-		case sock.listener != nil && sock.listener.isShut():
+		case sock.listener != nil && (sock.listener.isShut() || sock.listener.unwanted):
 		case sock.Master || sock.yielded || s.inherited && sock.index >= 0: // another process's
 			sock.shutGate()
 		case sock.Path == "":

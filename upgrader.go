@@ -80,6 +80,7 @@ type Upgrader struct {
 	cutSoon      bool       // the drain that is to begin cuts off at once
 	ends         bool       // the service does, not only this process
 	held         bool       // drained; for systemd this process outlives new
+	leaving      bool       // this process gives up as soon as new accepts, or is dead
 	left         bool       // this process has given up, and its parent serves on, or leftTo
 	leftTo       *successor // the new process that was starting when this one gave up
 	probation    *time.Timer
@@ -381,6 +382,15 @@ func (u *Upgrader) onAccepting(s *successor) {
 		u.passOn(nil)
 	}
 	u.probation.Reset(u.opt.probation)
+	u.leave()
+}
+
+// leave goes on with a Close that has waited for new.
+func (u *Upgrader) leave() {
+	if u.leaving {
+		u.leaving = false
+		u.onStop(stopRequest{leave: true})
+	}
 }
 
 func (u *Upgrader) onProbationOver() {
