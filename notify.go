@@ -162,16 +162,20 @@ func (n *notifier) moveMain(pid int, status string) (tell func()) {
 		return nil
 	}
 	n.main = false
-	move := func() {
-		err := n.write(strings.Join([]string{fmt.Sprintf("MAINPID=%d", pid), "READY=1", "WATCHDOG=1", statusLine(status)}, "\n"), nil)
-		if err == nil {
-			err = n.barrier()
-		}
-		if err != nil {
-			n.log.Warn("grace: systemd was not told the new main process", "new", pid, "err", err, "do", "see whether systemd starts the service again now; nothing else is wrong")
-		}
+	return func() {
+		n.do(func() { n.sayMain(pid, status) })
 	}
-	return func() { n.do(move) }
+}
+
+// sayMain is moveMain, in the goroutine that writes.
+func (n *notifier) sayMain(pid int, status string) {
+	err := n.write(strings.Join([]string{fmt.Sprintf("MAINPID=%d", pid), "READY=1", "WATCHDOG=1", statusLine(status)}, "\n"), nil)
+	if err == nil {
+		err = n.barrier()
+	}
+	if err != nil {
+		n.log.Warn("grace: systemd was not told the new main process", "new", pid, "err", err, "do", "see whether systemd starts the service again now; nothing else is wrong")
+	}
 }
 
 // flush returns when what was said is written. Like what moveMain gives, it is not

@@ -1,0 +1,231 @@
+//go:build linux
+
+package grace
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A hanging is all that is outside of one process; each part of it hangs from the
+// time that it is told to until it is let go.
+type hanging struct {
+	mu    sync.Mutex
+	parts map[string]bool
+	over  chan struct{}
+}
+
+func (h *hanging) hang(part string) {
+	h.mu.Lock()
+	hangs := h.parts[part]
+	h.mu.Unlock()
+	if hangs {
+		<-h.over
+	}
+}
+
+// A hangingLog is a log handler that hangs.
+type hangingLog struct {
+	slog.Handler
+	h *hanging
+}
+
+func (l hangingLog) Enabled(context.Context, slog.Level) bool { l.h.hang("log"); return true }
+func (l hangingLog) Handle(context.Context, slog.Record) error {
+	l.h.hang("log")
+	return nil
+}
+
+// A notifySocket is one of systemd's that nobody reads.
+type notifySocket struct {
+	path string
+	fd   int
+	over func()
+}
+
+func newNotifySocket(t *testing.T) *notifySocket {
+	n := &notifySocket{path: filepath.Join(t.TempDir(), "notify")}
+	var err error
+	if n.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	n.over = sync.OnceFunc(func() { unix.Close(n.fd) })
+	t.Cleanup(n.over)
+	if err := unix.Bind(n.fd, &unix.SockaddrUnix{Name: n.path}); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// fill lets it take no more.
+func (n *notifySocket) fill(t *testing.T) {
+	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(c)
+	for err == nil {
+		err = unix.Sendto(c, []byte("x"), unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: n.path})
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+}
+
+// Each thing outside hangs, and all of them at once, from the start or from
+// probation on: the goroutine that owns the state answers after each step of an
+// upgrade, a roll back and a stop.
+func TestLoopAnswersWhileAllElseHangs(t *testing.T) {
+	things := map[string][]string{}
+	for _, part := range []string{"log", "PID file", "systemd", "BeforeUpgrade", "watchdog", "start", "listener", "Listen", "server"} {
+		things[part] = []string{part}
+	}
+	things["all"] = slices.Collect(maps.Keys(things))
+	for name, parts := range things {
+		for _, when := range []string{"from the start", "from probation on"} {
+			t.Run(name+" "+when, func(t *testing.T) {
+				t.Parallel()
+				h := &hanging{parts: map[string]bool{}, over: make(chan struct{})}
+				begin := func(now string) bool {
+					if now != when {
+						return false
+					}
+					h.mu.Lock()
+					defer h.mu.Unlock()
+					for _, part := range parts {
+						h.parts[part] = true
+					}
+					return true
+				}
+				testHanging(t, h, begin)
+			})
+		}
+	}
+}
+
+func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
+	systemd := newNotifySocket(t)
+	free := sync.OnceFunc(func() { close(h.over); systemd.over() })
+	defer free()
+	check := func(part string) func(context.Context) error {
+		return func(context.Context) error { h.hang(part); return nil }
+	}
+	addrs := make(chan net.Addr, 9)
+	one := oneListener(addrs)
+	house := newHouse(t, func(g *generation) error {
+		if g.n == 1 { // new drops it
+			l, err := g.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				return err
+			}
+			open := l.(*listener).open
+			l.(*listener).open = func() (opened, error) { h.hang("listener"); return open() }
+			g.serve(l)
+		}
+		return one(g)
+	})
+	pid := filepath.Join(t.TempDir(), "pid")
+	house.opts = func(n int) []Option {
+		o := []Option{PIDFile(pid), Probation(time.Hour), ReadyTimeout(time.Second), DrainTimeout(time.Second)}
+		if n == 1 {
+			o = append(o, Logger(slog.New(hangingLog{slog.DiscardHandler, h})), BeforeUpgrade(check("BeforeUpgrade")), Watchdog(check("watchdog")))
+		}
+		return o
+	}
+	house.begin(system{manager: &serviceManager{Socket: systemd.path, Watchdog: 10 * time.Millisecond}})
+	g := house.next()
+	if g.err != nil {
+		t.Fatal(g.err)
+	}
+	start := g.sys.start
+	g.sys.start = func(ctx context.Context, c command, ready, control int, socks []int) (process, error) {
+		h.hang("start")
+		return start(ctx, c, ready, control, socks)
+	}
+	s := &hangingDrainer{h}
+	g.serversMu.Lock()
+	g.servers = append(g.servers, s)
+	g.serversMu.Unlock()
+	answers := func(after string) {
+		t.Helper()
+		answered := make(chan state, 1)
+		go g.post(func() { answered <- g.state })
+		receive(t, answered, "the loop, "+after)
+	}
+	hangMore := func(when string) {
+		if !begin(when) {
+			return
+		}
+		locked := make(chan struct{})
+		go func() { // what holds the PID file's lock waits for a disk
+			if h.hangs("PID file") {
+				g.Upgrader.pid.mu.Lock()
+				defer g.Upgrader.pid.mu.Unlock()
+			}
+			close(locked)
+			h.hang("PID file")
+		}()
+		receive(t, locked, "the PID file")
+		if h.hangs("systemd") {
+			systemd.fill(t)
+		}
+		if h.hangs("Listen") { // in a resolver, or the program's code
+			go g.socks.listen(net.ListenConfig{Control: func(string, string, syscall.RawConn) error { h.hang("Listen"); return errors.New("no") }}, "tcp", "127.0.0.1:0")
+		}
+	}
+	hangMore("from the start")
+	answers("before the upgrade")
+	done := g.upgrade()
+	answers("when an upgrade was asked for")
+	var next *generation
+	select {
+	case <-done: // it can't be, or not in time
+	case next = <-house.born:
+		g.await(yielded)
+	case <-time.After(limit):
+		t.Fatal("neither an upgrade nor its failure")
+	}
+	answers("after the upgrade")
+	hangMore("from probation on")
+	if next != nil {
+		g.post(func() { g.onWell() }) // the drain begins
+		answers("in the drain")
+		next.die()
+		g.await(serving)
+		answers("after the roll back")
+	}
+	again := g.upgrade()
+	answers("when another upgrade was asked for")
+	g.Stop()
+	answers("when it was told to stop")
+	g.Stop()
+	answers("when it was told so twice")
+	free()
+	receive(t, again, "Upgrade")
+	receive(t, g.Done(), "Done")
+}
+
+func (h *hanging) hangs(part string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.parts[part]
+}
+
+// A hangingDrainer is a server of the program's.
+type hangingDrainer struct{ h *hanging }
+
+func (s *hangingDrainer) drain(*drain) drainReport { s.h.hang("server"); return drainReport{} }
+func (s *hangingDrainer) resume()                  { s.h.hang("server") }
+func (s *hangingDrainer) offer(*mover)             { s.h.hang("server") }
+func (s *hangingDrainer) shutdown()                { s.h.hang("server") }
