@@ -58,6 +58,7 @@ func main() {
 	flag.Var(&servedFirst, "serve1", "-serve of the first generation alone")
 	flag.Var(&servedLater, "serve2", "-serve of all later ones")
 	flag.Parse()
+	sandbox()
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)).With("from", os.Getpid()))
 	dieWithTest()
 	if *reap {
