@@ -107,6 +107,16 @@ func (u *Upgrader) runParent() {
 		close(p.gone)
 		u.post(u.onParentGone)
 	})
+	go p.watchLife(u.over)
+}
+
+// watchLife ends the channel when old is dead: whoever else has old's end of it keeps
+// it open, as a child of old's that hangs in execve does, which has every descriptor
+// until then. What old has sent is read before.
+func (p *parent) watchLife(over <-chan struct{}) {
+	if p.life.await(over) {
+		p.ch.conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+	}
 }
 
 // outlive waits until old is proven to be dead. The end of the channel, for the

@@ -47,8 +47,14 @@ func (l *life) await(stop <-chan struct{}) bool {
 	l.mu.Lock()
 	pidfd := l.pidfd
 	l.mu.Unlock()
-	if pidfd >= 0 && stop == nil {
-		awaitPidfd(pidfd)
+	if pidfd >= 0 {
+		ended := make(chan struct{})
+		go func() { awaitPidfd(pidfd); close(ended) }()
+		select {
+		case <-ended:
+		case <-stop:
+			return false
+		}
 	}
 	return pollLife(l.over, stop)
 }

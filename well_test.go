@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -270,6 +271,52 @@ func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
 	next.post(next.onProbationOver)
 	if err := receive(t, again, "the upgrade that has waited for old's end"); err != nil {
 		t.Error(err)
+	}
+}
+
+// Old is dead, and a child of its that hangs in execve still has its end of the
+// channel: new learns of the death all the same, before and after it accepts.
+func TestOldIsDeadThoughTheChannelIsOpen(t *testing.T) {
+	for _, ready := range []bool{false, true} {
+		t.Run(fmt.Sprintf("new is ready %v", ready), func(t *testing.T) {
+			goOn := make(chan struct{})
+			reached := make(chan *generation, 1)
+			addrs := make(chan net.Addr, 9)
+			h := newHouse(t, func(g *generation) error {
+				if g.n == 2 && !ready {
+					reached <- g
+					<-goOn
+				}
+				return oneListener(addrs)(g)
+			})
+			h.opts = func(int) []Option { return []Option{Probation(time.Hour)} }
+			g := h.first()
+			addr := <-addrs
+			g.upgrade()
+			var next *generation
+			if ready {
+				next = h.next()
+				g.await(yielded)
+			} else {
+				next = receive(t, reached, "new")
+			}
+			var theirs *os.File
+			until(t, "old to know new", func() bool {
+				g.ask(func() {
+					if g.next != nil {
+						theirs, _ = g.next.ch.conn.File()
+					}
+				})
+				return theirs != nil
+			})
+			defer theirs.Close()
+			g.die()
+			receive(t, next.parent.gone, "new to see that old is dead")
+			close(goOn)
+			askUntil(t, addr, "2")
+			next.Stop()
+			receive(t, next.Done(), "Done")
+		})
 	}
 }
 
