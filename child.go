@@ -119,6 +119,15 @@ func (p *parent) watchLife(over <-chan struct{}) {
 	}
 }
 
+func (p *parent) isGone() bool {
+	select {
+	case <-p.gone:
+		return true
+	default:
+		return false
+	}
+}
+
 // outlive waits until old is proven to be dead. The end of the channel, for the
 // reason err, does not prove that.
 func (u *Upgrader) outlive(err error) bool {
@@ -155,7 +164,7 @@ func (u *Upgrader) Ready() error {
 func (u *Upgrader) sayReady() error {
 	if check := u.opt.readyCheck; check != nil {
 		ctx, cancel := context.WithTimeout(u.ctx, u.opt.readyTimeout)
-		err := check(ctx)
+		err := u.callHook(ctx, "ReadyCheck", check)
 		cancel()
 		if err != nil {
 			return u.failReady(fmt.Errorf("grace: ReadyCheck: %w", err))

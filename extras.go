@@ -18,7 +18,8 @@ type extras struct {
 // it with [Upgrader.File]. A file of the same name before is handed over no
 // more; a nil f only does that. The file stays the caller's, and must stay open
 // until Done; one that is closed is not handed over. Both processes then have
-// the same open file: its offset and its locks are shared.
+// the same open file: its offset and its locks are shared. The name has at most
+// 4096 bytes.
 func (u *Upgrader) AddFile(name string, f *os.File) error {
 	if f == nil {
 		u.addExtra(kindFile, name, nil)
@@ -74,7 +75,14 @@ func (u *Upgrader) Conn(name string) (net.Conn, error) {
 	return c, u.inheritExtra(kindConn, name, c.(syscall.Conn), in)
 }
 
+// maxExtraName is what fits into a manifest whatever the name's bytes are: quoted,
+// it must stay below maxPerSocket.
+const maxExtraName = 4096
+
 func (u *Upgrader) addConn(k kind, name string, c syscall.Conn) error {
+	if len(name) > maxExtraName {
+		return fmt.Errorf("grace: add %s %.40q…: the name has %d bytes; no more than %d can be handed over, use a shorter one", k, name, len(name), maxExtraName)
+	}
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("grace: add %s %q: %w", k, name, err)

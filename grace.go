@@ -2,6 +2,7 @@ package grace
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"strings"
@@ -107,8 +108,15 @@ func (u *Upgrader) Actor() (execute func() error, interrupt func(error)) {
 // first returns, interrupts the others, waits for them and for the drain, and
 // returns the first's error. It is for who has no run.Group. An actor may end with
 // net.ErrClosed when its socket is closed because this process ends: that is no
-// error.
+// error. An Actor that lacks a function is one; nothing runs then.
 func (u *Upgrader) Run(actors ...Actor) error {
+	for i, a := range actors {
+		if a.Execute == nil || a.Interrupt == nil {
+			u.Close()
+			<-u.done
+			return fmt.Errorf("grace: Run: actor %d of %d has no Execute or no Interrupt; use Pair with two functions", i+1, len(actors))
+		}
+	}
 	var g run.Group
 	g.Add(u.Actor())
 	for _, a := range actors {

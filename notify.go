@@ -41,7 +41,7 @@ const notifyTimeout = 5 * time.Second
 
 // Watchdog gives a check that is called each time before systemd's watchdog is
 // told that this process is well (WATCHDOG=1, where the unit has WatchdogSec=).
-// An error is logged, and systemd is not told. Its context ends when the next
+// An error, or a panic, is logged, and systemd is not told. Its context ends when the next
 // call is due. Default: no check; systemd is told as long as the goroutine that
 // carries out upgrades and stops is not stuck.
 func Watchdog(check func(context.Context) error) Option {

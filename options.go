@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -141,6 +142,9 @@ func Signals(upgrade ...os.Signal) Option {
 			if s == nil {
 				return errors.New("Signals: a signal is nil")
 			}
+			if slices.Contains(uncatchable, s) {
+				return fmt.Errorf("Signals: a process can't handle %v (%d); use another signal, as SIGUSR2", s, s)
+			}
 		}
 		o.signals, o.noSignals = upgrade, len(upgrade) == 0
 		return nil
@@ -180,14 +184,14 @@ func ListenConfig(lc net.ListenConfig) Option {
 }
 
 // ReadyCheck is called by Ready before it tells the old process anything. An
-// error makes Ready fail, the new process should then exit, and the old one
-// goes on. Its context ends with [ReadyTimeout].
+// error, or a panic, makes Ready fail, the new process should then exit, and the old
+// one goes on. Its context ends with [ReadyTimeout].
 func ReadyCheck(check func(context.Context) error) Option {
 	return func(o *options) error { o.readyCheck = check; return nil }
 }
 
 // BeforeUpgrade is called in the old process before a new one is started: a
-// place to check the new binary's configuration. An error refuses the upgrade.
+// place to check the new binary's configuration. An error, or a panic, refuses the upgrade.
 // Its context ends with [ReadyTimeout], and when the process is told to stop; one
 // that does not return then is left behind, and until it does upgrades are refused.
 func BeforeUpgrade(check func(context.Context) error) Option {

@@ -14,16 +14,17 @@ import (
 func TestBadOptions(t *testing.T) {
 	const second = time.Second
 	for want, opt := range map[string]Option{
-		"grace: ReadyTimeout: 0s is not above zero":   ReadyTimeout(0),
-		"grace: ReadyTimeout: -1s is not above zero":  ReadyTimeout(-second),
-		"grace: DrainTimeout: -1s is below zero":      DrainTimeout(-second),
-		"grace: Probation: -1ns is below zero":        Probation(-1),
-		"grace: ReadTimeout: -1s is below zero":       ReadTimeout(-second),
-		"grace: ReadHeaderTimeout: -1s is below zero": ReadHeaderTimeout(-second),
-		"grace: WriteTimeout: -1s is below zero":      WriteTimeout(-second),
-		"grace: IdleTimeout: -1s is below zero":       IdleTimeout(-second),
-		"grace: Executable: the path is empty":        Executable(""),
-		"grace: Signals: a signal is nil":             Signals(os.Interrupt, nil),
+		"grace: ReadyTimeout: 0s is not above zero":                                         ReadyTimeout(0),
+		"grace: ReadyTimeout: -1s is not above zero":                                        ReadyTimeout(-second),
+		"grace: DrainTimeout: -1s is below zero":                                            DrainTimeout(-second),
+		"grace: Probation: -1ns is below zero":                                              Probation(-1),
+		"grace: ReadTimeout: -1s is below zero":                                             ReadTimeout(-second),
+		"grace: ReadHeaderTimeout: -1s is below zero":                                       ReadHeaderTimeout(-second),
+		"grace: WriteTimeout: -1s is below zero":                                            WriteTimeout(-second),
+		"grace: IdleTimeout: -1s is below zero":                                             IdleTimeout(-second),
+		"grace: Executable: the path is empty":                                              Executable(""),
+		"grace: Signals: a signal is nil":                                                   Signals(os.Interrupt, nil),
+		"grace: Signals: a process can't handle killed (9); use another signal, as SIGUSR2": Signals(os.Interrupt, os.Kill),
 	} {
 		t.Run(want, func(t *testing.T) {
 			u, err := New(opt)

@@ -10,7 +10,8 @@ import (
 // A UDPConn is what [Upgrader.ListenPacket] gives for udp, udp4 and udp6: a
 // [net.UDPConn] whose reads wait until this process is ready, and again once
 // it has handed over; after Done they return net.ErrClosed. Writes always
-// work. Reads through SyscallConn pass the gate by.
+// work. What SyscallConn gives reads like that too, as golang.org/x/net's ReadBatch
+// and quic-go do; what is read in its Control, or of File's copy, does not wait.
 //
 // One with SO_REUSEPORT that was not handed over, beside others of the same
 // address, is given packets by the kernel from ListenPacket on. They wait until

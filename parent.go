@@ -86,7 +86,7 @@ func (u *Upgrader) mayUpgrade(ctx context.Context) error {
 	go func() {
 		err := errors.New("BeforeUpgrade has ended its goroutine")
 		defer func() { u.checking.Store(false); result <- err }()
-		err = check(ctx)
+		err = u.callHook(ctx, "BeforeUpgrade", check)
 	}()
 	if err := u.await(ctx, result); err != nil {
 		return &UpgradeError{Reason: ErrRefused, Err: err}

@@ -17,6 +17,7 @@ const supported = false
 var (
 	upgradeSignals = []os.Signal(nil)
 	stopSignals    = []os.Signal{syscall.SIGTERM, os.Interrupt}
+	uncatchable    = []os.Signal{os.Kill}
 	pipeSignals    = []os.Signal(nil)
 
 	errBrokenPipe = errors.New("broken pipe")

@@ -13,6 +13,7 @@ import (
 var (
 	upgradeSignals = []os.Signal{syscall.SIGUSR2}
 	stopSignals    = []os.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT}
+	uncatchable    = []os.Signal{syscall.SIGKILL, syscall.SIGSTOP} // signal(7)
 	pipeSignals    = []os.Signal{syscall.SIGPIPE}
 )
 

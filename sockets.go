@@ -55,7 +55,7 @@ func (s *sockets) add(sock *socket) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, ErrStopped)
+		return fmt.Errorf("grace: %s: %w", sock.asked(), ErrStopped)
 	}
 	s.all = append(s.all, sock)
 	if sock.listener != nil {
@@ -72,6 +72,17 @@ func (s *sockets) add(sock *socket) error {
 		sock.gate.set(gateOpen)
 	}
 	return nil
+}
+
+// asked is what the program wanted, for errors.
+func (s *socket) asked() string {
+	switch s.Kind {
+	case kindFile, kindConn:
+		return fmt.Sprintf("add %s %q", s.Kind, s.Addr)
+	case kindPacket:
+		return fmt.Sprintf("listen packet %s %s", s.Network, s.Addr)
+	}
+	return fmt.Sprintf("listen %s %s", s.Network, s.Addr)
 }
 
 // remove forgets a socket that is about to be closed. Its path goes too, if it

@@ -110,7 +110,7 @@ func (u *Upgrader) well(limit time.Duration) bool {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if err := check(ctx); err != nil {
+	if err := u.callHook(ctx, "Watchdog", check); err != nil {
 		u.log.Warn("grace: systemd's watchdog is not told that this process is well", "err", err)
 		return false
 	}

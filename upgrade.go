@@ -3,6 +3,7 @@ package grace
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -25,6 +26,9 @@ import (
 func (u *Upgrader) Upgrade(ctx context.Context) error {
 	if !supported {
 		return fmt.Errorf("grace: Upgrade: %w", ErrNotSupported)
+	}
+	if ctx == nil {
+		return errors.New("grace: Upgrade: the context is nil; use context.Background()")
 	}
 	reply := make(chan error, 1)
 	if !u.post(func() { u.onUpgrade(reply) }) {

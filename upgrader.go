@@ -112,34 +112,27 @@ func realSystem() system {
 	}
 }
 
-// inUse guards against a second Upgrader in one process: the sockets of the old
-// process, the signals and the PID file are there once.
-var inUse atomic.Bool
-
 // New gives the process's Upgrader: it takes what an old process has handed
 // over, takes the PID file at a first start, and from here on handles the
 // signals. The process serves nothing before [Upgrader.Ready].
 //
 // Errors: ErrAlreadyRunning (a *RunningError) if another process holds the PID
-// file, ErrInUse if this process has an Upgrader that has not stopped,
-// ErrProtocol if the old process speaks another version, and those of options
-// and of the PID file's directory.
+// file, ErrInUse if this process has an Upgrader that has not stopped, or looks
+// after a new process still, ErrProtocol if the old process speaks another version,
+// and those of options and of the PID file's directory.
 func New(opts ...Option) (*Upgrader, error) {
-	if !inUse.CompareAndSwap(false, true) {
+	if !inUse.take() {
 		return nil, fmt.Errorf("grace: %w", ErrInUse)
 	}
 	u, err := newUpgrader(realSystem(), opts)
 	if err != nil {
-		inUse.Store(false)
+		inUse.made(nil)
 		return nil, err
 	}
 	inherited, inheritedErr = nil, nil // taken
 	takePIDFileVariable()
 	theMaster.taken()
-	go func() {
-		<-u.over
-		inUse.Store(false)
-	}()
+	inUse.made(u)
 	return u, nil
 }
 
@@ -446,6 +439,9 @@ func (u *Upgrader) Generation() int { return u.generation }
 // systemd has passed is found by what it is bound to, and with the network
 // "systemd" by its FileDescriptorName=.
 //
+// Listen belongs before Ready: what nobody has asked for by then is left to the old
+// process, and its address is in use until that is gone.
+//
 // Accept waits until [Upgrader.Ready], stops when a new process accepts, and
 // returns net.ErrClosed after Done. The file of a unix socket stays until the
 // last stop; one that a crash has left behind is replaced, and if a process has a
@@ -480,6 +476,9 @@ func (u *Upgrader) listenError(network, addr string, err error) error {
 		return fmt.Errorf("grace: listen %s %s: %w", network, addr, ErrStopped)
 	}
 	if errors.Is(err, errAddrInUse) {
+		if p := u.parent; p != nil && p.claims.Load() && !p.isGone() {
+			return fmt.Errorf("%w; the old process, pid %d, may have it: call Listen before Ready to be given what that has, or try again when it is gone", err, p.m.Pid)
+		}
 		return u.blameScript(err, 0)
 	}
 	return err
