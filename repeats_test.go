@@ -160,6 +160,9 @@ func TestStopOfBoth(t *testing.T) {
 				mustBeCut(t, oldDrain, "old", false)
 				mustBeCut(t, newDrain, "new", false)
 
+				if order == "at once" { // new may have said it first, or old
+					p.old.ask(func() { p.old.next.orderly = true })
+				}
 				first.signalled(time.Now().Add(2 * sameSignal))
 				mustBeCut(t, oldDrain, "old", true)
 				mustBeCut(t, newDrain, "new", true)
