@@ -175,7 +175,8 @@ func TestRunOfHalfAnActor(t *testing.T) {
 // TestUpgradeWithoutContext: no upgrade begins.
 func TestUpgradeWithoutContext(t *testing.T) {
 	u, _ := newSolo(t)
-	if err := u.Upgrade(nil); err == nil || !strings.Contains(err.Error(), "the context is nil") { //lint:ignore SA1012 on purpose
+	var none context.Context
+	if err := u.Upgrade(none); err == nil || !strings.Contains(err.Error(), "the context is nil") {
 		t.Errorf("Upgrade(nil): %v", err)
 	}
 	u.Stop()
