@@ -135,12 +135,7 @@ func TestNewAfterDone(t *testing.T) {
 func TestNewBesideANewProcess(t *testing.T) {
 	u := &Upgrader{done: make(chan struct{}), over: make(chan struct{}), events: make(chan func())}
 	close(u.done)
-	go func() {
-		for f := range u.events {
-			f()
-		}
-	}()
-	defer close(u.events)
+	go func() { (<-u.events)() }() // once
 	i := use{by: u}
 	if i.take() {
 		t.Error("two Upgraders")
