@@ -94,6 +94,27 @@ func startOf(pid int) (start uint64, ok bool) {
 	return start, err == nil
 }
 
+// onlyANumber reports whether pid, which kill(2) finds, is a zombie's, or a thread's
+// that is not a process's first. Where proc_pid_status(5) can't be read (hidepid), it
+// counts as a process's.
+func onlyANumber(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	field := func(name string) string {
+		_, rest, _ := bytes.Cut(b, []byte("\n"+name+":"))
+		value, _, _ := bytes.Cut(rest, []byte("\n"))
+		return string(bytes.TrimSpace(value))
+	}
+	state, leader, threads := field("State"), field("Tgid"), field("Threads")
+	if leader != "" && leader != strconv.Itoa(pid) {
+		return true
+	}
+	// The first thread may have ended while others run: that is a zombie that lives.
+	return state != "" && (state[0] == 'Z' && threads == "1" || state[0] == 'X')
+}
+
 // startChild starts a process, with a pidfd of it if the kernel gives one.
 func startChild(path string, argv []string, attr *syscall.ProcAttr) (*life, error) {
 	l := &life{pidfd: -1}

@@ -24,3 +24,4 @@ func pidfdOver(int) bool         { return false }
 func awaitPidfd(int)             {}
 func killPidfd(int) error        { return unix.ENOSYS }
 func startOf(int) (uint64, bool) { return 0, false }
+func onlyANumber(int) bool       { return false }

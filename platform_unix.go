@@ -60,7 +60,8 @@ func killedBySIGKILL(state *os.ProcessState) bool {
 	return ok && ws.Signaled() && ws.Signal() == syscall.SIGKILL
 }
 
-// alive says whether a process with this pid exists.
+// alive reports whether a process with this pid runs. One that has ended, and that
+// its parent has not waited for yet, does not.
 func alive(pid int) bool {
-	return pid > 0 && unix.Kill(pid, 0) != unix.ESRCH
+	return pid > 0 && unix.Kill(pid, 0) != unix.ESRCH && !onlyANumber(pid)
 }
