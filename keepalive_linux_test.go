@@ -104,7 +104,7 @@ func TestListenConfigInEveryGeneration(t *testing.T) {
 					l.mu.Unlock()
 					g.socks.mendAll() // not shared, so nothing
 					g.socks.mu.Lock()
-					g.socks.mend(l)
+					g.socks.mend(l.sock)
 					g.socks.mu.Unlock()
 					g.socks.settled(t.Context())
 					if got := optionsOf(t, l); got != want {

@@ -37,7 +37,6 @@ type listener struct {
 	// mayReturn says that the end of accepting is an upgrade's, and not the last.
 	mayReturn atomic.Bool
 
-	mending *mending // nil: nothing is mended; guarded by sockets.mu
 	// unwanted: the program itself has closed it, while nothing but a roll back
 	// could need it. Guarded by sockets.mu.
 	unwanted bool

@@ -10,7 +10,8 @@ import (
 // again: new may have closed it, removed its path, or shut it down for all who
 // have it, and old may have closed what new had dropped. Where it can't be opened
 // at once it is tried until it works, or until it is not wanted any more. That
-// costs nothing but this address: Accept waits.
+// costs nothing but this address: Accept waits. The same for sockets of packets:
+// see packet_mend.go.
 
 // start lets connections in, at the first time. sockets.mu is held.
 func (l *listener) start() error {
@@ -44,50 +45,54 @@ func (l *listener) restart() {
 		l.gate.set(gateOpen)
 	}
 	l.mu.Unlock()
-	l.socks.mend(l)
+	l.socks.mend(l.sock)
 }
 
-// A mending looks after one listener.
+// A mending looks after one socket.
 type mending struct {
 	ctx   context.Context
 	tried chan struct{} // closed when the first try is over
 	again bool          // asked for once more meanwhile; guarded by sockets.mu
 }
 
-// mend looks after l, in a goroutine of its own: files, and whatever else it asks,
-// may take their time. s.mu is held.
-func (s *sockets) mend(l *listener) {
-	if l.unwanted {
+// mend looks after sock, in a goroutine of its own: files, and whatever else it
+// asks, may take their time. s.mu is held.
+func (s *sockets) mend(sock *socket) {
+	if sock.listener != nil && sock.listener.unwanted {
 		return
 	}
-	if l.mending != nil && l.mending.ctx.Err() == nil {
-		l.mending.again = true
+	if sock.mending != nil && sock.mending.ctx.Err() == nil {
+		sock.mending.again = true
 		return
 	}
 	if s.mending == nil {
 		s.mending, s.stopMending = context.WithCancel(context.Background())
 	}
 	m := &mending{ctx: s.mending, tried: make(chan struct{})}
-	l.mending = m
-	go l.runMending(m)
+	sock.mending = m
+	go s.runMending(sock, m)
 }
 
-func (l *listener) runMending(m *mending) {
-	network, addr := l.sock.Network, l.sock.Bound
+func (s *sockets) runMending(sock *socket, m *mending) {
+	network, addr := sock.Network, sock.Bound
+	what := "listener"
+	if sock.listener == nil {
+		what = "packet socket"
+	}
 	tried := sync.OnceFunc(func() { close(m.tried) })
 	defer tried() // the next upgrade waits for it
-	for n, wait := 1, 10*time.Millisecond; m.ctx.Err() == nil && !l.gate.isClosed(); n, wait = n+1, min(2*wait, 5*time.Second) {
-		opened, err := l.makeWhole(m.ctx)
+	for n, wait := 1, 10*time.Millisecond; m.ctx.Err() == nil && !sock.gate.isClosed(); n, wait = n+1, min(2*wait, 5*time.Second) {
+		opened, err := sock.whole(m.ctx)
 		tried()
 		switch {
 		case m.ctx.Err() != nil:
 			continue // to the end
 		case err == nil && opened:
-			l.socks.log.Info("grace: a listener was opened again", "network", network, "address", addr, "tries", n)
+			s.log.Info("grace: a "+what+" was opened again", "network", network, "address", addr, "tries", n)
 		case err != nil && n == 1:
-			l.socks.log.Error("grace: a listener can't be opened again; the others serve, and it is tried until it works", "network", network, "address", addr, "err", err)
+			s.log.Error("grace: a "+what+" can't be opened again; the others serve, and it is tried until it works", "network", network, "address", addr, "err", err)
 		}
-		if err == nil && l.socks.mended(l, m) {
+		if err == nil && s.mended(sock, m) {
 			return
 		}
 		if err != nil {
@@ -97,17 +102,17 @@ func (l *listener) runMending(m *mending) {
 			}
 		}
 	}
-	l.socks.mended(l, m)
+	s.mended(sock, m)
 }
 
 // mended ends the mending, unless it was asked for again.
-func (s *sockets) mended(l *listener, m *mending) bool {
+func (s *sockets) mended(sock *socket, m *mending) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	again := m.again
 	m.again = false
-	if l.mending == m && !again {
-		l.mending = nil
+	if sock.mending == m && !again {
+		sock.mending = nil
 	}
 	return !again
 }
@@ -129,7 +134,7 @@ func (l *listener) makeWhole(ctx context.Context) (again bool, err error) {
 		l.closeInner()
 	}
 	if !l.isShut() && !l.sock.lost() {
-		l.reopenGate(ctx)
+		l.socks.reopenGate(ctx, l.gate)
 		return false, nil
 	}
 	inner, err := l.open()
@@ -146,22 +151,24 @@ func (l *listener) isYielded() bool {
 	return l.sock.yielded
 }
 
-// shutGate lets Accept wait; false if the listener is not to be mended any more.
-func (l *listener) shutGate(ctx context.Context) bool {
-	l.socks.mu.Lock()
-	defer l.socks.mu.Unlock()
-	if ctx.Err() != nil || l.gate.isClosed() {
+func (l *listener) shutGate(ctx context.Context) bool { return l.socks.shutGate(ctx, l.gate) }
+
+// shutGate lets who comes to g wait; false if it is not to be mended any more.
+func (s *sockets) shutGate(ctx context.Context, g *gate) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() != nil || g.isClosed() {
 		return false
 	}
-	l.gate.set(gateShut)
+	g.set(gateShut)
 	return true
 }
 
-func (l *listener) reopenGate(ctx context.Context) {
-	l.socks.mu.Lock()
-	defer l.socks.mu.Unlock()
-	if ctx.Err() == nil && l.socks.open {
-		l.gate.swap(gateShut, gateOpen)
+func (s *sockets) reopenGate(ctx context.Context, g *gate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() == nil && s.open {
+		g.swap(gateShut, gateOpen)
 	}
 }
 
@@ -261,11 +268,11 @@ func (l *listener) outlives(inner opened) bool {
 		return l.gate.isShut()
 	}
 	l.gate.set(gateShut)
-	l.socks.mend(l)
+	l.socks.mend(l.sock)
 	return true
 }
 
-// mendAll looks after all listeners: new is dead, and was not ready.
+// mendAll looks after all sockets: new is dead, and was not ready.
 func (s *sockets) mendAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -273,13 +280,13 @@ func (s *sockets) mendAll() {
 		return
 	}
 	for _, sock := range s.all {
-		if sock.listener != nil && sock.shared.Load() {
-			s.mend(sock.listener)
+		if sock.whole != nil && sock.shared.Load() {
+			s.mend(sock)
 		}
 	}
 }
 
-// settled waits until each listener that is being mended was tried once.
+// settled waits until each socket that is being mended was tried once.
 func (s *sockets) settled(ctx context.Context) {
 	for _, tried := range s.tries() {
 		select {
@@ -294,8 +301,8 @@ func (s *sockets) tries() (all []chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sock := range s.all {
-		if l := sock.listener; l != nil && l.mending != nil {
-			all = append(all, l.mending.tried)
+		if sock.mending != nil {
+			all = append(all, sock.mending.tried)
 		}
 	}
 	return all

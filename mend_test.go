@@ -415,8 +415,8 @@ func TestMendingOfAClosedListenerIsOver(t *testing.T) {
 	s.toHandOver()
 	s.mu.Lock()
 	l.gate.set(gateClosed)
-	s.mend(l)
-	tried := l.mending.tried
+	s.mend(l.sock)
+	tried := l.sock.mending.tried
 	s.mu.Unlock()
 	receive(t, tried, "the end of the first try")
 	l.Close()
@@ -466,7 +466,7 @@ func TestMendingOfWhatNewHasTaken(t *testing.T) {
 			until(t, "the end of the mending", func() bool {
 				s.mu.Lock()
 				defer s.mu.Unlock()
-				return l.mending == nil
+				return l.sock.mending == nil
 			})
 			if l.gate.isOpen() {
 				t.Error("this process accepts, and new does")

@@ -67,7 +67,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 		network, addr := sock.again()
 		return openListener(lc, network, addr)
 	}
-	sock.listener = l
+	sock.listener, sock.whole = l, l.makeWhole
 	l.expired = &net.OpError{Op: "read", Net: l.addr.Network(), Source: l.addr, Err: os.ErrDeadlineExceeded}
 	l.custom = lc.KeepAlive != 0 || lc.KeepAliveConfig != (net.KeepAliveConfig{})
 	if err := s.add(sock); err != nil {
@@ -88,14 +88,14 @@ func (e *entry) again() (network, addr string) {
 	}
 	bound, err := netip.ParseAddrPort(e.Bound)
 	switch {
-	case err != nil || e.Network != "tcp":
+	case err != nil || e.Network != "tcp" && e.Network != "udp":
 		return e.Network, e.Bound
 	case bound.Addr().Is4():
-		return "tcp4", e.Bound
+		return e.Network + "4", e.Bound
 	case e.V6Only:
-		return "tcp6", e.Bound
+		return e.Network + "6", e.Bound
 	}
-	return "tcp", e.Bound
+	return e.Network, e.Bound
 }
 
 func openListener(lc net.ListenConfig, network, addr string) (opened, error) {
@@ -181,7 +181,11 @@ func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.P
 	g := newGate(inner.SetReadDeadline)
 	sock := &socket{entry: in.entry, index: in.index, gate: g}
 	g.unblock = sock.unblock
-	p, raw, err := newPacketConn(inner, g, sock, s)
+	open := func() (net.PacketConn, error) {
+		network, addr := sock.again()
+		return openPacket(lc, network, addr)
+	}
+	p, raw, err := newPacketConn(inner, g, sock, s, open)
 	if err == nil {
 		sock.raw = raw
 		err = s.add(sock)

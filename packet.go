@@ -3,6 +3,8 @@ package grace
 import (
 	"net"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -18,46 +20,51 @@ import (
 // this process is ready, and are lost if it never is: to bind such a socket later
 // would leave it without an address, and the kernel has no other way to keep
 // packets from it.
+//
+// If a new process has shut the socket down for all who have it, and failed, another
+// one is opened in its place, with the options that [ListenConfig] gives it. The
+// methods are those of the one of now, and so is a SyscallConn that is asked for
+// anew; the field is the one of the start.
 type UDPConn struct {
 	*net.UDPConn
-	packet
+	packet[net.UDPConn, *net.UDPConn]
 }
 
 // ReadFrom is [net.UDPConn.ReadFrom].
 func (c *UDPConn) ReadFrom(b []byte) (n int, addr net.Addr, err error) {
-	err = c.gate.pass(func() (err error) { n, addr, err = c.UDPConn.ReadFrom(b); return err })
+	err = c.read(func() (int, error) { n, addr, err = c.inner().ReadFrom(b); return n, err })
 	return n, addr, err
 }
 
 // Read is [net.UDPConn.Read].
 func (c *UDPConn) Read(b []byte) (n int, err error) {
-	err = c.gate.pass(func() (err error) { n, err = c.UDPConn.Read(b); return err })
+	err = c.read(func() (int, error) { n, err = c.inner().Read(b); return n, err })
 	return n, err
 }
 
 // ReadFromUDP is [net.UDPConn.ReadFromUDP].
 func (c *UDPConn) ReadFromUDP(b []byte) (n int, addr *net.UDPAddr, err error) {
-	err = c.gate.pass(func() (err error) { n, addr, err = c.UDPConn.ReadFromUDP(b); return err })
+	err = c.read(func() (int, error) { n, addr, err = c.inner().ReadFromUDP(b); return n, err })
 	return n, addr, err
 }
 
 // ReadFromUDPAddrPort is [net.UDPConn.ReadFromUDPAddrPort].
 func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (n int, addr netip.AddrPort, err error) {
-	err = c.gate.pass(func() (err error) { n, addr, err = c.UDPConn.ReadFromUDPAddrPort(b); return err })
+	err = c.read(func() (int, error) { n, addr, err = c.inner().ReadFromUDPAddrPort(b); return n, err })
 	return n, addr, err
 }
 
 // ReadMsgUDP is [net.UDPConn.ReadMsgUDP].
 func (c *UDPConn) ReadMsgUDP(b, oob []byte) (n, oobn, flags int, addr *net.UDPAddr, err error) {
-	err = c.gate.pass(func() (err error) { n, oobn, flags, addr, err = c.UDPConn.ReadMsgUDP(b, oob); return err })
+	err = c.read(func() (int, error) { n, oobn, flags, addr, err = c.inner().ReadMsgUDP(b, oob); return n, err })
 	return n, oobn, flags, addr, err
 }
 
 // ReadMsgUDPAddrPort is [net.UDPConn.ReadMsgUDPAddrPort].
 func (c *UDPConn) ReadMsgUDPAddrPort(b, oob []byte) (n, oobn, flags int, addr netip.AddrPort, err error) {
-	err = c.gate.pass(func() (err error) {
-		n, oobn, flags, addr, err = c.UDPConn.ReadMsgUDPAddrPort(b, oob)
-		return err
+	err = c.read(func() (int, error) {
+		n, oobn, flags, addr, err = c.inner().ReadMsgUDPAddrPort(b, oob)
+		return n, err
 	})
 	return n, oobn, flags, addr, err
 }
@@ -74,37 +81,37 @@ func (c *UDPConn) SetDeadline(t time.Time) error {
 // Close closes the socket in this process; it is not handed over any more.
 func (c *UDPConn) Close() error {
 	c.closing()
-	return c.UDPConn.Close()
+	return c.inner().Close()
 }
 
 // A UnixgramConn is what [Upgrader.ListenPacket] gives for unixgram; its reads
 // behave like those of [UDPConn].
 type UnixgramConn struct {
 	*net.UnixConn
-	packet
+	packet[net.UnixConn, *net.UnixConn]
 }
 
 // ReadFrom is [net.UnixConn.ReadFrom].
 func (c *UnixgramConn) ReadFrom(b []byte) (n int, addr net.Addr, err error) {
-	err = c.gate.pass(func() (err error) { n, addr, err = c.UnixConn.ReadFrom(b); return err })
+	err = c.read(func() (int, error) { n, addr, err = c.inner().ReadFrom(b); return n, err })
 	return n, addr, err
 }
 
 // Read is [net.UnixConn.Read].
 func (c *UnixgramConn) Read(b []byte) (n int, err error) {
-	err = c.gate.pass(func() (err error) { n, err = c.UnixConn.Read(b); return err })
+	err = c.read(func() (int, error) { n, err = c.inner().Read(b); return n, err })
 	return n, err
 }
 
 // ReadFromUnix is [net.UnixConn.ReadFromUnix].
 func (c *UnixgramConn) ReadFromUnix(b []byte) (n int, addr *net.UnixAddr, err error) {
-	err = c.gate.pass(func() (err error) { n, addr, err = c.UnixConn.ReadFromUnix(b); return err })
+	err = c.read(func() (int, error) { n, addr, err = c.inner().ReadFromUnix(b); return n, err })
 	return n, addr, err
 }
 
 // ReadMsgUnix is [net.UnixConn.ReadMsgUnix].
 func (c *UnixgramConn) ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error) {
-	err = c.gate.pass(func() (err error) { n, oobn, flags, addr, err = c.UnixConn.ReadMsgUnix(b, oob); return err })
+	err = c.read(func() (int, error) { n, oobn, flags, addr, err = c.inner().ReadMsgUnix(b, oob); return n, err })
 	return n, oobn, flags, addr, err
 }
 
@@ -120,32 +127,57 @@ func (c *UnixgramConn) SetDeadline(t time.Time) error {
 // Close closes the socket in this process; it is not handed over any more.
 func (c *UnixgramConn) Close() error {
 	c.closing()
-	return c.UnixConn.Close()
+	return c.inner().Close()
 }
 
 // A packet is what both have besides the socket.
-type packet struct {
+type packet[T any, P packetConn[T]] struct {
 	gate  *gate
 	sock  *socket
 	socks *sockets
+
+	now    atomic.Pointer[T]              // another one if it was mended
+	open   func() (net.PacketConn, error) // opens the same socket again
+	broken atomic.Bool                    // a write has said so
+
+	// reopening is held while the socket is closed or opened anew, which may wait
+	// for a disk; before sockets.mu.
+	reopening sync.Mutex
+	shut      bool // closed, to be replaced; guarded by reopening
 }
 
-func (p packet) closing() {
+type packetConn[T any] interface {
+	*T
+	net.PacketConn
+	syscall.Conn
+}
+
+func (p *packet[T, P]) inner() P { return p.now.Load() }
+
+func (p *packet[T, P]) closing() {
 	p.socks.remove(p.sock)
 	p.gate.set(gateClosed)
 	p.sock.freeToClose()
 }
 
 // newPacketConn puts a gate before the reads of a packet conn.
-func newPacketConn(inner net.PacketConn, g *gate, sock *socket, s *sockets) (net.PacketConn, syscall.RawConn, error) {
-	p := packet{gate: g, sock: sock, socks: s}
+func newPacketConn(inner net.PacketConn, g *gate, sock *socket, s *sockets, open func() (net.PacketConn, error)) (net.PacketConn, syscall.RawConn, error) {
 	switch c := inner.(type) {
 	case *net.UDPConn:
-		raw, err := c.SyscallConn()
-		return &UDPConn{c, p}, raw, err
+		u := &UDPConn{UDPConn: c}
+		raw, err := u.init(c, g, sock, s, open)
+		return u, raw, err
 	case *net.UnixConn:
-		raw, err := c.SyscallConn()
-		return &UnixgramConn{c, p}, raw, err
+		u := &UnixgramConn{UnixConn: c}
+		raw, err := u.init(c, g, sock, s, open)
+		return u, raw, err
 	}
 	return nil, nil, net.UnknownNetworkError(inner.LocalAddr().Network())
+}
+
+func (p *packet[T, P]) init(c P, g *gate, sock *socket, s *sockets, open func() (net.PacketConn, error)) (syscall.RawConn, error) {
+	p.gate, p.sock, p.socks, p.open = g, sock, s, open
+	p.now.Store(c)
+	sock.whole = p.makeWhole
+	return c.SyscallConn()
 }

@@ -88,6 +88,7 @@ func (sock *socket) show()            {}
 func (sock *socket) unlink()          {}
 func (sock *socket) forget()          {}
 func (sock *socket) listens() bool    { return true }
+func (sock *socket) isShutDown() bool { return false }
 func (sock *socket) listenNow() error { return nil }
 
 func openLate(lc net.ListenConfig, network, addr string) (acceptor, net.Listener, error) {

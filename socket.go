@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,8 +18,15 @@ type socket struct {
 	// any more, nor to remove its path.
 	yielded bool
 
+	// whole makes of a listener or packet conn what it was, and says whether it was
+	// opened anew for that; see mend.go. nil: there is nothing to mend.
+	whole   func(context.Context) (opened bool, err error)
+	mending *mending // nil: nothing is mended; guarded by sockets.mu
+
 	// shared says that another process has, or had, the socket too.
 	shared atomic.Bool
+	// shutBefore says that a packet conn had been shut down when it was handed over.
+	shutBefore atomic.Bool
 
 	fileMu sync.Mutex
 	file   socketFile // guarded by fileMu
@@ -26,8 +34,8 @@ type socket struct {
 	mu  sync.Mutex
 	raw syscall.RawConn
 
-	// Of a listener: its descriptor, -1 once it is closed. Who closes it holds
-	// closing, and so does who hands it over.
+	// Of a listener: its descriptor, -1 once it is closed. Who closes it, or puts
+	// another one in its place, holds closing, and so does who hands it over.
 	closing sync.Mutex
 	fd      int
 }
@@ -86,12 +94,12 @@ func withFDs(socks []*socket, f func(open []*socket, fds []int) error) error {
 	fds := make([]int, len(socks)) // below 0: closed
 	var others []int               // in socks, whose descriptors only control holds
 	for i, sock := range socks {
+		sock.closing.Lock()
+		defer sock.closing.Unlock()
 		if sock.listener == nil {
 			others = append(others, i)
 			continue
 		}
-		sock.closing.Lock()
-		defer sock.closing.Unlock()
 		fds[i] = sock.fd
 	}
 	return withOthers(socks, others, fds, func() error {

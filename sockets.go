@@ -141,6 +141,7 @@ func (s *sockets) toHandOver() []*socket {
 	all := s.snapshot()
 	for _, sock := range all {
 		sock.shared.Store(true)
+		sock.shutBefore.Store(sock.whole != nil && sock.listener == nil && sock.isShutDown())
 		sock.look()
 	}
 	return all
@@ -234,9 +235,7 @@ func (s *sockets) reopenGates() {
 			}
 		case sock.gate != nil:
 			sock.gate.set(gateOpen)
-			if sock.Path != "" {
-				go sock.show()
-			}
+			s.mend(sock)
 		}
 		sock.yielded = false
 	}

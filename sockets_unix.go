@@ -88,6 +88,23 @@ func readable(sock *socket) bool {
 	return ready
 }
 
+// isShutDown says whether a packet conn gets nothing any more. Any process that has
+// it may end that with shutdown(2), for all of them.
+func (sock *socket) isShutDown() bool {
+	down := false
+	sock.control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: pollHungUp}}
+		for {
+			n, err := unix.Poll(p, 0)
+			if err != unix.EINTR {
+				down = n > 0 && p[0].Revents&(pollHungUp|unix.POLLHUP) != 0
+				return
+			}
+		}
+	})
+	return down
+}
+
 // listens says whether the socket listens still. Any process that has it may end
 // that with shutdown(2), for all of them.
 func (sock *socket) listens() bool {
