@@ -316,7 +316,7 @@ func (u *Upgrader) finish() {
 // program's own code.
 func (u *Upgrader) endServers() {
 	ends := []func(){u.socks.close}
-	for _, s := range u.allServers() {
+	for _, s := range u.lastServers() {
 		ends = append(ends, s.shutdown)
 	}
 	within(endPatience, ends...)
@@ -359,6 +359,23 @@ func (u *Upgrader) allServers() []drainer {
 	u.serversMu.Lock()
 	defer u.serversMu.Unlock()
 	return append([]drainer(nil), u.servers...)
+}
+
+// lastServers is allServers, and ends each one that comes later.
+func (u *Upgrader) lastServers() []drainer {
+	u.serversMu.Lock()
+	u.serversEnded = true
+	u.serversMu.Unlock()
+	return u.allServers()
+}
+
+// addServer adds a server. One that comes when the others were ended is ended as
+// well: a stop may come while the program still sets itself up. serversMu is held.
+func (u *Upgrader) addServer(s drainer) {
+	u.servers = append(u.servers, s)
+	if u.serversEnded {
+		go s.shutdown()
+	}
 }
 
 // A drainer is a server that finishes what it has begun.

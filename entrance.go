@@ -94,6 +94,8 @@ func (e *entrance) Accept() (net.Conn, error) {
 		select {
 		case <-e.closed:
 			return nil, net.ErrClosed
+		case <-e.hall.done:
+			return nil, net.ErrClosed
 		case a := <-e.hall.out:
 			if a.err != nil {
 				if a.n == e.n {

@@ -144,7 +144,7 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 		s.addCopy(s.srv)
 	}
 	srv.RegisterOnShutdown(s.onShutdown)
-	u.servers = append(u.servers, s)
+	u.addServer(s)
 	return s
 }
 

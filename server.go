@@ -55,7 +55,7 @@ func (u *Upgrader) Server(s Server) (execute func() error, interrupt func(error)
 		}
 	}
 	u.serversMu.Lock()
-	u.servers = append(u.servers, o)
+	u.addServer(o)
 	u.serversMu.Unlock()
 	return o.serve, func(error) { u.Close() }
 }
@@ -79,10 +79,21 @@ func (s *otherServer) serve() error {
 		defer s.hall.end()
 	}
 	for {
+		select {
+		case <-s.finished: // before it has begun
+			return nil
+		default:
+		}
 		ln, resumed, closed, wanted := s.begin()
 		returned := make(chan error, 1)
 		go func() { returned <- s.Serve(ln) }()
+		var finished chan struct{}
+		if s.hall != nil { // the end of ours may be nothing to what is behind it
+			finished = s.finished
+		}
 		select {
+		case <-finished:
+			return nil
 		case <-closed: // it will return, maybe when all its connections are gone
 		case err := <-returned:
 			s.mu.Lock()

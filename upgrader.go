@@ -86,8 +86,9 @@ type Upgrader struct {
 	probation    *time.Timer
 	drain        *drain // running, or nil
 
-	serversMu sync.Mutex
-	servers   []drainer
+	serversMu    sync.Mutex
+	serversEnded bool // also those that come from now on
+	servers      []drainer
 }
 
 // A system is what an Upgrader asks the operating system for; tests have their own.
