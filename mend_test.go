@@ -567,7 +567,7 @@ func TestMendingEndsAtTheHandOver(t *testing.T) {
 	late := receive(t, tries, "the next try")
 	s.yield(nil, nil) // the next upgrade, whose manifest has no listener that is closed
 	late <- true
-	until(t, "the end of the mending", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return l.mending == nil })
+	until(t, "the end of the mending", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return l.sock.mending == nil })
 	if c, err := net.Dial("tcp", l.Addr().String()); err == nil || !l.gate.isShut() {
 		if err == nil {
 			c.Close()

@@ -78,6 +78,9 @@ func (p *packet[T, P]) makeWhole(ctx context.Context) (again bool, err error) {
 	p.reopening.Lock()
 	defer p.reopening.Unlock()
 	p.sock.show()
+	if p.isYielded() { // new's by now; a roll back asks again
+		return false, nil
+	}
 	if !p.shut && p.isSick(ctx) && p.socks.shutGate(ctx, p.gate) {
 		p.sock.unlink() // its address must be free for the next one
 		p.sock.closing.Lock()
@@ -94,7 +97,14 @@ func (p *packet[T, P]) makeWhole(ctx context.Context) (again bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	return true, p.replace(ctx, inner)
+	err = p.replace(ctx, inner)
+	return !p.isYielded(), err
+}
+
+func (p *packet[T, P]) isYielded() bool {
+	p.socks.mu.Lock()
+	defer p.socks.mu.Unlock()
+	return p.sock.yielded
 }
 
 // isSick says whether another socket must take the place of this one: it was shut
@@ -140,14 +150,13 @@ func (p *packet[T, P]) replace(ctx context.Context, inner net.PacketConn) error 
 func (p *packet[T, P]) install(ctx context.Context, c P) bool {
 	p.socks.mu.Lock()
 	defer p.socks.mu.Unlock()
-	if ctx.Err() != nil || p.gate.isClosed() {
+	if ctx.Err() != nil || p.gate.isClosed() || p.sock.yielded {
 		return false
 	}
 	p.now.Store(c)
 	p.broken.Store(false)
 	p.gate.replace(c.SetReadDeadline)
 	p.gate.set(gateOpen)
-	p.sock.yielded = false
 	return !p.gate.isClosed() // meanwhile
 }
 
