@@ -144,7 +144,7 @@ func (u *Upgrader) start(ctx context.Context) (s *successor, err error) {
 		if lock, err = u.pid.lend(); err != nil {
 			pipe.Close()
 			ch.close()
-			return nil, err
+			return nil, &startError{err, "see to it that this process can use the PID file and the lock beside it, as the error says, and send the signal again"}
 		}
 		defer closeAll(lock)
 	}

@@ -389,3 +389,24 @@ func TestPIDFileLockIsReadByAScript(t *testing.T) {
 	}
 	p.release(true)
 }
+
+// What is wrong with the PID file is not looked for at the binary.
+func TestAdviceWhereThePIDFileCanNotBeLent(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	u, _ := newSolo(t, PIDFile(filepath.Join(dir, "app.pid")))
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	_, err := u.launch(t.Context())
+	if do := advice(err); !errors.Is(err, ErrStart) || !strings.Contains(do, "PID file") || strings.Contains(do, "binary") {
+		t.Errorf("the error is %v, the advice %q", err, do)
+	}
+	u.Stop()
+	receive(t, u.Done(), "Done")
+}
