@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"syscall"
 	"time"
 )
 
@@ -191,19 +190,18 @@ func (c *UDPConn) WriteMsgUDPAddrPort(b, oob []byte, addr netip.AddrPort) (n, oo
 }
 
 // Write, LocalAddr, RemoteAddr, SetWriteDeadline, SetReadBuffer, SetWriteBuffer,
-// SyscallConn and File are those of net.UDPConn.
+// and File are those of net.UDPConn.
 
-func (c *UDPConn) Write(b []byte) (int, error)           { return c.inner().Write(b) }
-func (c *UDPConn) LocalAddr() net.Addr                   { return c.inner().LocalAddr() }
-func (c *UDPConn) RemoteAddr() net.Addr                  { return c.inner().RemoteAddr() }
-func (c *UDPConn) SetWriteDeadline(t time.Time) error    { return c.inner().SetWriteDeadline(t) }
-func (c *UDPConn) SetReadBuffer(n int) error             { return c.inner().SetReadBuffer(n) }
-func (c *UDPConn) SetWriteBuffer(n int) error            { return c.inner().SetWriteBuffer(n) }
-func (c *UDPConn) SyscallConn() (syscall.RawConn, error) { return c.inner().SyscallConn() }
-func (c *UDPConn) File() (*os.File, error)               { return c.inner().File() }
+func (c *UDPConn) Write(b []byte) (int, error)        { return c.inner().Write(b) }
+func (c *UDPConn) LocalAddr() net.Addr                { return c.inner().LocalAddr() }
+func (c *UDPConn) RemoteAddr() net.Addr               { return c.inner().RemoteAddr() }
+func (c *UDPConn) SetWriteDeadline(t time.Time) error { return c.inner().SetWriteDeadline(t) }
+func (c *UDPConn) SetReadBuffer(n int) error          { return c.inner().SetReadBuffer(n) }
+func (c *UDPConn) SetWriteBuffer(n int) error         { return c.inner().SetWriteBuffer(n) }
+func (c *UDPConn) File() (*os.File, error)            { return c.inner().File() }
 
 // WriteTo, WriteToUnix, WriteMsgUnix, Write, LocalAddr, RemoteAddr, SetWriteDeadline,
-// SetReadBuffer, SetWriteBuffer, CloseRead, CloseWrite, SyscallConn and File are those
+// SetReadBuffer, SetWriteBuffer, CloseRead, CloseWrite and File are those
 // of net.UnixConn.
 
 func (c *UnixgramConn) WriteTo(b []byte, addr net.Addr) (int, error) {
@@ -215,13 +213,12 @@ func (c *UnixgramConn) WriteToUnix(b []byte, addr *net.UnixAddr) (int, error) {
 func (c *UnixgramConn) WriteMsgUnix(b, oob []byte, addr *net.UnixAddr) (n, oobn int, err error) {
 	return c.inner().WriteMsgUnix(b, oob, addr)
 }
-func (c *UnixgramConn) Write(b []byte) (int, error)           { return c.inner().Write(b) }
-func (c *UnixgramConn) LocalAddr() net.Addr                   { return c.inner().LocalAddr() }
-func (c *UnixgramConn) RemoteAddr() net.Addr                  { return c.inner().RemoteAddr() }
-func (c *UnixgramConn) SetWriteDeadline(t time.Time) error    { return c.inner().SetWriteDeadline(t) }
-func (c *UnixgramConn) SetReadBuffer(n int) error             { return c.inner().SetReadBuffer(n) }
-func (c *UnixgramConn) SetWriteBuffer(n int) error            { return c.inner().SetWriteBuffer(n) }
-func (c *UnixgramConn) CloseRead() error                      { return c.inner().CloseRead() }
-func (c *UnixgramConn) CloseWrite() error                     { return c.inner().CloseWrite() }
-func (c *UnixgramConn) SyscallConn() (syscall.RawConn, error) { return c.inner().SyscallConn() }
-func (c *UnixgramConn) File() (*os.File, error)               { return c.inner().File() }
+func (c *UnixgramConn) Write(b []byte) (int, error)        { return c.inner().Write(b) }
+func (c *UnixgramConn) LocalAddr() net.Addr                { return c.inner().LocalAddr() }
+func (c *UnixgramConn) RemoteAddr() net.Addr               { return c.inner().RemoteAddr() }
+func (c *UnixgramConn) SetWriteDeadline(t time.Time) error { return c.inner().SetWriteDeadline(t) }
+func (c *UnixgramConn) SetReadBuffer(n int) error          { return c.inner().SetReadBuffer(n) }
+func (c *UnixgramConn) SetWriteBuffer(n int) error         { return c.inner().SetWriteBuffer(n) }
+func (c *UnixgramConn) CloseRead() error                   { return c.inner().CloseRead() }
+func (c *UnixgramConn) CloseWrite() error                  { return c.inner().CloseWrite() }
+func (c *UnixgramConn) File() (*os.File, error)            { return c.inner().File() }
