@@ -302,6 +302,19 @@ func TestSilentClientsHaveIdleGrace(t *testing.T) {
 	send := func(text string) func(*testing.T, net.Conn) {
 		return func(t *testing.T, c net.Conn) { io.WriteString(c, text) }
 	}
+	// A byte now and then, of a record that is long.
+	dribble := func(_ *testing.T, c net.Conn) {
+		io.WriteString(c, "\x16\x03\x01\x40\x00")
+		go func() {
+			tick := time.NewTicker(5 * time.Millisecond)
+			defer tick.Stop()
+			for range tick.C {
+				if _, err := c.Write([]byte{1}); err != nil {
+					return
+				}
+			}
+		}()
+	}
 	handshake := func(protos ...string) func(*testing.T, net.Conn) {
 		return func(t *testing.T, c net.Conn) {
 			config := trusting.Clone()
@@ -312,19 +325,36 @@ func TestSilentClientsHaveIdleGrace(t *testing.T) {
 		}
 	}
 	for _, c := range []struct {
-		name   string
-		https  bool
-		client func(*testing.T, net.Conn)
+		name    string
+		https   bool
+		foreign bool // the listener is none of ours
+		client  func(*testing.T, net.Conn)
 	}{
-		{"TLS, silent", true, send("")},
-		{"TLS, half a hello", true, send(hello[:len(hello)/2])},
-		{"TLS, no request", true, handshake("http/1.1")},
-		{"h2c, silent", false, send("")},
-		{"h2c, half a preface", false, send("PRI *")},
+		{"TLS, silent", true, false, send("")},
+		{"TLS, half a hello", true, false, send(hello[:len(hello)/2])},
+		{"TLS, a byte at a time", true, false, dribble},
+		{"TLS, no request", true, false, handshake("http/1.1")},
+		{"h2c, silent", false, false, send("")},
+		{"h2c, half a preface", false, false, send("PRI *")},
+		{"foreign TLS, silent", true, true, send("")},
+		{"foreign TLS, half a hello", true, true, send(hello[:len(hello)/2])},
+		{"foreign h2c, silent", false, true, send("")},
+		{"foreign h2c, half a preface", false, true, send("PRI *")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			u, ln := newSolo(t, DrainTimeout(time.Hour), IdleGrace(50*time.Millisecond))
+			grace := 50 * time.Millisecond
+			if c.name == "TLS, a byte at a time" {
+				grace = 2 * time.Second // far longer than from one byte to the next
+			}
+			u, ln := newSolo(t, DrainTimeout(time.Hour), IdleGrace(grace))
+			if c.foreign {
+				var err error
+				if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+					t.Fatal(err)
+				}
+				defer ln.Close()
+			}
 			met := make(chan struct{}, 1)
 			srv := &http.Server{
 				Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0), Protocols: new(http.Protocols),

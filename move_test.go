@@ -4,8 +4,10 @@ package grace
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -228,8 +230,9 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 func TestBadConnsMessage(t *testing.T) {
 	p := newCouple(t, saysSide)
 	for _, payload := range [][]byte{
-		nil, {1}, encodeConns([]*moving{{id: 1, unread: []byte("xyz")}}).payload[:13],
-		append(make([]byte, 8), 0x80, 0, 0, 0), append(make([]byte, 8), 0xff, 0xff, 0xff, 0xff), // below 0 as an int of 32 bit
+		nil, {1}, encodeConns([]*moving{{id: 1, unread: []byte("xyz")}}).payload[:connHeader+1],
+		// Below 0 as an int of 32 bit.
+		binary.BigEndian.AppendUint64(make([]byte, 8), 1<<63), binary.BigEndian.AppendUint64(make([]byte, 8), math.MaxUint64),
 	} {
 		fd, err := dupInOrder([]int{0})
 		if err != nil {
