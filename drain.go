@@ -91,6 +91,9 @@ func (u *Upgrader) onStop(r stopRequest) {
 	case handedOver:
 		u.answer(nil)
 		u.probation.Stop()
+		if u.state == upgrading { // it accepts at any moment
+			u.socks.leaveEnd(u.next.handed, u.next.claims.Sockets)
+		}
 		m := u.next.mover
 		if !r.leave { // the new process is to stop as well
 			m = nil
@@ -297,11 +300,11 @@ func (u *Upgrader) finish() {
 	if u.parent != nil {
 		peers = append(peers, u.parent.ch)
 	}
-	left := u.left
+	left, last := u.left, u.next == nil && (u.parent == nil || u.parentGone)
 	go func() {
 		u.endServers()
 		if u.pid != nil {
-			within(endPatience, func() { u.pid.release(!left) })
+			within(endPatience, func() { u.pid.giveUp(!left, last && !left) })
 		}
 		// The program exits soon, and what is not written then is lost.
 		for _, ch := range peers {

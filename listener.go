@@ -170,7 +170,7 @@ func (l *listener) protocol() string {
 	return l.takes
 }
 
-// park closes the socket once its queue is served: no other process has it. It
+// park closes the socket once its queue is served: no other process serves on it. It
 // can be opened again if the upgrade is rolled back; Accept waits for that, since
 // what wraps the listener may not live on after an error. False if a connection is
 // still to come on an errand: it wakes who accepts.
@@ -269,9 +269,14 @@ func (l *listener) Close() error {
 	return l.end()
 }
 
-// Addr, SetDeadline, SyscallConn and File are those of net.TCPListener.
+// Addr, SetDeadline, SyscallConn and File are those of net.TCPListener. Whoever
+// calls File may pass the socket to a process of its own: it does not end with us.
 
 func (l *listener) Addr() net.Addr                        { return l.addr }
 func (l *listener) SetDeadline(t time.Time) error         { return l.gate.setDeadline(t) }
 func (l *listener) SyscallConn() (syscall.RawConn, error) { return l.acceptor().SyscallConn() }
-func (l *listener) File() (*os.File, error)               { return l.acceptor().File() }
+
+func (l *listener) File() (*os.File, error) {
+	l.sock.copied.Store(true)
+	return l.acceptor().File()
+}

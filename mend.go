@@ -265,7 +265,8 @@ func (l *listener) outlives(inner opened) bool {
 	l.socks.mu.Lock()
 	defer l.socks.mu.Unlock()
 	if !l.socks.open || l.gate.isClosed() {
-		return l.gate.isShut()
+		// At the end of the service new may have ended it first, and its queue.
+		return l.gate.isShut() || l.gate.swap(gateFinishing, gateShut)
 	}
 	l.gate.set(gateShut)
 	l.socks.mend(l.sock)

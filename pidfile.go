@@ -92,7 +92,7 @@ func (p *pidFile) acquire() error {
 	}
 	err := p.write()
 	if err != nil {
-		p.dropLock(true)
+		p.dropLock(true, true)
 		return p.failed(err)
 	}
 	p.nowOurs()
@@ -214,7 +214,10 @@ func (p *pidFile) rest() { p.wanted.Store(false) }
 
 // release gives the file up. With remove, it goes if it still names this process,
 // or one that is dead; without, the old process takes it back. A new process keeps it.
-func (p *pidFile) release(remove bool) {
+func (p *pidFile) release(remove bool) { p.giveUp(remove, false) }
+
+// giveUp is release; last says that no other process of the service has the lock.
+func (p *pidFile) giveUp(remove, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.released {
@@ -228,7 +231,7 @@ func (p *pidFile) release(remove bool) {
 	if remove && (ours || dead) && p.holdsLock() {
 		os.Remove(p.path)
 	}
-	p.dropLock(remove && (ours || dead || p.wanted.Load()))
+	p.dropLock(remove && (ours || dead || p.wanted.Load()), last)
 }
 
 // nowOurs: the file names this process; see to it that it goes on to do so.

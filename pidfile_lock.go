@@ -142,13 +142,17 @@ func (p *pidFile) setLock(f *os.File) {
 	p.lock = f
 }
 
-// dropLock gives the lock up, and with remove its file.
-func (p *pidFile) dropLock(remove bool) {
+// dropLock gives the lock up, and with remove its file. With free it is free for
+// whoever comes next, also if a child of ours has a copy of the open file.
+func (p *pidFile) dropLock(remove, free bool) {
 	if p.lock == nil {
 		return
 	}
 	if remove && p.holdsLock() {
 		os.Remove(p.lockPath)
+	}
+	if free {
+		unlock(p.lock)
 	}
 	p.setLock(nil)
 }

@@ -58,6 +58,9 @@ func tryLock(f *os.File) error { return flock(f, unix.LOCK_EX) }
 // tryLockShared takes the shared one.
 func tryLockShared(f *os.File) error { return flock(f, unix.LOCK_SH) }
 
+// unlock frees the lock, for all that have the open file; it stays open.
+func unlock(f *os.File) error { return flock(f, unix.LOCK_UN) }
+
 func flock(f *os.File, how int) error {
 	rc, err := f.SyscallConn()
 	if err != nil {

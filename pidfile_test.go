@@ -410,3 +410,31 @@ func TestAdviceWhereThePIDFileCanNotBeLent(t *testing.T) {
 	u.Stop()
 	receive(t, u.Done(), "Done")
 }
+
+// A child of the program may have a copy of the lock's open file. Not at a last stop
+// does it keep the next start out, even where the lock's file stays: the PID file
+// names another program.
+func TestLastStopFreesTheLock(t *testing.T) {
+	p := newPIDFile(filepath.Join(t.TempDir(), "pid"), "", slog.Default())
+	if err := p.acquire(); err != nil {
+		t.Fatal(err)
+	}
+	child, err := dupFile(p.lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(child)
+	if err := os.WriteFile(p.path, []byte("1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.rest() // as a stop does
+	p.giveUp(true, true)
+	if _, err := os.Lstat(p.lockPath); err != nil {
+		t.Errorf("the lock's file: %v; this shows nothing", err)
+	}
+	next := newPIDFile(p.path, "", slog.Default())
+	if err := next.acquire(); err != nil {
+		t.Error(err)
+	}
+	next.release(true)
+}

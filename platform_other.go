@@ -63,6 +63,7 @@ func fileID(string) (dev, ino uint64, err error)              { return 0, 0, Err
 func whenGone(int, func())                                    {}
 func tryLock(*os.File) error                                  { return nil }
 func tryLockShared(*os.File) error                            { return nil }
+func unlock(*os.File) error                                   { return nil }
 func openLocked(string, []int) (*os.File, error)              { return nil, ErrNotSupported }
 func alive(int) bool                                          { return false }
 func killedBySIGKILL(*os.ProcessState) bool                   { return false }

@@ -28,6 +28,14 @@ type socket struct {
 	// shutBefore says that a packet conn had been shut down when it was handed over.
 	shutBefore atomic.Bool
 
+	// last says that no process is to accept on it after this one: see end. theirs
+	// that one may which has a copy, and is told to stop: the end is up to it. It is
+	// guarded by sockets.mu.
+	last   atomic.Bool
+	theirs bool
+	// copied says that the program has a copy, of File, and may have passed it on.
+	copied atomic.Bool
+
 	fileMu sync.Mutex
 	file   socketFile // guarded by fileMu
 
@@ -56,6 +64,9 @@ func (sock *socket) setRaw(raw syscall.RawConn) error {
 
 // closeListener closes l, the listener of sock.
 func (sock *socket) closeListener(l acceptor) error {
+	if sock.last.Load() && !sock.copied.Load() {
+		sock.end() // at once: closing is held while a new process starts
+	}
 	sock.closing.Lock()
 	defer sock.closing.Unlock()
 	sock.fd = -1

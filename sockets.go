@@ -225,6 +225,7 @@ func (s *sockets) reopenGates() {
 	defer s.mu.Unlock()
 	s.open, s.handedOver, s.standingBy = true, false, false
 	for _, sock := range s.all {
+		sock.last.Store(false)
 		switch {
 		case sock.listener != nil && sock.listener.unwanted:
 			go sock.listener.drop()
@@ -311,9 +312,22 @@ func (s *sockets) yield(handed []*socket, claimed []int) {
 	}
 }
 
+// leaveEnd leaves the end of the handed sockets to new, which has claimed them, and
+// may accept at any moment, until it hears that the service ends.
+func (s *sockets) leaveEnd(handed []*socket, claimed []int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, i := range claimed {
+		if i >= 0 && i < len(handed) {
+			handed[i].theirs = true
+		}
+	}
+}
+
 // endAccept ends accepting, for good unless the upgrade is rolled back. What waits
-// in the queue of a socket that no other process has is still accepted; its path
-// is removed before, so that nobody new comes.
+// in the queue of a socket that no other process serves on is still accepted; its
+// path is removed before, so that nobody new comes, and then it ends for all that
+// have a copy.
 func (s *sockets) endAccept() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -329,8 +343,10 @@ func (s *sockets) endAccept() {
 		case sock.Master || sock.yielded || s.inherited && sock.index >= 0: // another process's
 			sock.shutGate()
 		case sock.Path == "":
+			sock.last.Store(!sock.theirs)
 			sock.gate.set(gateFinishing)
 		default:
+			sock.last.Store(!sock.theirs)
 			s.ending++
 			go s.endPath(sock, s.handedOver)
 		}

@@ -81,10 +81,14 @@ func sayWho(sock *socket) {
 
 var errLocked error = unix.EWOULDBLOCK
 
-// readable says whether an Accept on the socket would not block.
+// readable says whether something waits in the socket's queue. One that was shut
+// down has an empty one, and a unix socket is readable all the same.
 func readable(sock *socket) bool {
 	ready := false
-	sock.control(func(fd uintptr) { ready = readableFD(int(fd)) })
+	sock.control(func(fd uintptr) {
+		r := pollIn(int(fd), pollHungUp)
+		ready = r&unix.POLLIN != 0 && r&(pollHungUp|unix.POLLHUP) == 0
+	})
 	return ready
 }
 
@@ -124,12 +128,18 @@ func (sock *socket) listens() bool {
 	return ok
 }
 
-func readableFD(fd int) bool {
-	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+func readableFD(fd int) bool { return pollIn(fd, 0)&unix.POLLIN != 0 }
+
+// pollIn is what poll(2) says of fd, asked for POLLIN and more; 0 if it fails.
+func pollIn(fd int, more int16) int16 {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | more}}
 	for {
 		n, err := unix.Poll(p, 0)
 		if err != unix.EINTR {
-			return n > 0 && p[0].Revents&unix.POLLIN != 0
+			if n <= 0 {
+				return 0
+			}
+			return p[0].Revents
 		}
 	}
 }
