@@ -137,7 +137,7 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 	})
 	pid := filepath.Join(t.TempDir(), "pid")
 	house.opts = func(n int) []Option {
-		o := []Option{PIDFile(pid), Probation(time.Hour), ReadyTimeout(time.Second), DrainTimeout(time.Second)}
+		o := []Option{PIDFile(pid), Probation(time.Hour), ReadyTimeout(time.Second)}
 		if n == 1 {
 			o = append(o, Logger(slog.New(hangingLog{slog.DiscardHandler, h})), BeforeUpgrade(check("BeforeUpgrade")), Watchdog(check("watchdog")))
 		}
@@ -222,10 +222,18 @@ func (h *hanging) hangs(part string) bool {
 	return h.parts[part]
 }
 
-// A hangingDrainer is a server of the program's.
+// A hangingDrainer is a server of the program's, which has something to finish.
 type hangingDrainer struct{ h *hanging }
 
-func (s *hangingDrainer) drain(*drain) drainReport { s.h.hang("server"); return drainReport{} }
-func (s *hangingDrainer) resume()                  { s.h.hang("server") }
-func (s *hangingDrainer) offer(*mover)             { s.h.hang("server") }
-func (s *hangingDrainer) shutdown()                { s.h.hang("server") }
+func (s *hangingDrainer) drain(d *drain) drainReport {
+	s.h.hang("server")
+	select {
+	case <-d.ctx.Done():
+	case <-d.cut:
+	}
+	return drainReport{}
+}
+
+func (s *hangingDrainer) resume()      { s.h.hang("server") }
+func (s *hangingDrainer) offer(*mover) { s.h.hang("server") }
+func (s *hangingDrainer) shutdown()    { s.h.hang("server") }

@@ -176,7 +176,6 @@ func (l *listener) protocol() string {
 // still to come on an errand: it wakes who accepts.
 func (l *listener) park() bool {
 	l.reopening.Lock()
-	defer l.reopening.Unlock()
 	l.mu.Lock()
 	to := gateParked
 	if l.mayReturn.Load() {
@@ -185,11 +184,20 @@ func (l *listener) park() bool {
 	inner, parked := l.inner, l.gate.park(to)
 	l.shut = l.shut || parked
 	l.mu.Unlock()
-	if parked {
-		l.sock.closeListener(inner.acceptor) // may wait until a new process has started
-		l.sock.unlink()                      // nobody finds it, but it was kept for show
+	if !parked {
+		l.reopening.Unlock()
+		return false
 	}
-	return parked
+	end := func() {
+		l.sock.unlink() // nobody finds it, but it was kept for show
+		l.reopening.Unlock()
+	}
+	if l.sock.tryClose(inner.acceptor) {
+		end()
+	} else {
+		go func() { l.sock.closeListener(inner.acceptor); end() }()
+	}
+	return true
 }
 
 // finished says whether nothing more is accepted. A queue that is empty is

@@ -5,6 +5,7 @@ package grace
 import (
 	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"go/ast"
 	"go/build"
@@ -16,6 +17,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -206,7 +208,7 @@ func loadLoopGraph(t *testing.T) *loopGraph {
 	}
 	fset, files := token.NewFileSet(), []*ast.File{}
 	for _, name := range dir.GoFiles {
-		f, err := parser.ParseFile(fset, name, nil, 0)
+		f, err := parser.ParseFile(fset, overlaid(t, name), nil, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,4 +234,28 @@ func loadLoopGraph(t *testing.T) *loopGraph {
 		}
 	}
 	return g
+}
+
+// overlaid gives the file that the go command takes in the place of name.
+func overlaid(t *testing.T, name string) string {
+	for _, f := range strings.Fields(os.Getenv("GOFLAGS")) {
+		path, ok := strings.CutPrefix(f, "-overlay=")
+		if !ok {
+			continue
+		}
+		b, err := os.ReadFile(path)
+		var overlay struct{ Replace map[string]string }
+		if err == nil {
+			err = json.Unmarshal(b, &overlay)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for of, by := range overlay.Replace {
+			if filepath.Base(of) == name && filepath.Dir(of) == filepath.Dir(absolute(name)) {
+				return by
+			}
+		}
+	}
+	return name
 }

@@ -228,7 +228,13 @@ func (p *pidFile) giveUp(remove, last bool) {
 	p.removePrepared()
 	ours, pid := p.read()
 	dead := pid > 0 && !alive(pid)
-	if remove && (ours || dead) && p.holdsLock() {
+	held := p.holdsLock()
+	if remove && ours && !held {
+		// An old process that ends at the same time has removed the lock's file, and
+		// its PID file, just before this one put its own pid there.
+		held = p.reclaimLock() == nil
+	}
+	if remove && (ours || dead) && held {
 		os.Remove(p.path)
 	}
 	p.dropLock(remove && (ours || dead || p.wanted.Load()), last)

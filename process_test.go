@@ -164,6 +164,13 @@ func (g *generation) kill() error {
 		return unix.EPERM
 	}
 	g.death.CompareAndSwap(nil, deaths().killed)
+	select {
+	case <-g.made:
+		if g.Upgrader != nil {
+			g.cancel() // the dead take nothing, whatever their goroutines see first
+		}
+	default:
+	}
 	go g.die()
 	return nil
 }

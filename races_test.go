@@ -370,3 +370,31 @@ func (s *stop) wait(g *generation) {
 	s.reached <- g
 	<-s.left
 }
+
+// A start that hangs has the listeners' descriptors, and nobody is in Accept: the
+// drain of a process that is told to stop ends all the same.
+func TestStopWhileAStartHasTheSockets(t *testing.T) {
+	s := newSockets(nil, 0)
+	l, err := s.listen(net.ListenConfig{}, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s.openGates()
+	err = withFDs(s.toHandOver(), func([]*socket, []int) error {
+		s.endAccept()
+		drained := make(chan drainReport, 1)
+		d := newDrain(nil)
+		go func() { drained <- s.drain(d) }()
+		select {
+		case <-drained:
+		case <-time.After(limit):
+			return errors.New("the drain waits for the start")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	until(t, "the end of the listener", func() bool { l.sock.closing.Lock(); defer l.sock.closing.Unlock(); return l.sock.fd < 0 })
+}

@@ -74,6 +74,18 @@ func (sock *socket) closeListener(l acceptor) error {
 	return l.Close()
 }
 
+// tryClose is closeListener, but false while a new process is started with the
+// socket: that may hang, and the end of this process does not wait for it.
+func (sock *socket) tryClose(l acceptor) bool {
+	if !sock.closing.TryLock() {
+		return false
+	}
+	defer sock.closing.Unlock()
+	sock.fd = -1
+	l.Close()
+	return true
+}
+
 // control calls f with the descriptor; an error means that it is closed.
 func (sock *socket) control(f func(fd uintptr)) error {
 	sock.mu.Lock()
