@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -147,6 +148,51 @@ func TestFollowSignalsNoStranger(t *testing.T) {
 		})
 		mustNotBeSignalled(t, stranger)
 		p.Kill()
+	})
+}
+
+// grace-follow's status is 0 after a stop in order: also if the signal comes in
+// the moment in which the server ends, and if the server that it has started was
+// refused, since the service ran already.
+func TestFollowStatusAfterAStop(t *testing.T) {
+	t.Run("the signal comes as the server ends", func(t *testing.T) {
+		dir := t.TempDir()
+		fifo := filepath.Join(dir, "end")
+		if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := proctest.Start(t, proctest.Command{Path: follow(t), Args: []string{filepath.Join(dir, "app.pid"),
+			"/bin/sh", "-c", `trap "" TERM; echo up $$; read -r line <` + fifo}})
+		defer p.Kill()
+		server := atoi(t, p.WaitLine(`^up (\d+)$`)[1])
+		is := func(pid int, what func(proctest.Stat) bool) func() bool {
+			return func() bool { s, ok := proctest.ReadStat(pid); return ok && what(s) }
+		}
+		p.Signal(p.Pid(), syscall.SIGSTOP)
+		proctest.WaitFor(t, proctest.Limit, "grace-follow to halt", is(p.Pid(), func(s proctest.Stat) bool { return s.State == 'T' }))
+		p.Signal(p.Pid(), syscall.SIGTERM)
+		if err := os.WriteFile(fifo, []byte("end\n"), 0); err != nil {
+			t.Fatal(err)
+		}
+		proctest.WaitFor(t, proctest.Limit, "the server's end", is(server, proctest.Stat.Dead))
+		p.Signal(p.Pid(), syscall.SIGCONT)
+		if ws := p.WaitExit(p.Pid()); ws != 0 {
+			t.Errorf("grace-follow ended with status %d, want 0", ws.ExitStatus())
+		}
+	})
+	t.Run("the service ran already", func(t *testing.T) {
+		s := startServer(t)
+		p := proctest.Start(t, proctest.Command{Path: follow(t), Args: []string{s.pidFile,
+			proctest.Build(t, serverPackage), "-http", "tcp=127.0.0.1:0", "-pidfile", s.pidFile}})
+		p.WaitLine("already running")
+		proctest.WaitFor(t, proctest.Limit, "grace-follow to wait for the lock", func() bool {
+			return slices.ContainsFunc(p.All(), func(s proctest.Stat) bool { return s.Name == "flock" })
+		})
+		p.Signal(p.Pid(), syscall.SIGTERM)
+		s.WaitAllGone()
+		if ws := p.WaitExit(p.Pid()); ws != 0 {
+			t.Errorf("grace-follow ended with status %d, want 0: the service was stopped in order", ws.ExitStatus())
+		}
 	})
 }
 
