@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 )
 
 // The ways in which an upgrade or a start can fail, to be told apart with
@@ -126,8 +127,10 @@ func advice(err error) string {
 		return "let a process that stays be PID 1, and start this one from there: see docs/docker.md"
 	case errors.Is(err, ErrRefused):
 		return "see why BeforeUpgrade refused, then send the signal again"
+	case errors.Is(err, ErrStart) && slices.ContainsFunc(errShort, func(short error) bool { return errors.Is(err, short) }):
+		return "raise the limit of open files, processes or memory that the error speaks of (ulimit, the unit's Limit…=, the machine's), or end what takes so many, and send the signal again"
 	case errors.Is(err, ErrStart):
-		return "check that the binary exists, is executable and is for this machine, and the limits for processes and open files"
+		return "check that the binary exists, is executable and is for this machine"
 	case errors.Is(err, ErrReadyTimeout):
 		return "see in the new process's own output what it waited for, or raise ReadyTimeout"
 	case errors.Is(err, ErrProtocol):

@@ -180,6 +180,7 @@ var (
 	errConnReset  error = unix.ECONNRESET
 	errAddrInUse  error = unix.EADDRINUSE
 	errTextBusy   error = unix.ETXTBSY
+	errShort            = []error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM} // not the binary's fault
 	errReadOnly   error = unix.EROFS
 )
 

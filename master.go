@@ -50,7 +50,7 @@ func (s *sockets) fromMaster(m *master) {
 	}
 	s.anyAddr = m.anyAddr
 	for _, ms := range m.sockets {
-		s.unclaimed = append(s.unclaimed, inheritedSocket{ms.entry, -1, ms.fd})
+		s.unclaimed = append(s.unclaimed, inheritedSocket{entry: ms.entry, index: -1, fd: ms.fd})
 	}
 }
 
@@ -82,11 +82,13 @@ func (u *Upgrader) joinMaster() {
 	}
 }
 
+const adviceMasterGone = "stop this process with SIGTERM, then start the master again"
+
 // onMasterGone: nobody else has the socket, or can tell us to drain; serve on.
 func (u *Upgrader) onMasterGone() {
 	if u.state == serving || u.state == starting {
 		u.log.Error("grace: the master is gone; this process goes on serving", "master", u.master.name, "masterpid", u.master.pid,
-			"do", "stop this process with SIGTERM, then start the master again")
+			"do", adviceMasterGone)
 	}
 }
 

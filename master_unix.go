@@ -194,11 +194,14 @@ func (m *master) findMaster(told, set string) error {
 func (m *master) signal(sig syscall.Signal) error {
 	p, err := os.FindProcess(m.pid)
 	if m.pid < 1 || err != nil {
-		return fmt.Errorf("the %s that has started this process can't be told", m.name)
+		return &startError{
+			fmt.Errorf("the %s that has started this process can't be told", m.name),
+			"send the " + m.name + " the signal yourself: " + strings.TrimPrefix(unix.SignalName(sig), "SIG"),
+		}
 	}
 	defer p.Release()
 	if !slices.Contains(ancestors(), m.pid) {
-		return fmt.Errorf("the %s that has started this process, pid %d, is gone", m.name, m.pid)
+		return &startError{fmt.Errorf("the %s that has started this process, pid %d, is gone", m.name, m.pid), adviceMasterGone}
 	}
 	if m.socket == 0 {
 		return &startError{

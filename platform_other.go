@@ -30,6 +30,8 @@ var (
 
 var lockModes []int
 
+var errShort []error
+
 type handover struct{ version, first, count int }
 
 var (

@@ -273,3 +273,26 @@ func TestSecondNewAfterAFailedOne(t *testing.T) {
 		t.Errorf("a file that is not the hand-over's was closed: %v", err)
 	}
 }
+
+// What is short is not the binary's fault.
+func TestAdviceWhereSomethingIsShort(t *testing.T) {
+	for _, short := range []error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM} {
+		a := advice(&UpgradeError{Reason: ErrStart, Err: fmt.Errorf("fcntl: %w", os.NewSyscallError("fcntl", short))})
+		if strings.Contains(a, "binary") || !strings.Contains(a, "limit") {
+			t.Errorf("%v has the advice %q; want one that speaks of limits, and not of the binary", short, a)
+		}
+	}
+	if a := advice(&UpgradeError{Reason: ErrStart, Err: unix.ENOENT}); !strings.Contains(a, "binary") {
+		t.Errorf("no such file has the advice %q; want one that speaks of the binary", a)
+	}
+}
+
+// Nor is a master that is dead, or not known.
+func TestAdviceWhereTheMasterIsNotThere(t *testing.T) {
+	for pid, want := range map[int]string{os.Getpid(): "start the master again", 0: "HUP"} {
+		err := (&master{name: "start_server", pid: pid}).signal(unix.SIGHUP)
+		if a := advice(&UpgradeError{Reason: ErrStart, Err: err}); !strings.Contains(a, want) || strings.Contains(a, "binary") {
+			t.Errorf("%v has the advice %q; want %q in it, and nothing of the binary", err, a, want)
+		}
+	}
+}
