@@ -245,6 +245,8 @@ func (u *Upgrader) sayAccepting() {
 	u.parent.ch.send(m)
 	if len(dropped) > 0 {
 		go closeInherited(dropped) // a file's end may wait for its disk
+	}
+	if dropped = unused(dropped); len(dropped) > 0 {
 		u.log.Warn("grace: this version does not use sockets that the old process has; it serves what is queued in them and closes them", "sockets", names(dropped))
 	}
 }

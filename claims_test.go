@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -125,6 +126,49 @@ func TestDroppedListenerIsSaid(t *testing.T) {
 	next.die()
 	if want := `does not use sockets that the old process has; it serves what is queued in them and closes them" sockets="unix ` + path; !strings.Contains(log.String(), want) {
 		t.Errorf("the log does not say %s:\n%s", want, log.String())
+	}
+}
+
+// A path that new has bound anew, since it led elsewhere, is not one that it does not use.
+func TestBoundAnewIsNotDropped(t *testing.T) {
+	var log bytes.Buffer
+	dir := t.TempDir()
+	link, path := filepath.Join(dir, "now"), filepath.Join(dir, "now", "s")
+	lead := func(to string) {
+		t.Helper()
+		os.Remove(link)
+		if err := errors.Join(os.Mkdir(filepath.Join(dir, to), 0o755), os.Symlink(to, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lead("1")
+	h := newHouse(t, func(g *generation) error {
+		if _, err := g.Listen("unix", path); err != nil {
+			return err
+		}
+		return g.Ready()
+	})
+	h.opts = func(n int) []Option {
+		if n == 1 {
+			return []Option{Probation(0)}
+		}
+		return []Option{Logger(slog.New(slog.NewTextHandler(&log, nil)))}
+	}
+	old := h.first()
+	lead("2")
+	done := old.upgrade()
+	next := h.next()
+	if err := receive(t, done, "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	next.Stop()
+	receive(t, next.Done(), "Done")
+	next.die()
+	if !strings.Contains(log.String(), `is bound anew`) || !strings.Contains(log.String(), `do="if a link in the path leads elsewhere`) {
+		t.Errorf("the log does not say that the path is bound anew, and that a link may be why:\n%s", log.String())
+	}
+	if strings.Contains(log.String(), "does not use sockets") {
+		t.Errorf("the log says that the path is not used any more:\n%s", log.String())
 	}
 }
 

@@ -63,10 +63,31 @@ func (s *sockets) lostFiles(k kind, network, addr string) (lost []int) {
 		}
 		if sock := (&socket{entry: in.entry}); sock.lost() {
 			lost = append(lost, in.index)
-			s.log.Warn("grace: the path of a unix socket was removed or replaced before Listen; it is bound anew, and the old process serves what is queued in the former one", "path", in.Path, "do", "don't remove it: Listen replaces what a crash has left behind")
+			s.boundAnew(in)
 		}
 	}
 	return lost
+}
+
+func (s *sockets) boundAnew(in inheritedSocket) {
+	s.mu.Lock()
+	for i := range s.unclaimed {
+		if s.unclaimed[i].index == in.index {
+			s.unclaimed[i].anew = true
+		}
+	}
+	s.mu.Unlock()
+	do := "don't remove it: Listen replaces what a crash has left behind"
+	if dir := filepath.Dir(in.Path); isLink(dir) {
+		do = "if a link in the path leads elsewhere now, nothing, but remove the former file where it led to before; else don't remove it: Listen replaces what a crash has left behind"
+	}
+	s.log.Warn("grace: the path of a unix socket was removed or replaced before Listen; it is bound anew, and the old process serves what is queued in the former one", "path", in.Path, "do", do)
+}
+
+// isLink reports whether a symlink is in the path.
+func isLink(path string) bool {
+	real, err := filepath.EvalSymlinks(path)
+	return err == nil && real != path
 }
 
 func (s *sockets) hasUnclaimed(k kind) bool {

@@ -37,6 +37,7 @@ type sockets struct {
 type inheritedSocket struct {
 	entry
 	index, fd int
+	anew      bool // Listen binds its path anew: this one is in nobody's way
 }
 
 func newSockets(m *manifest, first int) *sockets {
@@ -44,7 +45,7 @@ func newSockets(m *manifest, first int) *sockets {
 	if m != nil {
 		s.inherited = true
 		for i, e := range m.Sockets {
-			s.unclaimed = append(s.unclaimed, inheritedSocket{e, i, first + i})
+			s.unclaimed = append(s.unclaimed, inheritedSocket{entry: e, index: i, fd: first + i})
 		}
 	}
 	return s
@@ -279,6 +280,11 @@ func closeInherited(dropped []inheritedSocket) {
 	for _, in := range dropped {
 		closeAll([]int{in.fd})
 	}
+}
+
+// unused are those of dropped in whose place this process has bound none.
+func unused(dropped []inheritedSocket) []inheritedSocket {
+	return slices.DeleteFunc(slices.Clone(dropped), func(in inheritedSocket) bool { return in.anew })
 }
 
 // names are for the log: the first ten.
