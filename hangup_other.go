@@ -5,3 +5,5 @@ package grace
 import "os"
 
 func (u *Upgrader) handleHangup([]os.Signal, <-chan struct{}) {}
+
+func endEarlyHangup() {}

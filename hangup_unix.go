@@ -23,6 +23,27 @@ import (
 //     Signals(syscall.SIGHUP) makes it ask for an upgrade;
 //   - it was ignored when the process was started (nohup): it stays so.
 
+// earlyHangup swallows a SIGHUP that reaches a new process between its start and
+// New: who signals the whole process group does not know of it, and the upgrade would fail.
+// (What else a supervisor sends does not end a Go program, or is meant to.)
+var earlyHangup = swallowHangup()
+
+func swallowHangup() chan os.Signal {
+	if inherited == nil || signal.Ignored(syscall.SIGHUP) {
+		return nil
+	}
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGHUP)
+	return c
+}
+
+// endEarlyHangup leaves SIGHUP to who handles it from New on.
+func endEarlyHangup() {
+	if earlyHangup != nil {
+		signal.Stop(earlyHangup)
+	}
+}
+
 // handleHangup handles SIGHUP, unless it is one of others, until end is closed;
 // what comes then does nothing.
 func (u *Upgrader) handleHangup(others []os.Signal, end <-chan struct{}) {

@@ -13,6 +13,7 @@ import (
 // its way out can be ended by one more, while a late upgrade signal, whose
 // default action would kill, is still swallowed.
 func (u *Upgrader) handleSignals() (release func()) {
+	defer endEarlyHangup()
 	if !u.opt.noSignals || u.underMaster() {
 		surviveBrokenPipes()
 	}

@@ -391,3 +391,25 @@ func TestUpgradeAfterHandOver(t *testing.T) {
 		})
 	}
 }
+
+// SIGHUP to the whole process group does not end a new process that is on its way to
+// New; what happened to its default action is nothing that the program sees later.
+func TestHangupBeforeNew(t *testing.T) {
+	s := startServer(t, "-probation", "0")
+	s.misbehave("pause@start")
+	old := s.Pid()
+	s.Signal(old, syscall.SIGUSR2)
+	new := atoi(t, s.WaitLine(`^paused at start pid=(\d+)`)[1])
+	for _, pid := range []int{old, new} {
+		s.Signal(pid, syscall.SIGHUP)
+	}
+	s.Signal(new, syscall.SIGUSR1)
+	s.WaitGone(old)
+	if pid := s.WaitAlone(); pid != new || s.servingPid() != new {
+		t.Errorf("process %d is left; want the new one, %d", pid, new)
+	}
+	s.Signal(new, syscall.SIGHUP)
+	if gen := s.mustGet("/gen"); gen != "2" {
+		t.Errorf("generation %s serves after SIGHUP, want 2", gen)
+	}
+}
