@@ -121,14 +121,14 @@ func (e *RunningError) Is(target error) bool { return target == ErrAlreadyRunnin
 func advice(err error) string {
 	var start *startError
 	switch {
+	case errors.Is(err, ErrStart) && slices.ContainsFunc(errShort, func(short error) bool { return errors.Is(err, short) }):
+		return "raise the limit of open files, processes or memory that the error speaks of (ulimit, the unit's Limit…=, the machine's), or end what takes so many, and send the signal again"
 	case errors.As(err, &start):
 		return start.do
 	case errors.Is(err, ErrNotSupported):
 		return "let a process that stays be PID 1, and start this one from there: see docs/docker.md"
 	case errors.Is(err, ErrRefused):
 		return "see why BeforeUpgrade refused, then send the signal again"
-	case errors.Is(err, ErrStart) && slices.ContainsFunc(errShort, func(short error) bool { return errors.Is(err, short) }):
-		return "raise the limit of open files, processes or memory that the error speaks of (ulimit, the unit's Limit…=, the machine's), or end what takes so many, and send the signal again"
 	case errors.Is(err, ErrStart):
 		return "check that the binary exists, is executable and is for this machine"
 	case errors.Is(err, ErrReadyTimeout):
