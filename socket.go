@@ -64,26 +64,35 @@ func (sock *socket) setRaw(raw syscall.RawConn) error {
 
 // closeListener closes l, the listener of sock.
 func (sock *socket) closeListener(l acceptor) error {
-	if sock.last.Load() && !sock.copied.Load() {
-		sock.end() // at once: closing is held while a new process starts
-	}
+	sock.endLast()
 	sock.closing.Lock()
 	defer sock.closing.Unlock()
-	sock.fd = -1
-	sock.freeToClose()
-	return l.Close()
+	return sock.closeHeld(l)
 }
 
 // tryClose is closeListener, but false while a new process is started with the
 // socket: that may hang, and the end of this process does not wait for it.
 func (sock *socket) tryClose(l acceptor) bool {
+	sock.endLast()
 	if !sock.closing.TryLock() {
 		return false
 	}
 	defer sock.closing.Unlock()
-	sock.fd = -1
-	l.Close()
+	sock.closeHeld(l)
 	return true
+}
+
+func (sock *socket) endLast() {
+	if sock.last.Load() && !sock.copied.Load() {
+		sock.end() // at once: closing is held while a new process starts
+	}
+}
+
+// closeHeld is closeListener; closing is held.
+func (sock *socket) closeHeld(l acceptor) error {
+	sock.fd = -1
+	sock.freeToClose()
+	return l.Close()
 }
 
 // control calls f with the descriptor; an error means that it is closed.
