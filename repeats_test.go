@@ -123,9 +123,9 @@ func handsOver(t *testing.T, want state) *handOver {
 	h, servers := stopHouse(t)
 	h.opts = func(int) []Option {
 		if want == draining {
-			return []Option{Probation(0)}
+			return []Option{Probation(0), DrainTimeout(time.Hour)} // no drain is cut off by its time
 		}
-		return []Option{Probation(time.Hour)}
+		return []Option{Probation(time.Hour), DrainTimeout(time.Hour)}
 	}
 	p := &handOver{old: h.first()}
 	p.oldServer = <-servers
