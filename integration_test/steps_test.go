@@ -38,11 +38,14 @@ func TestTermAtEachStep(t *testing.T) {
 				if to != "old" {
 					s.Signal(next, syscall.SIGTERM)
 				}
-				if to == "new" && step.name != "executed" { // it has arrived
-					s.WaitLine(fmt.Sprintf(`msg="grace: stopping" from=%d `, next))
+				if to == "new" {
+					s.waitStopping(next)
 				}
 				if to != "new" {
 					s.Signal(old, syscall.SIGTERM)
+					if st, _ := proctest.ReadStat(old); st.State != 'T' { // else it hears of it when it goes on
+						s.waitStopping(old)
+					}
 				}
 				goOn()
 				s.WaitGone(next)
@@ -57,6 +60,17 @@ func TestTermAtEachStep(t *testing.T) {
 			})
 		}
 	}
+}
+
+// waitStopping waits until a process has heard the signal, or has died of it, as it
+// does before it handles any.
+func (s *server) waitStopping(pid int) {
+	s.t.Helper()
+	said := fmt.Sprintf(`msg="grace: (stopping|the same signal again.*)" from=%d `, pid)
+	proctest.WaitFor(s.t, proctest.Limit, "the signal to arrive", func() bool {
+		st, ok := proctest.ReadStat(pid)
+		return !ok || st.Dead() || s.Count(said) > 0
+	})
 }
 
 // stepTo begins an upgrade, and gives the new process, at that step of it, and what
