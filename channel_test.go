@@ -103,7 +103,7 @@ func TestLife(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c := l.(*child)
+			c := l.(*forked)
 			change(c.life)
 			if over := c.life.over(); over != (name == "a stranger's pid") {
 				t.Errorf("a process that lives is over: %v", over)
@@ -132,7 +132,7 @@ func TestWaitOfReapedChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := p.(*child)
+	c := p.(*forked)
 	if p, err := c.process(); err == nil {
 		p.Release() // from here on its Wait fails
 	}

@@ -1,322 +1,218 @@
 package grace
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
-	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
 
-// A parent is the old process, as the new one sees it.
-type parent struct {
-	ch      *channel
-	ready   *os.File // readiness pipe
-	m       manifest
-	goAhead chan struct{} // closed when old has said go
-	deaf    chan struct{} // closed when nothing more is heard of old, dead or alive
-	gone    chan struct{} // closed when old is proven to be dead
-	life    lifeline
-	claims  atomic.Bool // they are being made: what comes later is told by itself
-	told    []int       // the sockets of the claims that old was told
-	pidLock *os.File    // the lock of old's PID file; nil: it has none
+// A child is the new process, as the old one sees it: the process, the channel and
+// the pipe to it, and what it was given. Its goroutines turn what they see into
+// events; what comes of those the machine decides.
+type child struct {
+	id       int // names it in events
+	proc     process
+	ch       *channel
+	pipe     *os.File  // read end of the readiness pipe
+	handed   []*socket // by their index in the manifest
+	mover    *mover
+	claims   atomic.Pointer[claims] // what it has claimed last; nil: nothing yet
+	launched time.Time
 }
 
-// joinParent reads the manifest. Old wrote it before it started us.
-func joinParent(h *handover, limit time.Duration) (*parent, error) {
-	if h.version != protocolVersion {
-		return nil, fmt.Errorf("grace: %w: the old process speaks version %d of it, this one %d; stop the old one and start this one once", ErrProtocol, h.version, protocolVersion)
-	}
-	conn, ready, err := h.open()
+// A childPlan is what a child is started with.
+type childPlan struct {
+	id       int
+	sockets  *sockets
+	pid      *pidFile // nil without one
+	manifest func([]*socket) *manifest
+	grace    time.Duration // the idle grace
+	start    func(ready, control int, files []int) (process, error)
+}
+
+// startChild gives the child everything that it gets, and starts it. It may wait
+// for a disk.
+func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
+	conn, theirs, err := controlPair()
 	if err != nil {
-		return nil, fmt.Errorf("grace: control channel: %w", err)
-	}
-	p := &parent{ch: newChannel(conn), ready: ready, goAhead: make(chan struct{}), deaf: make(chan struct{}), gone: make(chan struct{})}
-	p.ch.most += maxPerSocket * min(h.count, 1<<14)
-	conn.SetReadDeadline(time.Now().Add(limit))
-	m, err := p.ch.next()
-	conn.SetReadDeadline(time.Time{})
-	if err == nil && m.typ != msgManifest {
-		err = fmt.Errorf("%w: it begins with a message %q", ErrProtocol, m.typ)
-	}
-	if err == nil {
-		err = m.decode(&p.m)
-	}
-	if err == nil && len(p.m.Sockets) != h.count {
-		err = fmt.Errorf("%w: the manifest names %d sockets, and %d were passed", ErrProtocol, len(p.m.Sockets), h.count)
-	}
-	if err != nil {
-		err = fmt.Errorf("grace: the manifest of the old process can't be read: %w", err)
-	} else if p.ch.saysLeft() {
-		err = fmt.Errorf("grace: %w: it was started too late, and the old process, pid %d, does not wait for it any more", ErrStopped, p.m.Pid)
-	}
-	if err != nil {
-		p.ch.close()
-		ready.Close()
 		return nil, err
 	}
-	return p, nil
-}
-
-// run listens to old.
-func (u *Upgrader) runParent() {
-	p := u.parent
-	r := &receiver{ch: p.ch, find: u.socks.taker, held: map[uint32]received{}}
-	p.ch.run(func(m message) {
-		switch m.typ {
-		case msgConns:
-			if err := r.onConns(m); err != nil {
-				u.log.Error("grace: connections that were moved here can't be taken; the old process keeps them", "err", err)
-			}
-			return
-		case msgVerdict:
-			if err := r.onVerdict(m); err != nil {
-				u.log.Error("grace: connections that were moved here can't be taken", "err", err)
-			}
-		case msgGo:
-			select {
-			case <-p.goAhead:
-			default:
-				close(p.goAhead)
-			}
-		case msgStop:
-			var s stopMessage
-			if m.decode(&s) == nil {
-				at := time.Now()
-				u.post(func() { u.onStop(stopRequest{at: at, now: s.Now, passedOn: true}) })
-			}
-		case msgPing: // in a goroutine: it may hang, and what else old sends is to be read
-			go u.post(func() { p.ch.send(newMessage(msgPong, nil)) })
-		case msgUpgrade:
-			at := time.Now()
-			u.post(func() { u.onUpgradeSignal(fromPeer, at) })
-		case msgMain:
-			u.post(func() { u.onMain(true) })
-		}
-		closeAll(m.fds)
-	}, func(err error) {
-		close(p.deaf)
-		if !u.outlive(err) {
-			return // this process ends first
-		}
-		r.onEnd()
-		p.ch.close()
-		p.life.close()
-		close(p.gone)
-		u.post(u.onParentGone)
-	})
-	go p.watchLife(u.over)
-}
-
-// watchLife ends the channel when old is dead: whoever else has old's end of it keeps
-// it open, as a child of old's that hangs in execve does, which has every descriptor
-// until then. What old has sent is read before.
-func (p *parent) watchLife(over <-chan struct{}) {
-	if p.life.await(over) {
-		p.ch.conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
-	}
-}
-
-func (p *parent) isGone() bool {
-	select {
-	case <-p.gone:
-		return true
-	default:
-		return false
-	}
-}
-
-// outlive waits until old is proven to be dead. The end of the channel, for the
-// reason err, does not prove that.
-func (u *Upgrader) outlive(err error) bool {
-	p := u.parent
-	warn := time.AfterFunc(deafPatience, func() {
-		u.log.Warn("grace: the old process can't be heard any more; what it has is left to it until the kernel says that it is dead", "old", p.m.Pid, "err", err)
-	})
-	defer warn.Stop()
-	return p.life.await(u.over)
-}
-
-// deafPatience is how long old may take to be dead when its end of the channel is
-// closed.
-const deafPatience = 2 * time.Second
-
-// Ready says that this process can serve: the listeners begin to accept, the
-// PID file names it, sockets that the old process had and nobody here asked
-// for are left to it, and the old process stops accepting. It is called once
-// everything that is needed to serve is there, also by a first process, whose
-// listeners wait for it too. [Upgrader.Actor] and [Serve] call it.
-//
-// An error means that this process must not serve: ReadyCheck's, the PID
-// file's, or ErrStopped. The program should exit; an old process goes on. A
-// second call does nothing and returns the result of the first.
-func (u *Upgrader) Ready() error {
-	u.readyOnce.Do(func() {
-		if u.readyErr = u.sayReady(); u.readyErr != nil {
-			u.opt.logs.flush() // the program exits now
-		}
-	})
-	return u.readyErr
-}
-
-func (u *Upgrader) sayReady() error {
-	if check := u.opt.readyCheck; check != nil {
-		ctx, cancel := context.WithTimeout(u.ctx, u.opt.readyTimeout)
-		err := u.callHook(ctx, "ReadyCheck", check)
-		cancel()
-		if err != nil {
-			return u.failReady(fmt.Errorf("grace: ReadyCheck: %w", err))
-		}
-	}
-	if u.parent != nil {
-		if err := u.handshake(); err != nil {
-			return u.failReady(err)
-		}
-	}
-	if u.underMaster() && u.pid != nil {
-		if err := u.pid.takeOver(); err != nil {
-			return err
-		}
-	}
-	return u.accept()
-}
-
-// accept is the last part of Ready: all is agreed.
-func (u *Upgrader) accept() error {
-	reply, left := make(chan error, 1), false
-	if !u.post(func() { err := u.onReady(); left = u.left; reply <- err }) {
-		return fmt.Errorf("grace: Ready: %w", ErrStopped)
-	}
-	err := <-reply
-	if u.pid != nil && errors.Is(err, ErrStopped) {
-		u.pid.release(!left) // finish is about to, but the program exits now
-	}
-	if u.parent != nil {
-		// Should the program exit next, old is to know that it had begun.
-		u.parent.ch.flush(time.Second)
-	}
-	return err
-}
-
-// handshake agrees with old that it is now this process's turn: claims, the
-// line, go, and the PID file. If old is dead it is our turn in any case.
-func (u *Upgrader) handshake() error {
-	p := u.parent
-	p.claims.Store(true) // before it is looked up: nothing falls between
-	c := u.socks.claims()
-	p.told = c.Sockets
-	takes := u.pid != nil && !u.pid.held()
-	if takes {
-		if err := u.pid.prepare(); err != nil {
-			return err
-		}
-	}
-	c.Pongs = true
-	p.ch.send(newMessage(msgClaims, &c))
-	_, err := p.ready.WriteString(readyLine)
-	p.ready.Close()
-	if err != nil && !errors.Is(err, errBrokenPipe) {
-		err = fmt.Errorf("grace: readiness pipe: %w", err)
-	} else {
-		err = u.awaitGo()
-	}
-	<-u.signals
-	if !takes {
-		return err
-	}
+	defer closeAll([]int{theirs})
+	ch := newChannel(conn)
+	pipe, theirPipe, err := os.Pipe()
 	if err != nil {
-		u.pid.discard()
-		return err
+		ch.close()
+		return nil, err
 	}
-	return u.pid.take()
+	defer theirPipe.Close()
+	c = &child{id: plan.id, ch: ch, pipe: pipe}
+	defer func() {
+		if err != nil {
+			pipe.Close()
+			ch.close()
+		}
+	}()
+	var lock []int // of the PID file, or none
+	if plan.pid != nil {
+		if lock, err = plan.pid.lend(); err != nil {
+			return nil, &startError{err, "see to it that this process can use the PID file and the lock beside it, as the error says, and send the signal again"}
+		}
+		defer closeAll(lock)
+	}
+	raw, err := theirPipe.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	cerr := raw.Control(func(ready uintptr) {
+		err = withFDs(plan.sockets.toHandOver(), func(socks []*socket, fds []int) error {
+			m := plan.manifest(socks)
+			for range lock {
+				m.Sockets = append(m.Sockets, entry{Kind: kindPIDLock})
+			}
+			if err := ch.prewrite(newMessage(msgManifest, m)); err != nil {
+				return fmt.Errorf("control channel: %w", err)
+			}
+			c.handed = socks
+			c.mover = newMover(ch, socks)
+			c.mover.grace = plan.grace
+			ch.most += maxPerSocket * min(len(socks), 1<<14)
+			told := context.AfterFunc(ctx, ch.sayLeft)
+			defer told()
+			c.proc, err = plan.start(int(ready), theirs, append(fds, lock...))
+			return err
+		})
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
-// sayAccepting tells old that this process accepts, on which sockets if the
-// program has claimed or closed some since the claims. What it has not claimed
-// by now is old's.
-func (u *Upgrader) sayAccepting() {
-	c, dropped := u.socks.seal()
-	m := newMessage(msgAccepting, nil)
-	if !slices.Equal(c.Sockets, u.parent.told) {
-		m = newMessage(msgAccepting, &c)
+// watch posts what the child does. Nothing that is posted keeps it from reading on.
+func (c *child) watch(post func(event)) {
+	c.mover.stuck = func(err error) {
+		if !errors.Is(err, errBrokenPipe) && !errors.Is(err, net.ErrClosed) { // else it is dead
+			post(evStuck{c.id, err})
+		}
 	}
-	u.parent.ch.send(m)
-	if len(dropped) > 0 {
-		go closeInherited(dropped) // a file's end may wait for its disk
-	}
-	if dropped = unused(dropped); len(dropped) > 0 {
-		u.log.Warn("grace: this version does not use sockets that the old process has; it serves what is queued in them and closes them", "sockets", names(dropped))
-	}
+	lineRead := make(chan struct{})
+	go func() {
+		defer close(lineRead)
+		line, err := readLine(c.pipe)
+		post(evLine{c.id, line, err})
+	}()
+	channelRead := make(chan struct{})
+	c.ch.run(func(m message) {
+		defer func() { closeAll(m.fds) }()
+		if e := c.event(m); e != nil {
+			post(e)
+		}
+	}, func(err error) {
+		c.mover.stop()
+		close(channelRead)
+		if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, net.ErrClosed) { // else it was reaped: see below
+			post(evDeaf{c.id, err, isOurs(err)})
+		}
+	})
+	go func() {
+		state, err := c.proc.wait()
+		// Grandchildren may hold the pipe and the channel open: what the dead
+		// process itself has written is read, and nobody is waited for.
+		end := time.Now().Add(500 * time.Millisecond)
+		c.pipe.SetReadDeadline(end)
+		c.ch.conn.SetReadDeadline(end)
+		<-lineRead
+		<-channelRead
+		c.pipe.Close()
+		post(evExit{c.id, &UpgradeError{Pid: c.proc.pid(), State: state, Err: err}, killedBySIGKILL(state)})
+	}()
 }
 
-// awaitGo waits until old has said go, or is dead. If it lives and can't be heard
-// it may think that this process never accepts: then it must not.
-func (u *Upgrader) awaitGo() (err error) {
-	p := u.parent
-	select {
-	case <-p.goAhead:
-	case <-p.gone:
-	case <-u.ctx.Done():
-	case <-p.deaf:
-		err = u.awaitDeath()
+// readLine reads one short line: enough to see that it is ours.
+func readLine(r io.Reader) (string, error) {
+	line, err := bufio.NewReader(io.LimitReader(r, 64)).ReadString('\n')
+	if line != "" {
+		err = nil
 	}
-	if u.ctx.Err() != nil { // of several the first: what is told to stop takes nothing
-		return fmt.Errorf("grace: Ready: %w", ErrStopped)
-	}
-	return err
+	return line, err
 }
 
-// awaitDeath waits until old, which can't be heard, is proven to be dead.
-func (u *Upgrader) awaitDeath() error {
-	p := u.parent
-	limit := time.NewTimer(deafPatience)
-	defer limit.Stop()
-	select {
-	case <-p.gone:
-	case <-u.ctx.Done():
-	case <-limit.C:
-		return fmt.Errorf("grace: Ready: %w: the old process, pid %d, lives, and its control channel can't be read", ErrProtocol, p.m.Pid)
+// event gives what the message m says; nil: it is not for the machine.
+func (c *child) event(m message) event {
+	var claimed claims
+	switch m.typ {
+	case msgTook:
+		if took, refused, err := decodeIDs(m.payload); err == nil {
+			c.mover.onTook(took, refused)
+		}
+	case msgTakes:
+		if m.decode(&claimed) == nil {
+			c.mover.learn(claimed)
+			return evTakes{c.id}
+		}
+	case msgClaims:
+		if err := m.decode(&claimed); err != nil {
+			return evClaims{id: c.id, err: err}
+		}
+		c.learn(&claimed)
+		return evClaims{id: c.id, pongs: claimed.Pongs}
+	case msgAccepting:
+		if len(m.payload) > 0 && m.decode(&claimed) == nil && c.claims.Load() != nil { // they have changed since
+			c.learn(&claimed)
+		}
+		return evAccepting{c.id, time.Now()}
+	case msgPong:
+		return evPong{c.id}
+	case msgHanded:
+		return evHandedOver{c.id, len(m.payload) > 0}
+	case msgStop:
+		var stop stopMessage
+		if m.decode(&stop) == nil {
+			return evChildStop{c.id, time.Now(), stop.Now, stop.Leave, stop.Early}
+		}
+	case msgFailed:
+		return evFailed{c.id, errors.New(strings.TrimPrefix(string(m.payload), "grace: "))}
 	}
 	return nil
 }
 
-// mayAccept reports whether this process may accept by now, for all that old knows,
-// and be named by the PID file.
-func (p *parent) mayAccept() bool {
-	select {
-	case <-p.goAhead:
-		return true
-	default:
-		return false
-	}
+func (c *child) learn(claimed *claims) {
+	c.claims.Store(claimed)
+	c.mover.learn(*claimed)
 }
 
-// failReady tells old why, so that its log has the reason too.
-func (u *Upgrader) failReady(err error) error {
-	if u.parent != nil {
-		why := err.Error()
-		u.parent.ch.send(message{typ: msgFailed, payload: []byte(why[:min(len(why), maxPayload)])})
-		u.parent.ch.flush(time.Second)
-	}
-	return err
+// ping asks the child whether it is well; failed is called if the kernel does not
+// take the question within limit, and it is not the child that does not read.
+func (c *child) ping(limit time.Duration, failed func(error)) {
+	c.ch.sendWithin(limit, newMessage(msgPing, nil), func(err error) {
+		if err != nil && isOurs(err) && !errors.Is(err, errNotRead) && !errors.Is(err, errCutShort) {
+			failed(err)
+		}
+	})
 }
 
-// HasParent says whether an old process started this one and handed its
-// sockets over; it stays true when that process is gone.
-func (u *Upgrader) HasParent() bool { return u.parent != nil }
+// isOurs reports whether err, of the control channel, is this process's trouble,
+// and not the end of the other one, or what that has sent.
+func isOurs(err error) bool {
+	for _, theirs := range []error{io.EOF, io.ErrUnexpectedEOF, ErrProtocol, errConnReset, errBrokenPipe, net.ErrClosed} {
+		if errors.Is(err, theirs) {
+			return false
+		}
+	}
+	return true
+}
 
-// WaitForParent returns when the old process is gone, or at once if there was
-// none. The error is the context's.
-func (u *Upgrader) WaitForParent(ctx context.Context) error {
-	if u.parent == nil {
-		return nil
-	}
-	select {
-	case <-u.parent.gone:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// abandon ends a child that nobody knows: it waits for a go that never comes.
+func (c *child) abandon() {
+	c.proc.kill()
+	c.ch.close()
+	c.pipe.Close()
+	c.proc.wait()
 }

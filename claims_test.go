@@ -74,7 +74,7 @@ func TestListenAfterTheClaims(t *testing.T) {
 			return g.Ready()
 		}
 		reply := make(chan error, 1)
-		g.post(func() { reply <- g.onReady() })
+		g.post(func() { reply <- g.m.onReady() })
 		return <-reply
 	})
 	h.opts = func(int) []Option { return []Option{Probation(0)} }

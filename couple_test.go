@@ -114,7 +114,7 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 		t.Fatal(err)
 	}
 	p.old.ch, p.new.ch = newChannel(theirs), newChannel(ours)
-	p.mover = newMover(&successor{ch: p.old.ch, handed: socks})
+	p.mover = newMover(p.old.ch, socks)
 	p.mover.patience = limit // for who tests something else
 	p.mover.learn(p.new.u.socks.claims())
 	p.recv = &receiver{ch: p.new.ch, find: p.new.u.socks.taker, held: map[uint32]received{}}
@@ -124,12 +124,8 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 
 // runOld and runNew let a process read its end of the channel.
 func (p *couple) runOld() {
-	s := &successor{mover: p.mover}
-	p.old.ch.run(func(m message) {
-		if m.typ == msgTook {
-			s.onTook(m)
-		}
-	}, func(error) { p.mover.stop() })
+	c := &child{mover: p.mover}
+	p.old.ch.run(func(m message) { c.event(m) }, func(error) { p.mover.stop() })
 }
 
 func (p *couple) runNew() {

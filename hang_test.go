@@ -160,7 +160,7 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 	answers := func(after string) {
 		t.Helper()
 		answered := make(chan state, 1)
-		go g.post(func() { answered <- g.state })
+		go g.post(func() { answered <- g.m.state })
 		receive(t, answered, "the loop, "+after)
 	}
 	hangMore := func(when string) {
@@ -192,17 +192,17 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 	select {
 	case <-done: // it can't be, or not in time
 	case next = <-house.born:
-		g.await(yielded)
+		g.await(standingBy)
 	case <-time.After(limit):
 		t.Fatal("neither an upgrade nor its failure")
 	}
 	answers("after the upgrade")
 	hangMore("from probation on")
 	if next != nil {
-		g.post(func() { g.onWell() }) // the drain begins
+		g.post(func() { g.m.child.judged = true; g.m.well() }) // the drain begins
 		answers("in the drain")
 		next.die()
-		g.await(serving)
+		g.awaitEither(serving, resuming)
 		answers("after the roll back")
 	}
 	again := g.upgrade()

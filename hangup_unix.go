@@ -73,7 +73,7 @@ func (u *Upgrader) onTerminalGone() {
 		u.log.Info("grace: the terminal went away with the old process, which led its session; this one goes on without it", "old", sid)
 		return
 	}
-	u.onStop(stopRequest{signal: syscall.SIGHUP})
+	u.m.on(evStop{stopRequest{signal: syscall.SIGHUP}})
 }
 
 // hasTerminal reports whether this process has a controlling terminal.

@@ -192,7 +192,7 @@ func TestListenAfterReady(t *testing.T) {
 	}
 	g.upgrade()
 	next := h.next()
-	g.await(yielded)
+	g.await(standingBy)
 	l, err := next.Listen("tcp", late.Addr().String())
 	if l != nil || !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "call Listen before Ready") {
 		t.Errorf("Listen after Ready: %v, %v", l, err)

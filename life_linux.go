@@ -115,8 +115,8 @@ func onlyANumber(pid int) bool {
 	return state != "" && (state[0] == 'Z' && threads == "1" || state[0] == 'X')
 }
 
-// startChild starts a process, with a pidfd of it if the kernel gives one.
-func startChild(path string, argv []string, attr *syscall.ProcAttr) (*life, error) {
+// startForked starts a process, with a pidfd of it if the kernel gives one.
+func startForked(path string, argv []string, attr *syscall.ProcAttr) (*life, error) {
 	l := &life{pidfd: -1}
 	if attr.Sys == nil {
 		attr.Sys = &syscall.SysProcAttr{}

@@ -12,7 +12,7 @@ import (
 // parentLife is that of the old process, whose end gives us another parent.
 func parentLife(_ *net.UnixConn, pid int) lifeline { return &life{pid: pid, pidfd: -1, parent: true} }
 
-func startChild(path string, argv []string, attr *syscall.ProcAttr) (*life, error) {
+func startForked(path string, argv []string, attr *syscall.ProcAttr) (*life, error) {
 	pid, _, err := syscall.StartProcess(path, argv, attr)
 	if err != nil {
 		return nil, err

@@ -90,25 +90,25 @@ func (l *life) close() {
 	}
 }
 
-// A child is a started process. The os package waits for it; its life is proven
+// A forked is a process that this one has started. The os package waits for it; its life is proven
 // besides, since that wait may fail while it lives.
-type child struct {
+type forked struct {
 	life *life
 	once sync.Once
 	p    *os.Process
 	err  error
 }
 
-func (c *child) pid() int { return c.life.pid }
+func (c *forked) pid() int { return c.life.pid }
 
 // process is the child as the os package has it. To look at it the package may
 // start a process of its own, so it is looked at late.
-func (c *child) process() (*os.Process, error) {
+func (c *forked) process() (*os.Process, error) {
 	c.once.Do(func() { c.p, c.err = os.FindProcess(c.life.pid) })
 	return c.p, c.err
 }
 
-func (c *child) kill() error {
+func (c *forked) kill() error {
 	err := c.life.kill()
 	if err == nil || errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -122,7 +122,7 @@ func (c *child) kill() error {
 
 // wait returns when the process has ended. If the kernel does not say how, the
 // error says why. With a pidfd no thread is held for it.
-func (c *child) wait() (*os.ProcessState, error) {
+func (c *forked) wait() (*os.ProcessState, error) {
 	defer c.life.close()
 	if c.life.pidfd < 0 { // what else proves its end may need its status to be taken first
 		if state, err := c.reap(); err == nil {
@@ -137,7 +137,7 @@ func (c *child) wait() (*os.ProcessState, error) {
 	return state, nil
 }
 
-func (c *child) reap() (*os.ProcessState, error) {
+func (c *forked) reap() (*os.ProcessState, error) {
 	p, err := c.process()
 	if err != nil {
 		return nil, err

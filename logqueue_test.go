@@ -269,14 +269,14 @@ func TestUpgradeWithALogThatIsStuck(t *testing.T) {
 	addr := <-addrs
 	done := g.upgrade()
 	next := house.next()
-	g.await(yielded)
+	g.await(standingBy)
 	next.die()
 	wantErr(t, receive(t, done, "Upgrade that is rolled back"), ErrRolledBack)
 	if got := ask(t, addr); got != "1" {
 		t.Errorf("generation %s answers after the roll back, want 1", got)
 	}
 	probation = Probation(0)
-	g.post(func() { g.opt.probation = 0 })
+	g.post(func() { g.opt.probation, g.m.limits.probation = 0, 0 })
 	done = g.upgrade()
 	next = house.next()
 	if err := receive(t, done, "Upgrade"); err != nil {

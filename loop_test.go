@@ -28,9 +28,8 @@ import (
 // that does not wait.
 var loopMayCall = map[string]string{
 	"channel.close calls net.conn.Close":         "a socket without SO_LINGER",
-	"child.kill calls os.Process.Kill":           "a signal",
-	"child.process calls os.FindProcess":         "only without pidfd: the process is looked up",
-	"closeAll calls unix.Close":                  "what came with a message: sockets",
+	"forked.kill calls os.Process.Kill":          "a signal",
+	"forked.process calls os.FindProcess":        "only without pidfd: the process is looked up",
 	"killPidfd calls unix.PidfdSendSignal":       "a signal",
 	"listener.give calls net.Conn.Close":         "a socket without SO_LINGER",
 	"socket.listenNow calls unix.Listen":         "listen(2) of a socket that is bound",
@@ -43,6 +42,10 @@ var loopMayCall = map[string]string{
 var harmless = strings.Fields(`Getpid Getppid Getenv LookupEnv Environ NewSyscallError Error Unwrap String Is Sys
 	Network Addr LocalAddr RemoteAddr SplitHostPort JoinHostPort SyscallConn Control SetDeadline SetReadDeadline SetWriteDeadline
 	Signal Signaled Exited ExitStatus UnixRights NsecToTimeval Nano ClockGettime Getsid`)
+
+// calledLater are functions of this package that let another goroutine call what they
+// are given.
+var calledLater = []string{"run", "watch", "ping", "restore", "sendWithin"}
 
 // whatWaits reports whether f, of another package, may wait for something outside.
 func whatWaits(f *types.Func) bool {
@@ -122,7 +125,7 @@ func (g *loopGraph) walk(n ast.Node, from string) {
 		case *ast.FuncLit:
 			return !later[n]
 		case *ast.CallExpr:
-			if f := g.callee(n.Fun); f != nil && (f.Name() == "AfterFunc" || f.Name() == "run" && f.Pkg() == g.pkg) {
+			if f := g.callee(n.Fun); f != nil && (f.Name() == "AfterFunc" || f.Pkg() == g.pkg && slices.Contains(calledLater, f.Name())) {
 				postpone(n.Args...)
 			}
 			if g.isPost(n) {

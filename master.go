@@ -2,13 +2,11 @@ package grace
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // A master is another program that owns the sockets and has started us. It is
@@ -74,23 +72,15 @@ func (u *Upgrader) joinMaster() {
 	if m.wrapper != 0 && m.pid != 0 {
 		// It got the signal that was meant for us, and has not passed it on.
 		whenGone(m.wrapper, func() {
-			u.post(func() { u.onStop(stopRequest{reason: "the script between the master and this process has ended"}) })
+			u.happen(evStop{stopRequest{reason: "the script between the master and this process has ended"}})
 		})
 	}
 	if m.pid > 1 {
-		whenGone(m.pid, func() { u.post(u.onMasterGone) })
+		whenGone(m.pid, func() { u.happen(evMasterGone{}) })
 	}
 }
 
 const adviceMasterGone = "stop this process with SIGTERM, then start the master again"
-
-// onMasterGone: nobody else has the socket, or can tell us to drain; serve on.
-func (u *Upgrader) onMasterGone() {
-	if u.state == serving || u.state == starting {
-		u.log.Error("grace: the master is gone; this process goes on serving", "master", u.master.name, "masterpid", u.master.pid,
-			"do", adviceMasterGone)
-	}
-}
 
 // tellMaster is called when this process accepts. It serves on if the master
 // can't be told: that one then goes on as if we had never been ready.
@@ -115,46 +105,6 @@ func (u *Upgrader) tellMaster() {
 			u.log.Error("grace: the master can't be told that this process is ready", "err", err, "do", do)
 		}
 	}()
-}
-
-// askMaster asks the master for an upgrade. Those who wait for it are answered
-// when it tells us to drain, or when it does not within the ready timeout.
-func (u *Upgrader) askMaster() {
-	asked := u.current
-	u.current, u.asked = nil, append(u.asked, asked...)
-	go func() {
-		err := u.mayUpgrade(u.ctx)
-		if err == nil {
-			if err = u.master.upgrade(); err != nil {
-				err = &UpgradeError{Reason: ErrStart, Err: err}
-			}
-		}
-		u.post(func() { u.onAsked(asked, err) })
-	}()
-}
-
-func (u *Upgrader) onAsked(asked []chan error, err error) {
-	m := u.master
-	if err != nil {
-		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
-		u.answerAsked(asked, err)
-		return
-	}
-	u.log.Info("grace: upgrade asked of the master, by SIGHUP", "master", m.name, "masterpid", m.pid)
-	late := &UpgradeError{Reason: ErrReadyTimeout, Err: fmt.Errorf("the %s has not replaced this process within %v", m.name, u.opt.readyTimeout)}
-	time.AfterFunc(u.opt.readyTimeout, func() {
-		u.post(func() { u.answerAsked(asked, late) })
-	})
-}
-
-// answerAsked answers those of asked who have no answer yet.
-func (u *Upgrader) answerAsked(asked []chan error, err error) {
-	for _, c := range asked {
-		if i := slices.Index(u.asked, c); i >= 0 {
-			u.asked = slices.Delete(u.asked, i, i+1)
-			c <- err
-		}
-	}
 }
 
 // leftover are the sockets that nobody has asked for.

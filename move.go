@@ -129,12 +129,13 @@ type moving struct {
 	lent   bool      // new may have a copy of it
 }
 
-func newMover(s *successor) *mover {
+// newMover gives one for the process at the other end of ch, to which handed go.
+func newMover(ch *channel, handed []*socket) *mover {
 	m := &mover{
-		ch: s.ch, patience: tookPatience,
-		sockets: make(map[*listener]int, len(s.handed)), takes: make([]string, len(s.handed)), sent: map[uint32]*moving{},
+		ch: ch, patience: tookPatience,
+		sockets: make(map[*listener]int, len(handed)), takes: make([]string, len(handed)), sent: map[uint32]*moving{},
 	}
-	for i, sock := range s.handed {
+	for i, sock := range handed {
 		if sock.listener != nil {
 			m.sockets[sock.listener] = i
 		}

@@ -2,11 +2,12 @@ package grace
 
 import (
 	"context"
+	"os"
 	"sync"
 	"time"
 )
 
-// The goroutine that owns the Upgrader's state waits for nothing outside: not for a
+// The goroutine that owns the state waits for nothing outside: not for a
 // disk, a lock, a resolver, a supervisor's socket, nor for the program's own code.
 // What may wait for such a thing is done by another goroutine, which posts what
 // came of it. Nor may that one hold a lock meanwhile that the first needs.
@@ -21,26 +22,17 @@ const (
 )
 
 // restore puts back what the new process may have taken, and what this one had
-// closed: the PID file, and listeners. then is called in
-// the loop when all is there, or has been waited for long enough, with the callers
-// of the upgrade that has failed. The next upgrade waits until all is there.
-func (u *Upgrader) restore(then func(callers []chan error)) {
-	u.restoring++
-	callers := u.current
-	u.current = nil
-	once := sync.OnceFunc(func() { then(callers) })
+// closed: the PID file, and listeners. then is called in the loop when all is there,
+// or has been waited for long enough.
+func (u *Upgrader) restore(then func()) {
+	then = sync.OnceFunc(then)
 	jobs := []func(){u.retakePIDFile, func() { u.socks.settled(u.ctx) }}
 	go func() {
-		late := time.AfterFunc(restorePatience, func() { u.post(once) })
+		late := time.AfterFunc(restorePatience, func() { u.post(then) })
 		within(0, jobs...)
 		late.Stop()
-		restored := func() {
-			u.restoring--
-			once()
-			u.settle()
-		}
-		if !u.post(restored) {
-			once() // the loop has ended, and nobody else answers
+		if !u.post(func() { then(); u.m.on(evRestored{}) }) {
+			then() // the loop has ended, and nobody else answers
 		}
 	}()
 }
@@ -51,34 +43,31 @@ const leavePatience = 2 * time.Second
 // startOrLeave is start, but for a start that does not heed its context, since a
 // disk hangs under the PID file or the binary. It is left behind: it must keep the
 // process from nothing, and what it starts after all is killed.
-func (u *Upgrader) startOrLeave(ctx context.Context) (*successor, error) {
+func (u *Upgrader) startOrLeave(ctx context.Context, id int) (*child, error) {
 	type result struct {
-		s   *successor
+		c   *child
 		err error
 	}
 	started := make(chan result, 1)
 	go func() {
-		s, err := u.start(ctx)
-		started <- result{s, err}
+		c, err := u.start(ctx, id)
+		started <- result{c, err}
 	}()
 	select {
 	case r := <-started:
-		return r.s, r.err
+		return r.c, r.err
 	case <-ctx.Done():
 	}
 	patience := time.NewTimer(leavePatience)
 	defer patience.Stop()
 	select {
 	case r := <-started:
-		return r.s, r.err
+		return r.c, r.err
 	case <-patience.C:
 	}
 	go func() {
-		if r := <-started; r.s != nil { // it waits for a go that never comes
-			r.s.proc.kill()
-			r.s.ch.close()
-			r.s.pipe.Close()
-			r.s.proc.wait()
+		if r := <-started; r.err == nil {
+			r.c.abandon()
 		}
 	}()
 	return nil, &stuckError{path: "the start of a new process", doing: "for the PID file, the binary or a socket"}
@@ -107,4 +96,59 @@ func within(limit time.Duration, fs ...func()) {
 			return
 		}
 	}
+}
+
+// retakePIDFile puts this process's pid back, if the new one has put its own there.
+func (u *Upgrader) retakePIDFile() {
+	if u.pid == nil {
+		return
+	}
+	if err := u.pid.retake(); err != nil {
+		u.log.Error("grace: the PID file can't be taken back", "err", err)
+	}
+}
+
+// endServers closes the sockets and ends the servers, which may call the
+// program's own code.
+func (u *Upgrader) endServers() {
+	ends := []func(){u.socks.close}
+	for _, s := range u.lastServers() {
+		ends = append(ends, s.shutdown)
+	}
+	within(endPatience, ends...)
+}
+
+// end is the last part of finish: it waits for what is outside, and tells the
+// machine then. mayRemove: the PID file is this process's to remove; last: no other
+// process of the service has its lock.
+func (u *Upgrader) end(mayRemove, last bool, peers []*channel) {
+	u.endServers()
+	if u.pid != nil {
+		within(endPatience, func() { u.pid.giveUp(mayRemove, last) })
+	}
+	// The program exits soon, and what is not written then is lost.
+	for _, ch := range peers {
+		ch.flush(time.Second)
+	}
+	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
+	u.post(u.tellEnd)
+}
+
+// tellEnd tells systemd and the log, the last ones.
+func (u *Upgrader) tellEnd() {
+	next := u.child
+	tell := u.handOverMain()
+	went := u.m.child.went()
+	go func() {
+		if tell != nil {
+			tell()
+		} else {
+			u.notify.flush()
+		}
+		u.opt.logs.flush()
+		if next != nil && went {
+			next.ch.send(newMessage(msgMain, nil))
+		}
+		u.happen(evFinished{})
+	}()
 }

@@ -403,7 +403,7 @@ func TestAdviceWhereThePIDFileCanNotBeLent(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	_, err := u.launch(t.Context())
+	_, err := u.launch(t.Context(), 1)
 	if do := advice(err); !errors.Is(err, ErrStart) || !strings.Contains(do, "PID file") || strings.Contains(do, "binary") {
 		t.Errorf("the error is %v, the advice %q", err, do)
 	}

@@ -127,13 +127,12 @@ func (g *generation) exit() {
 			u.parent.ready.Close()
 		}
 		u.post(func() {
-			if u.next != nil {
-				u.next.ch.close()
-				u.next = nil
+			if u.child != nil {
+				u.child.ch.close()
+				u.child, u.m.child = nil, childState{}
 			}
-			if u.state != stopped { // else it ends by itself
-				u.state, u.finished = stopped, true
-				u.stopAsked = true
+			if u.m.state != stopped { // else it ends by itself
+				u.m.state, u.m.ended, u.m.stop = stopped, true, stopService
 				u.cancel()
 				close(u.done)
 			}
@@ -332,7 +331,7 @@ func (g *generation) await(want state) {
 	end := time.After(limit)
 	for {
 		c, posted := make(chan state, 1), make(chan bool, 1)
-		go func() { posted <- g.post(func() { c <- g.state }) }()
+		go func() { posted <- g.post(func() { c <- g.m.state }) }()
 		if !receive(g.house.t, posted, "the loop") {
 			g.house.t.Fatalf("generation %d has ended, want it %v", g.n, want)
 		}

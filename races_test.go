@@ -110,7 +110,7 @@ func TestListenerClosedInProbation(t *testing.T) {
 	addr := <-addrs
 	done := g.upgrade()
 	next := h.next()
-	g.await(yielded)
+	g.await(standingBy)
 	var closed []net.Listener
 	for range 2 {
 		l := <-unwanted
@@ -138,7 +138,7 @@ func TestListenerClosedInProbation(t *testing.T) {
 	g.Upgrader.socks.mendAll() // nor does that open it
 	again := g.upgrade()
 	h.next()
-	g.await(yielded)
+	g.await(standingBy)
 	if _, err := os.Lstat(claimed); !os.IsNotExist(err) {
 		t.Errorf("the path is there again: error %v", err)
 	}
@@ -265,7 +265,7 @@ func newStepper(t *testing.T, step string) *stepper {
 	pass()
 	until(t, "the new process to be known", func() bool {
 		known := make(chan bool, 1)
-		w.old.post(func() { known <- w.old.Upgrader.next != nil })
+		w.old.post(func() { known <- w.old.child != nil })
 		return receive(t, known, "the loop")
 	})
 	switch step {
@@ -291,7 +291,7 @@ func newStepper(t *testing.T, step string) *stepper {
 		if step == "draining" {
 			receive(t, slow.begun, "the drain")
 		} else {
-			w.old.await(yielded)
+			w.old.await(standingBy)
 		}
 	}
 	return w
@@ -316,7 +316,7 @@ func (w *stepper) signal(g *generation, s os.Signal) {
 	}
 	handled := make(chan struct{})
 	go func() {
-		g.post(func() { g.onStop(stopRequest{signal: s, at: w.begun}) })
+		g.post(func() { g.m.onStop(stopRequest{signal: s, at: w.begun}) })
 		g.post(func() {}) // it is done, or the loop has ended
 		close(handled)
 	}()

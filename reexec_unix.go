@@ -56,7 +56,7 @@ func (c command) fork(_ context.Context, files []given, kept []int) (process, er
 			return nil, &dirError{c.dir, err}
 		}
 	}
-	l, err := startChild(c.path, c.argv, &syscall.ProcAttr{Dir: c.dir, Env: c.env, Files: list})
+	l, err := startForked(c.path, c.argv, &syscall.ProcAttr{Dir: c.dir, Env: c.env, Files: list})
 	if err != nil {
 		return nil, c.failed(err)
 	}
@@ -71,7 +71,7 @@ func (c command) process(l *life) process {
 	if c.sibling {
 		return newSibling(l)
 	}
-	return &child{life: l}
+	return &forked{life: l}
 }
 
 // failed says that c could not be executed.

@@ -91,7 +91,7 @@ func stopHouse(t *testing.T) (*house, chan *stubborn) {
 
 // signalled is what the signal handler does, at a time of the test's choice.
 func (g *generation) signalled(at time.Time) {
-	g.ask(func() { g.onStop(stopRequest{signal: syscall.SIGTERM, at: at}) })
+	g.ask(func() { g.m.onStop(stopRequest{signal: syscall.SIGTERM, at: at}) })
 }
 
 // ask calls f in the goroutine that owns the state, and waits for it.
@@ -106,7 +106,7 @@ func (g *generation) ask(f func()) {
 func (g *generation) toldToStop() (at time.Time) {
 	g.house.t.Helper()
 	until(g.house.t, fmt.Sprintf("generation %d to be told to stop", g.n), func() (told bool) {
-		g.ask(func() { told, at = g.stopAsked, g.stops.counted[fromPeer] })
+		g.ask(func() { told, at = g.m.stop != notStopping, g.m.stops.counted[fromPeer] })
 		return told
 	})
 	return at
@@ -140,7 +140,7 @@ func handsOver(t *testing.T, want state) *handOver {
 // each passes it on to the other. It drains both, and cuts nothing off; a second
 // one does.
 func TestStopOfBoth(t *testing.T) {
-	for _, moment := range []state{yielded, draining} {
+	for _, moment := range []state{standingBy, draining} {
 		for _, order := range []string{"old first", "new first", "at once"} {
 			t.Run(moment.String()+", "+order, func(t *testing.T) {
 				p := handsOver(t, moment)
@@ -161,7 +161,7 @@ func TestStopOfBoth(t *testing.T) {
 				mustBeCut(t, newDrain, "new", false)
 
 				if order == "at once" { // new may have said it first, or old
-					p.old.ask(func() { p.old.next.orderly = true })
+					p.old.ask(func() { p.old.m.child.orderly = true })
 				}
 				first.signalled(time.Now().Add(2 * sameSignal))
 				mustBeCut(t, oldDrain, "old", true)
@@ -175,13 +175,13 @@ func TestStopOfBoth(t *testing.T) {
 
 // handedOverLongAgo makes the hand-over as old as that.
 func (p *handOver) handedOverLongAgo(ago time.Duration) {
-	p.old.ask(func() { p.old.next.since = time.Now().Add(-ago) })
+	p.old.ask(func() { p.old.m.child.since = time.Now().Add(-ago) })
 }
 
 // TestLateStop: a signal to old long after the hand-over ends old alone, and cuts
 // off nothing before it comes again.
 func TestLateStop(t *testing.T) {
-	for _, moment := range []state{yielded, draining} {
+	for _, moment := range []state{standingBy, draining} {
 		t.Run(moment.String(), func(t *testing.T) {
 			p := handsOver(t, moment)
 			p.handedOverLongAgo(2 * passOnFor)
@@ -194,7 +194,7 @@ func TestLateStop(t *testing.T) {
 			receive(t, p.old.Done(), "Done of old")
 			p.new.await(serving)
 			p.new.ask(func() {
-				if p.new.stopAsked || len(p.new.stops.counted) > 0 {
+				if p.new.m.stop != notStopping || len(p.new.m.stops.counted) > 0 {
 					t.Error("the new process was told to stop")
 				}
 			})
@@ -256,19 +256,19 @@ func TestUpgradeSignalTwice(t *testing.T) {
 	g := h.first()
 	begin := time.Now()
 	wanted := func() (wants bool) {
-		g.ask(func() { wants = g.pending || g.passed })
+		g.ask(func() { wants = g.m.pending || g.m.passed })
 		return wants
 	}
 	g.ask(func() {
-		g.onUpgradeSignal("usr2", begin)
-		g.onUpgradeSignal("usr2", begin.Add(sameSignal-1))
-		g.onUpgradeSignal(fromPeer, begin.Add(sameSignal-1))
+		g.m.onSignal(evSignal{"usr2", begin})
+		g.m.onSignal(evSignal{"usr2", begin.Add(sameSignal - 1)})
+		g.m.onSignal(evSignal{fromPeer, begin.Add(sameSignal - 1)})
 	})
 	if wanted() {
 		t.Error("a second upgrade is wanted after one signal that came several times")
 	}
 	h.next()
-	g.ask(func() { g.onUpgradeSignal("usr2", begin.Add(sameSignal)) })
+	g.ask(func() { g.m.onSignal(evSignal{"usr2", begin.Add(sameSignal)}) })
 	if !wanted() {
 		t.Error("no second upgrade is wanted after a second signal")
 	}
@@ -302,7 +302,7 @@ func TestStopOnTheWayOut(t *testing.T) {
 	}
 	receive(t, next.parent.gone, "the end of old")
 	next.ask(func() {
-		if next.stopAsked {
+		if next.m.stop != notStopping {
 			t.Error("the new process was told to stop")
 		}
 	})
@@ -322,7 +322,7 @@ func (s *stopper) shutdown()                { s.g.Stop() }
 func TestStopOfNewThatHasGivenUp(t *testing.T) {
 	for name, long := range map[string]bool{"a moment ago": false, "long ago": true} {
 		t.Run(name, func(t *testing.T) {
-			p := handsOver(t, yielded)
+			p := handsOver(t, standingBy)
 			p.new.Close()
 			p.old.await(serving)
 			if long {
@@ -337,12 +337,12 @@ func TestStopOfNewThatHasGivenUp(t *testing.T) {
 				return
 			}
 			until(t, "the end of new", func() (gone bool) {
-				p.old.ask(func() { gone = p.old.next == nil })
+				p.old.ask(func() { gone = p.old.child == nil })
 				return gone
 			})
 			p.old.ask(func() {
-				if p.old.stopAsked || p.old.state != serving {
-					t.Errorf("old is %v, told to stop: %v; want it to serve on", p.old.state, p.old.stopAsked)
+				if p.old.m.stop != notStopping || p.old.m.state != serving {
+					t.Errorf("old is %v, told to stop: %v; want it to serve on", p.old.m.state, p.old.m.stop != notStopping)
 				}
 			})
 		})

@@ -138,9 +138,9 @@ func TestStopRightAfterRollBack(t *testing.T) {
 	}
 	receive(t, slow.begun, "the drain of the upgrade")
 	next.die()
-	g.await(serving)
+	g.await(resuming)
 	g.Stop()
-	g.await(serving) // the loop has seen it
+	g.await(resuming) // the loop has seen it
 	slow.notice <- struct{}{}
 	select {
 	case <-slow.begun:
@@ -188,7 +188,7 @@ func TestCloseBeforeNewAccepts(t *testing.T) {
 			return err
 		}
 		reply := make(chan error, 1)
-		g.post(func() { reply <- g.onReady() })
+		g.post(func() { reply <- g.m.onReady() })
 		return <-reply
 	})
 	old := h.first()
@@ -403,7 +403,8 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 			u.post(func() {
 				u.socks.openGates()
 				u.drain = d
-				u.onDrained(d)
+				u.m.state, u.m.drain = resuming, running
+				u.m.onDrained()
 			})
 			ask().Close()
 			u.Stop()

@@ -33,7 +33,7 @@ func canSibling() bool {
 func newSibling(l *life) process { return &sibling{l} }
 
 func startSibling(c command, files []uintptr) (process, error) {
-	l, err := startChild(c.path, c.argv, &syscall.ProcAttr{
+	l, err := startForked(c.path, c.argv, &syscall.ProcAttr{
 		Dir: c.dir, Env: c.env, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 	})
 	if err != nil {

@@ -36,23 +36,23 @@ func (u *Upgrader) handleSignals() (release func()) {
 	// When a signal has arrived must not depend on how long the goroutine that
 	// owns the state takes for something else: so one goroutine looks at the
 	// clock, and another one waits until the signal is handled.
-	arrived, end := make(chan func(), 64), make(chan struct{})
+	arrived, end := make(chan event, 64), make(chan struct{})
 	u.handleHangup(append(stops, asks...), end)
 	go func() {
 		for {
-			var f func()
+			var e event
 			select {
 			case s := <-upgrade:
 				at := time.Now()
-				f = func() { u.onUpgradeSignal(signalName(s), at) }
+				e = evSignal{signalName(s), at}
 			case s := <-stop:
 				at := time.Now()
-				f = func() { u.onStop(stopRequest{signal: s, at: at}) }
+				e = evStop{stopRequest{signal: s, at: at}}
 			case <-end:
 				return
 			}
 			select {
-			case arrived <- f:
+			case arrived <- e:
 			default: // so many wait that one more says nothing new
 			}
 		}
@@ -60,8 +60,8 @@ func (u *Upgrader) handleSignals() (release func()) {
 	go func() {
 		for {
 			select {
-			case f := <-arrived:
-				u.post(f)
+			case e := <-arrived:
+				u.happen(e)
 			case <-end:
 				return
 			}

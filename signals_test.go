@@ -27,7 +27,7 @@ func TestStopSignalsThatUpgrade(t *testing.T) {
 	if next := h.next(); next.err != nil {
 		t.Fatal(next.err)
 	}
-	g.await(yielded)
+	g.await(standingBy)
 	g.Close()
 	receive(t, g.Done(), "Done")
 }

@@ -74,7 +74,7 @@ func (g *generation) awaitEither(a, b state) {
 	g.house.t.Helper()
 	for end := time.Now().Add(limit); ; {
 		c := make(chan state, 1)
-		if !g.post(func() { c <- g.state }) {
+		if !g.post(func() { c <- g.m.state }) {
 			return // it has ended
 		}
 		if got := receive(g.house.t, c, "the loop"); got == a || got == b {
@@ -96,7 +96,7 @@ func TestRollBackWhileThePIDFileHangs(t *testing.T) {
 	addr := <-addrs
 	done := g.upgrade()
 	next := h.next()
-	g.await(yielded)
+	g.await(standingBy)
 	askUntil(t, addr, "2")
 	g.Upgrader.pid.mu.Lock()
 	defer g.Upgrader.pid.mu.Unlock()
@@ -161,7 +161,7 @@ func TestRollBackWhileAListenerHangs(t *testing.T) {
 	if got := ask(t, addr); got != "1" {
 		t.Errorf("generation %s answers, want 1", got)
 	}
-	g.await(serving)
+	g.awaitEither(serving, resuming)
 	slow.notice <- struct{}{} // of the drain that was called off, and of the last one
 	slow.notice <- struct{}{}
 	g.Stop()
@@ -187,7 +187,7 @@ func TestServersThatHang(t *testing.T) {
 	}
 	receive(t, s.begun, "the drain")
 	next.die()
-	g.await(serving)
+	g.awaitEither(serving, resuming)
 	s.notice <- struct{}{}
 	if got := receive(t, s.called, "a call"); got != "resume" {
 		t.Fatalf("%s was called, want resume", got)
@@ -234,7 +234,7 @@ func TestPassedUpgradeIsNotForgotten(t *testing.T) {
 			addr := <-addrs
 			done := g.upgrade()
 			next := h.next()
-			g.await(yielded)
+			g.await(standingBy)
 			wantErr(t, receive(t, g.upgrade(), "the second Upgrade"), ErrHandedOver)
 			end(next)
 			wantErr(t, receive(t, done, "the first Upgrade"), ErrRolledBack)
@@ -242,7 +242,7 @@ func TestPassedUpgradeIsNotForgotten(t *testing.T) {
 			if third.n != 3 || third.err != nil {
 				t.Fatalf("generation %d, error %v; want the third", third.n, third.err)
 			}
-			g.await(yielded)
+			g.await(standingBy)
 			askUntil(t, addr, "3")
 		})
 	}
@@ -269,7 +269,7 @@ func TestStopsWhileTheStartHangs(t *testing.T) {
 	receive(t, called, "the start")
 	u.Stop()
 	for drained := make(chan bool, 1); ; {
-		u.post(func() { drained <- u.state == draining && u.drain == nil })
+		u.post(func() { drained <- u.m.state == holding })
 		if receive(t, drained, "the loop") {
 			break
 		}
@@ -299,7 +299,7 @@ func TestStartThatHangsIsLeftBehind(t *testing.T) {
 		go func() {
 			ctx, cancel := context.WithCancel(context.Background())
 			cancel()
-			s, err := u.start(ctx) // waits as the one that was left behind does
+			s, err := u.start(ctx, 1) // waits as the one that was left behind does
 			if s != nil || err == nil {
 				t.Errorf("a start whose time was over when the disk came back gave %v, %v", s, err)
 			}

@@ -34,13 +34,17 @@ func (u *Upgrader) serves() string {
 	return fmt.Sprintf("generation %d serves as pid %d", u.generation, os.Getpid())
 }
 
+func (u *Upgrader) drains() string {
+	return fmt.Sprintf("generation %d, pid %d, drains; the service ends", u.generation, os.Getpid())
+}
+
 func (u *Upgrader) nextServes() string {
-	return fmt.Sprintf("generation %d serves as pid %d", u.generation+1, u.next.proc.pid())
+	return fmt.Sprintf("generation %d serves as pid %d", u.generation+1, u.m.child.pid)
 }
 
 // tellFailed says that an upgrade came to nothing, until the next one begins.
 func (u *Upgrader) tellFailed(what string, err error) {
-	if u.stopAsked {
+	if u.m.stop != notStopping {
 		return // systemd knows that this process ends
 	}
 	u.notify.ready(fmt.Sprintf("%s; %s at %s: %s", u.serves(), what, time.Now().Format(time.TimeOnly), strings.TrimPrefix(err.Error(), "grace: ")))
@@ -49,10 +53,10 @@ func (u *Upgrader) tellFailed(what string, err error) {
 // handOverMain gives what makes the successor the main process, after which this
 // one exits; nil if systemd is not to be told.
 func (u *Upgrader) handOverMain() (tell func()) {
-	if u.notify == nil || u.next == nil || !u.next.went {
+	if u.notify == nil || u.child == nil || !u.m.child.went() {
 		return nil
 	}
-	return u.notify.moveMain(u.next.proc.pid(), u.nextServes())
+	return u.notify.moveMain(u.child.proc.pid(), u.nextServes())
 }
 
 // onMain: the old process has made this one the main process, or is dead. Then
@@ -65,7 +69,7 @@ func (u *Upgrader) onMain(announced bool) {
 	}
 	n.main = true
 	n.say("WATCHDOG=1")
-	if announced || u.state == starting {
+	if announced || u.m.state == starting {
 		return
 	}
 	u.tellServing()
@@ -75,7 +79,7 @@ func (u *Upgrader) onMain(announced bool) {
 }
 
 func (u *Upgrader) tellServing() {
-	if u.state == serving {
+	if u.m.state == serving || u.m.state == resuming {
 		u.notify.ready(u.serves())
 	}
 }

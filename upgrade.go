@@ -1,7 +1,6 @@
 package grace
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,7 @@ import (
 	"time"
 )
 
-// Who asks for an upgrade, and when it begins.
+// A call of Upgrade, and what is looked at before a child is started.
 
 // Upgrade starts a new process and returns nil when it has taken over, which is
 // when [Probation] is over; this process then drains, and Done is closed. (A new
@@ -31,7 +30,7 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 		return errors.New("grace: Upgrade: the context is nil; use context.Background()")
 	}
 	reply := make(chan error, 1)
-	if !u.post(func() { u.onUpgrade(reply) }) {
+	if !u.happen(evUpgrade{reply}) {
 		return fmt.Errorf("grace: Upgrade: %w", ErrStopped)
 	}
 	select {
@@ -43,102 +42,110 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 	}
 }
 
-// onUpgradeSignal: this process was sent a signal, or old was and has passed it on.
-func (u *Upgrader) onUpgradeSignal(name string, at time.Time) {
-	if u.upgrades.again(name, at) {
-		u.log.Info("grace: the same signal again; it counts as one", "signal", cmp.Or(name, "passed on"), "within", sameSignal)
-		return
+// launch starts the new process. It runs outside of the Upgrader's goroutine,
+// since BeforeUpgrade may take its time.
+func (u *Upgrader) launch(ctx context.Context, id int) (*child, error) {
+	if err := u.wouldEndService(); err != nil {
+		return nil, err
 	}
-	u.onUpgrade(nil)
-}
-
-func (u *Upgrader) onUpgrade(reply chan error) {
-	switch {
-	case u.state == yielded, u.next != nil && u.state > upgrading && !u.stopAsked:
-		u.passOn(reply)
-	case u.state == draining || u.state == stopped:
-		u.reply(reply, fmt.Errorf("grace: Upgrade: %w", ErrStopped))
-	default:
-		u.pending = true
-		if reply != nil {
-			u.waiting = append(u.waiting, reply)
+	if err := u.mayUpgrade(ctx); err != nil {
+		return nil, err
+	}
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
+	defer cancel()
+	c, err := u.startOrLeave(ctx, id)
+	if err == nil {
+		c.launched = begun
+		return c, nil
+	}
+	failure := &UpgradeError{Reason: ErrStart, Err: err}
+	var stuck *stuckError
+	if errors.As(err, &stuck) {
+		failure.Pid, failure.Reason = stuck.pid, ErrReadyTimeout
+		if errors.Is(ctx.Err(), context.Canceled) {
+			failure.Reason = ErrStopped
 		}
-		u.settle()
-		if u.pending {
-			u.log.Info("grace: upgrade asked; it waits its turn", "until", u.inTheWay())
-		}
 	}
+	return nil, failure
 }
 
-func (u *Upgrader) passOn(reply chan error) {
-	u.passed = true
-	u.tellPeer(u.next.ch, u.next.proc.pid(), newMessage(msgUpgrade, nil), "upgrade")
-	u.log.Info("grace: upgrade asked of a process that has handed over; passed on", "new", u.next.proc.pid())
-	u.reply(reply, fmt.Errorf("grace: Upgrade: %w", ErrHandedOver))
-}
-
-func (u *Upgrader) reply(c chan error, err error) {
-	if c != nil {
-		c <- err
+// mayUpgrade asks BeforeUpgrade.
+func (u *Upgrader) mayUpgrade(ctx context.Context) error {
+	check := u.opt.beforeUpgrade
+	if check == nil {
+		return nil
 	}
-}
-
-// answer tells the callers of the running upgrade how it went.
-func (u *Upgrader) answer(err error) {
-	tell(u.current, err)
-	u.current = nil
-}
-
-func tell(callers []chan error, err error) {
-	for _, c := range callers {
-		c <- err
+	if !u.checking.CompareAndSwap(false, true) {
+		return &UpgradeError{Reason: ErrRefused, Err: errors.New("BeforeUpgrade, called for an upgrade before, has still not returned")}
 	}
-}
-
-// inTheWay says what an upgrade that is wanted waits for; "" is nothing. At most
-// two generations run.
-func (u *Upgrader) inTheWay() string {
-	switch {
-	case u.state == starting:
-		return "this process is ready"
-	case u.state == upgrading:
-		return "the upgrade under way is over"
-	case u.state != serving:
-		return "never"
-	case u.next != nil:
-		return fmt.Sprintf("the new process that has given up, pid %d, is gone", u.next.proc.pid())
-	case u.restoring > 0:
-		return "what the last upgrade had taken is back in place"
-	case u.drain != nil:
-		return "the drain that was called off is over"
-	case u.parent != nil && !u.parentGone:
-		return fmt.Sprintf("the old process, pid %d, is gone", u.parent.m.Pid)
-	}
-	return ""
-}
-
-// settle begins the upgrade that is wanted, as soon as nothing is in its way.
-func (u *Upgrader) settle() {
-	if !u.pending || u.inTheWay() != "" {
-		return
-	}
-	u.pending, u.passed = false, false
-	u.current, u.waiting = append(u.current, u.waiting...), nil
-	if u.underMaster() {
-		u.askMaster()
-		return
-	}
-	if !supported {
-		u.log.Error("grace: upgrade failed; this process goes on serving", "err", ErrNotSupported)
-		u.answer(fmt.Errorf("grace: Upgrade: %w", ErrNotSupported))
-		return
-	}
-	u.state = upgrading
-	u.launching = true
-	u.log.Info("grace: upgrade begins", "pid", os.Getpid(), "generation", u.generation)
-	u.notify.reloading(fmt.Sprintf("%s; generation %d is starting", u.serves(), u.generation+1))
+	ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
+	defer cancel()
+	result := make(chan error, 1)
 	go func() {
-		s, err := u.launch(u.ctx)
-		u.post(func() { u.onLaunched(s, err) })
+		err := errors.New("BeforeUpgrade has ended its goroutine")
+		defer func() { u.checking.Store(false); result <- err }()
+		err = u.callHook(ctx, "BeforeUpgrade", check)
 	}()
+	if err := u.await(ctx, result); err != nil {
+		return &UpgradeError{Reason: ErrRefused, Err: err}
+	}
+	return nil
+}
+
+// hookGrace is how long BeforeUpgrade may take to return, and say what it was at,
+// when its time is up.
+const hookGrace = time.Second
+
+// await waits for BeforeUpgrade. One that does not heed its context is left
+// behind: it must keep the process neither from serving on nor from ending.
+func (u *Upgrader) await(ctx context.Context, result <-chan error) error {
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(hookGrace)
+	defer grace.Stop()
+	select {
+	case err := <-result:
+		return err
+	case <-u.ctx.Done():
+		return ErrStopped
+	case <-grace.C:
+		return fmt.Errorf("BeforeUpgrade has not returned within %v, and does not heed its context", u.opt.readyTimeout)
+	}
+}
+
+func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {
+	cmd := u.opt.command(u.home)
+	cmd.sibling = u.notify.isParent()
+	cmd, err := cmd.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := roomForProcess(); err != nil {
+		return nil, err
+	}
+	plan := childPlan{id: id, sockets: u.socks, pid: u.pid, manifest: u.manifest, grace: u.opt.idleGrace}
+	plan.start = func(ready, control int, files []int) (process, error) {
+		return u.begin(ctx, cmd, func(c command) (process, error) {
+			if ctx.Err() != nil { // what hung until now was left behind
+				return nil, &stuckError{path: c.path, doing: "for the PID file, the binary or a socket"}
+			}
+			return u.sys.start(ctx, c, ready, control, files)
+		})
+	}
+	return startChild(ctx, plan)
+}
+
+func (u *Upgrader) manifest(socks []*socket) *manifest {
+	m := &manifest{
+		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
+		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.manager(), Sockets: make([]entry, 0, len(socks)),
+	}
+	for _, s := range socks {
+		m.Sockets = append(m.Sockets, s.entry)
+	}
+	return m
 }

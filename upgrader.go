@@ -12,21 +12,6 @@ import (
 	"time"
 )
 
-type state int
-
-const (
-	starting  state = iota // not ready yet
-	serving                // accepts
-	upgrading              // accepts; new is starting
-	yielded                // new accepts; old stands by: probation
-	draining               // finishes what it has begun
-	stopped                // Done
-)
-
-func (s state) String() string {
-	return [...]string{"starting", "serving", "upgrading", "yielded", "draining", "stopped"}[s]
-}
-
 // An Upgrader replaces the process that it lives in. One process has one.
 //
 // All methods may be called from several goroutines at once. One goroutine owns
@@ -62,29 +47,10 @@ type Upgrader struct {
 	release func()        // handles them no more
 
 	// Owned by loop.
-	state        state
-	pongPatience time.Duration // how long new may take to say that it is well
-	next         *successor    // the new process, from its start to its end
-	pending      bool          // an upgrade is wanted as soon as one can begin
-	passed       bool          // one was passed on to new; wanted again if new dies
-	waiting      []chan error  // callers of Upgrade whose upgrade has not begun
-	current      []chan error  // callers of Upgrade whose upgrade is running
-	asked        []chan error  // callers of Upgrade whose upgrade a master was asked for
-	finished     bool          // Done is closed
-	restoring    int           // how many calls of restore are not done
-	launching    bool          // a new process may exist that next does not name yet
-	parentGone   bool
-	stopAsked    bool
-	stops        repeats
-	upgrades     repeats
-	cutSoon      bool       // the drain that is to begin cuts off at once
-	ends         bool       // the service does, not only this process
-	held         bool       // drained; for systemd this process outlives new
-	leaving      bool       // this process gives up as soon as new accepts, or is dead
-	left         bool       // this process has given up, and its parent serves on, or leftTo
-	leftTo       *successor // the new process that was starting when this one gave up
-	probation    *time.Timer
-	drain        *drain // running, or nil
+	m      machine
+	child  *child // the new process, from its start to its end
+	drain  *drain // running, or nil
+	closed bool   // Done is
 
 	serversMu    sync.Mutex
 	serversEnded bool // also those that come from now on
@@ -150,9 +116,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	u := &Upgrader{
 		opt: o, log: o.log, sys: sys, generation: 1,
 		done: make(chan struct{}), events: make(chan func()), over: make(chan struct{}),
-		probation: time.NewTimer(0), pongPatience: pongPatience,
 	}
-	u.probation.Stop()
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	if sys.inheritedErr != nil {
 		u.log.Warn("grace: an environment variable of another process was ignored", "err", sys.inheritedErr)
@@ -188,9 +152,10 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 		return nil, err
 	}
 	u.findServiceManager()
+	u.m = u.newMachine()
 	go u.loop()
-	if u.parent != nil {
-		u.runParent()
+	if p := u.parent; p != nil {
+		p.run(u.log, u.socks.taker, u.over, u.happen)
 	}
 	u.joinMaster()
 	u.foreseeTrouble()
@@ -262,7 +227,7 @@ func (u *Upgrader) warnIfNeverReady() {
 	after := min(10*time.Second, u.opt.readyTimeout)
 	time.AfterFunc(after, func() {
 		u.post(func() {
-			if u.state == starting {
+			if u.m.state == starting {
 				u.log.Warn("grace: Ready was not called yet, so no listener accepts", "after", after)
 			}
 		})
@@ -279,149 +244,29 @@ func (u *Upgrader) post(f func()) bool {
 	}
 }
 
+// happen hands an event to the machine; false if nothing is handled any more.
+func (u *Upgrader) happen(e event) bool { return u.post(func() { u.m.on(e) }) }
+
 func (u *Upgrader) loop() {
 	defer close(u.over)
 	defer u.notify.close()
 	defer u.endSignals()
-	for {
-		select {
-		case f := <-u.events:
-			f()
-		case <-u.probation.C:
-			u.onProbationOver()
-		}
-		// While a successor lives, signals that come late are passed on to it.
-		if u.finished && u.next == nil {
-			return
-		}
+	for !u.m.isOver() {
+		f := <-u.events
+		f()
 	}
 }
 
-// onReady: everything is agreed; begin to accept.
-func (u *Upgrader) onReady() error {
-	if u.state != starting {
-		return fmt.Errorf("grace: Ready: %w", ErrStopped)
-	}
-	u.state = serving
-	if err := u.socks.openGates(); err != nil {
-		return err
+func (u *Upgrader) newMachine() machine {
+	m := machine{
+		do: performer{u}, now: time.Now,
+		underMaster: u.underMaster(), supported: supported,
+		limits: limits{ready: u.opt.readyTimeout, probation: u.opt.probation, drain: u.opt.drainTimeout, pong: pongPatience},
 	}
 	if u.parent != nil {
-		u.sayAccepting() // at once: old goes on accepting until it hears this
+		m.parent = parentAlive
 	}
-	u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
-	u.tellMaster()
-	u.notify.ready(u.serves())
-	u.runWatchdog()
-	u.settle()
-	return nil
-}
-
-func (u *Upgrader) onLaunched(s *successor, err error) {
-	u.launching = false
-	if s != nil {
-		u.next = s
-		u.watch(s)
-		u.watchClock(s, u.opt.readyTimeout-time.Since(s.launched))
-	}
-	switch {
-	case u.state != upgrading: // told to stop meanwhile
-		if s != nil {
-			u.kill(s, ErrStopped)
-		}
-		if u.drain == nil {
-			u.finish()
-		}
-	case err != nil:
-		u.upgradeFailed(err)
-	}
-}
-
-// watchClock gives new what is left of the ready timeout.
-func (u *Upgrader) watchClock(s *successor, left time.Duration) {
-	went := s.went
-	s.late = time.AfterFunc(left, func() { u.post(func() { u.onLate(s, went) }) })
-}
-
-// onLate: the ready timeout is up. One that began before go counts no more: new
-// may have begun to accept.
-func (u *Upgrader) onLate(s *successor, went bool) {
-	if u.mayServe(s) && s.went == went {
-		s.told = fmt.Errorf("killed after %v", u.opt.readyTimeout)
-		u.kill(s, ErrReadyTimeout)
-	}
-}
-
-// onAccepting: new accepts. Stop accepting, and stand by.
-func (u *Upgrader) onAccepting(s *successor) {
-	s.late.Stop()
-	s.accepted, s.since = true, time.Now()
-	if s == u.leftTo {
-		u.log.Info("grace: the new process is ready; this one ends", "new", s.proc.pid(), "took", time.Since(s.launched))
-		return
-	}
-	u.tellParentOfSuccessor("")
-	u.socks.yield(s.handed, s.claims.Sockets)
-	u.state = yielded
-	u.log.Info("grace: the new process is ready; standing by", "new", s.proc.pid(), "took", time.Since(s.launched), "probation", u.opt.probation)
-	u.notify.status(fmt.Sprintf("%s, on probation; pid %d stands by", u.nextServes(), os.Getpid()))
-	if u.pending {
-		// Asked for while new was starting: it may run a binary older than
-		// the one that is wanted.
-		u.pending = false
-		for _, c := range u.waiting {
-			c <- fmt.Errorf("grace: Upgrade: %w", ErrHandedOver)
-		}
-		u.waiting = nil
-		u.passOn(nil)
-	}
-	u.probation.Reset(u.opt.probation)
-	u.leave()
-}
-
-// leave goes on with a Close that has waited for new.
-func (u *Upgrader) leave() {
-	if u.leaving {
-		u.leaving = false
-		u.onStop(stopRequest{leave: true})
-	}
-}
-
-func (u *Upgrader) onProbationOver() {
-	if s := u.next; u.state == yielded {
-		u.ask(s, func() {
-			if u.state == yielded && s == u.next {
-				u.onWell()
-			}
-		})
-	}
-}
-
-// onWell: probation is over, and new is well.
-func (u *Upgrader) onWell() {
-	u.log.Info("grace: upgrade done; draining", "new", u.next.proc.pid(), "timeout", u.opt.drainTimeout)
-	u.notify.status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
-	u.answer(nil)
-	u.beginDrain(u.next.mover)
-	s, d := u.next, u.drain
-	time.AfterFunc(pingEvery, func() { u.post(func() { u.checkUp(s, d) }) })
-}
-
-// tellParentOfSuccessor tells a parent that has finished, and hangs on its way
-// out, whether a third process serves: so that it is not the end of the service
-// for it when this one ends. gone is not empty if that one is gone.
-func (u *Upgrader) tellParentOfSuccessor(gone string) {
-	if u.parent != nil {
-		u.parent.ch.send(message{typ: msgHanded, payload: []byte(gone)})
-	}
-}
-
-// onParentGone: the old process has exited, however.
-func (u *Upgrader) onParentGone() {
-	u.parentGone = true
-	u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)
-	u.onMain(false)
-	u.settle()
+	return m
 }
 
 // Done is closed when this process should finish what it does and exit: a new

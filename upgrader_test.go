@@ -239,7 +239,7 @@ func TestRollBackInProbation(t *testing.T) {
 		if next.err != nil {
 			t.Fatal(next.err)
 		}
-		g.await(yielded)
+		g.await(standingBy)
 		askUntil(t, addr, string(rune('0'+n)))
 		next.die()
 		err := receive(t, done, "Upgrade")
@@ -283,7 +283,7 @@ func TestStopInProbationStopsBoth(t *testing.T) {
 			old := h.first()
 			done := old.upgrade()
 			next := h.next()
-			old.await(yielded)
+			old.await(standingBy)
 			stop(old, next)
 			receive(t, old.Done(), "Done of the old one")
 			receive(t, next.Done(), "Done of the new one")
@@ -316,7 +316,7 @@ func TestUpgradeAskedDuringAnother(t *testing.T) {
 	// All five wait: the loop has taken them.
 	for n := 0; n < 5; {
 		c := make(chan int, 1)
-		g.post(func() { c <- len(g.waiting) })
+		g.post(func() { c <- len(g.m.waiting) })
 		n = receive(t, c, "the loop")
 	}
 	close(hold)

@@ -25,7 +25,7 @@ func (g *generation) hangs() error {
 	}
 	ready := make(chan error, 1)
 	g.post(func() {
-		ready <- g.onReady()
+		ready <- g.m.onReady()
 		<-g.dying
 	})
 	return <-ready
@@ -47,7 +47,7 @@ func TestNewHangsAfterReady(t *testing.T) {
 				g.serve(l)
 				addrs <- l.Addr()
 				if g.n == 1 {
-					g.pongPatience = soon
+					g.m.limits.pong = soon
 				}
 				if g.n == 2 {
 					return g.hangs()
@@ -68,7 +68,7 @@ func TestNewHangsAfterReady(t *testing.T) {
 				t.Errorf("after the roll back generation %s answers, want 1", got)
 			}
 			// A version that is well is not killed.
-			g.post(func() { g.pongPatience = limit })
+			g.post(func() { g.m.limits.pong = limit })
 			done = g.upgrade()
 			next := h.next()
 			if err := receive(t, done, "Upgrade"); err != nil {
@@ -99,8 +99,7 @@ func TestNewHangsInTheDrain(t *testing.T) {
 	receive(t, slow.begun, "the drain")
 	next.hang()
 	g.post(func() {
-		g.pongPatience = soon
-		g.onDeaf(g.next, os.ErrDeadlineExceeded) // what new's children hold open is not waited for
+		g.m.limits.pong = soon
 	})
 	slow.notice <- struct{}{} // nothing is left
 	receive(t, next.ended, "the end of the new one")
@@ -136,7 +135,7 @@ func TestStopWhileNewHangs(t *testing.T) {
 	next.hang()
 	slow.notice <- struct{}{}
 	for asked := make(chan bool, 1); ; {
-		if g.post(func() { asked <- g.drain != nil && g.drain.over }); receive(t, asked, "the loop") {
+		if g.post(func() { asked <- g.m.drain == over }); receive(t, asked, "the loop") {
 			break
 		}
 	}
@@ -188,7 +187,7 @@ func TestKillFailsBeforeReady(t *testing.T) {
 func TestKillFailsAfterReady(t *testing.T) {
 	h := newHouse(t, func(g *generation) error {
 		if g.n == 1 {
-			g.pongPatience = soon
+			g.m.limits.pong = soon
 			return g.Ready()
 		}
 		return g.hangs()
@@ -228,7 +227,7 @@ func TestAcceptingIsLost(t *testing.T) {
 		}
 		g.parent.ch.conn.CloseWrite()
 		ready := make(chan error, 1)
-		g.post(func() { ready <- g.onReady() })
+		g.post(func() { ready <- g.m.onReady() })
 		return <-ready
 	})
 	g := h.first()
@@ -252,8 +251,8 @@ func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
 	if next.err != nil {
 		t.Fatal(next.err)
 	}
-	g.await(yielded)
-	g.post(func() { g.next.ch.conn.CloseWrite() })
+	g.await(standingBy)
+	g.post(func() { g.child.ch.conn.CloseWrite() })
 	receive(t, next.parent.deaf, "the end of the channel")
 	again := next.upgrade()
 	next.await(serving)
@@ -267,8 +266,8 @@ func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
 	if third.err != nil {
 		t.Fatal(third.err)
 	}
-	next.await(yielded)
-	next.post(next.onProbationOver)
+	next.await(standingBy)
+	next.post(next.m.onProbationOver)
 	if err := receive(t, again, "the upgrade that has waited for old's end"); err != nil {
 		t.Error(err)
 	}
@@ -296,15 +295,15 @@ func TestOldIsDeadThoughTheChannelIsOpen(t *testing.T) {
 			var next *generation
 			if ready {
 				next = h.next()
-				g.await(yielded)
+				g.await(standingBy)
 			} else {
 				next = receive(t, reached, "new")
 			}
 			var theirs *os.File
 			until(t, "old to know new", func() bool {
 				g.ask(func() {
-					if g.next != nil {
-						theirs, _ = g.next.ch.conn.File()
+					if g.child != nil {
+						theirs, _ = g.child.ch.conn.File()
 					}
 				})
 				return theirs != nil
@@ -323,19 +322,19 @@ func TestOldIsDeadThoughTheChannelIsOpen(t *testing.T) {
 func TestWhoServesAfterNewHasEnded(t *testing.T) {
 	const nobody, unknown = "nobody serves", "could not say"
 	for name, tc := range map[string]struct {
-		s    successor
+		c    childState
 		want string
 	}{
-		"it was the only one":    {successor{}, nobody},
-		"it was told to stop":    {successor{orderly: true}, ""},
-		"it has a successor":     {successor{handedOver: true}, ""},
-		"nothing is heard of it": {successor{deaf: errors.New("no memory")}, unknown},
+		"it was the only one":    {childState{}, nobody},
+		"it was told to stop":    {childState{orderly: true}, ""},
+		"it has a successor":     {childState{handedOver: true}, ""},
+		"nothing is heard of it": {childState{deaf: true}, unknown},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
-			tc.s.proc = &generation{n: 2}
 			u := &Upgrader{log: slog.New(slog.NewTextHandler(&log, nil))}
-			u.reportDeath(&tc.s, nil)
+			u.m.do = performer{u}
+			u.m.reportDeath(tc.c, &UpgradeError{})
 			if got := log.String(); tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
 				t.Errorf("logged %q, want %q", got, tc.want)
 			}
@@ -349,7 +348,7 @@ func TestKillFailsTwice(t *testing.T) {
 	went, accept := make(chan struct{}), make(chan struct{})
 	h := newHouse(t, func(g *generation) error {
 		if g.n == 1 {
-			g.pongPatience = soon
+			g.m.limits.pong = soon
 			return g.Ready()
 		}
 		if err := g.handshake(); err != nil {
@@ -359,7 +358,7 @@ func TestKillFailsTwice(t *testing.T) {
 		<-accept
 		ready := make(chan error, 1)
 		g.post(func() {
-			ready <- g.onReady()
+			ready <- g.m.onReady()
 			<-g.dying
 		})
 		return <-ready
@@ -369,13 +368,13 @@ func TestKillFailsTwice(t *testing.T) {
 	h.unkillable.Store(true)
 	done := g.upgrade()
 	receive(t, went, "go")
-	g.post(func() { g.Upgrader.kill(g.next, ErrReadyTimeout) }) // as onLate does
+	g.post(func() { g.m.kill(ErrReadyTimeout) }) // as onLate does
 	wantErr(t, receive(t, done, "Upgrade"), ErrReadyTimeout)
 	close(accept)
 	next := h.next()
 	g.await(serving)
 	g.post(func() {
-		if g.next == nil || !g.next.left {
+		if g.m.child.stage != leaving {
 			t.Error("it was not rolled back")
 		}
 	})
@@ -406,7 +405,7 @@ func TestAcceptingComesBeforeTheLog(t *testing.T) {
 	g.upgrade()
 	defer close(goOn)
 	receive(t, said, "the line of the new one")
-	g.await(yielded)
+	g.await(standingBy)
 	if got := ask(t, <-addrs); got != "2" {
 		t.Errorf("generation %s answers, want 2", got)
 	}

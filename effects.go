@@ -1,0 +1,203 @@
+package grace
+
+import (
+	"time"
+)
+
+// A performer does what the machine says. All of it runs in the goroutine that owns
+// the state, and none of it waits for anything outside.
+type performer struct{ u *Upgrader }
+
+// The sockets.
+
+func (p performer) openGates() error {
+	if err := p.u.socks.openGates(); err != nil {
+		return err
+	}
+	if p.u.parent != nil {
+		p.u.sayAccepting() // at once: the old process goes on accepting until it hears this
+	}
+	return nil
+}
+
+func (p performer) closeGates() {
+	c := p.u.child
+	p.u.socks.yield(c.handed, c.claims.Load().Sockets)
+}
+
+func (p performer) leaveToChild() {
+	all := make([]int, len(p.u.child.handed))
+	for i := range all {
+		all[i] = i
+	}
+	p.u.socks.yield(p.u.child.handed, all)
+}
+
+func (p performer) leaveEnd() {
+	p.u.socks.leaveEnd(p.u.child.handed, p.u.child.claims.Load().Sockets)
+}
+
+func (p performer) reopenGates() { p.u.socks.reopenGates() }
+func (p performer) mend()        { p.u.socks.mendAll() }
+func (p performer) letGo()       { go p.u.socks.letGo() }
+func (p performer) disown()      { p.u.socks.own(false) }
+
+// The child.
+
+func (p performer) launch(id int) {
+	go func() {
+		c, err := p.u.launch(p.u.ctx, id)
+		p.u.post(func() {
+			launched := evLaunched{err: err}
+			if err == nil {
+				p.u.child = c
+				c.watch(func(e event) { p.u.happen(e) })
+				launched.pid, launched.age = c.proc.pid(), time.Since(c.launched)
+			}
+			p.u.m.on(launched)
+		})
+	}()
+}
+
+func (p performer) sendGo() { p.u.child.ch.send(newMessage(msgGo, nil)) }
+func (p performer) sendUpgrade() {
+	p.u.tellPeer(p.u.child.ch, p.u.child.proc.pid(), newMessage(msgUpgrade, nil), "upgrade")
+}
+
+func (p performer) sendStop(now bool) {
+	p.u.tellPeer(p.u.child.ch, p.u.child.proc.pid(), newMessage(msgStop, &stopMessage{Now: now}), "stop")
+}
+
+func (p performer) ping() {
+	id := p.u.child.id
+	p.u.child.ping(p.u.m.limits.pong/2, func(err error) { go p.u.happen(evUnasked{id, err}) })
+}
+
+func (p performer) stopMoves()  { p.u.child.mover.stop() }
+func (p performer) kill() error { return p.u.child.proc.kill() }
+
+func (p performer) forget() {
+	p.u.child.ch.close()
+	p.u.child.mover.stop()
+	p.u.child = nil
+}
+
+// The parent.
+
+// tellParentOfChild tells a parent that has finished, and hangs on its way out,
+// whether a third process serves: so that it is not the end of the service for it
+// when this one ends.
+func (p performer) tellParentOfChild(serves bool) {
+	if p.u.parent != nil {
+		gone := "gone"
+		if serves {
+			gone = ""
+		}
+		p.u.parent.ch.send(message{typ: msgHanded, payload: []byte(gone)})
+	}
+}
+
+func (p performer) sendParentStop(now bool) {
+	parent := p.u.parent
+	p.u.tellPeer(parent.ch, parent.m.Pid, newMessage(msgStop, &stopMessage{Now: now, Early: !parent.mayAccept()}), "stop")
+}
+
+func (p performer) sendParentLeave() {
+	p.u.parent.ch.send(newMessage(msgStop, &stopMessage{Leave: true}))
+}
+
+func (p performer) sendPong()   { p.u.parent.ch.send(newMessage(msgPong, nil)) }
+func (p performer) becomeMain() { p.u.onMain(true) }
+
+// tellPatience is less than what the end of this process waits for what is queued.
+const tellPatience = 900 * time.Millisecond
+
+// tellPeer sends m to the other process of a hand-over, and logs what could not be
+// sent in time while that process lives: what is missing there, the operator knows
+// then.
+func (u *Upgrader) tellPeer(ch *channel, pid int, m message, what string) {
+	ch.sendWithin(tellPatience, m, func(err error) {
+		if err != nil && isOurs(err) {
+			u.log.Error("grace: the other process of the hand-over can't be told", "what", what, "peer", pid, "err", err, "do", "send it the signal yourself")
+		}
+	})
+}
+
+// The drain, and the end.
+
+func (p performer) beginDrain(move bool) {
+	p.u.socks.endAccept()
+	var m *mover
+	if move && p.u.opt.move {
+		m = p.u.child.mover
+	}
+	d := newDrain(m)
+	p.u.drain = d
+	go func() {
+		d.run(p.u.allServers(), p.u.opt.drainTimeout)
+		p.u.happen(evDrained{})
+	}()
+}
+
+// offer does nothing in a drain without a mover, which moves nothing: MoveConns says
+// so, or the child is to stop as well.
+func (p performer) offer() {
+	if d := p.u.drain; d != nil && d.mover != nil {
+		go d.offer(p.u.allServers())
+	}
+}
+
+func (p performer) hurryDrain()  { p.u.drain.hurry() }
+func (p performer) cancelDrain() { p.u.drain.cancel() }
+
+func (p performer) resume() {
+	d := p.u.drain
+	go func() {
+		d.resume(p.u.allServers())
+		p.u.happen(evResumed{})
+	}()
+}
+
+func (p performer) stopping(service bool) {
+	if service {
+		p.u.notify.stop(p.u.drains())
+	}
+	p.u.cancel()
+}
+
+func (p performer) finish(gaveUp, last bool) {
+	p.u.cancel()
+	var peers []*channel
+	if p.u.child != nil {
+		peers = append(peers, p.u.child.ch)
+	}
+	if p.u.parent != nil {
+		peers = append(peers, p.u.parent.ch)
+	}
+	go p.u.end(!gaveUp, last && !gaveUp, peers)
+}
+
+func (p performer) done() {
+	close(p.u.done)
+	if p.u.child != nil {
+		p.u.warnIfNeverGone(p.u.child.proc.pid())
+	}
+}
+
+func (p performer) endSignals() { p.u.endSignals() }
+
+// The rest.
+
+func (p performer) restore(callers []reply, n notice, err error) {
+	p.u.restore(func() {
+		p.say(n, err)
+		tell(callers, err)
+	})
+}
+
+func (p performer) after(d time.Duration, e event) {
+	time.AfterFunc(d, func() { p.u.happen(e) })
+}
+
+func (p performer) hasServiceManager() bool { return p.u.notify != nil }
+func (p performer) isService() bool         { return p.u.isService() }

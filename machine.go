@@ -1,0 +1,238 @@
+package grace
+
+import "time"
+
+// The state machine of a process: events in, effects out. What happens reaches
+// on, one event at a time, from the goroutine that owns the Upgrader's state; what
+// is to be done leaves through effects, none of which waits for anything outside.
+// The machine knows no process, no socket, no log and no clock, so that every
+// state can be tried with every event (machine_test.go).
+//
+//	starting ── ready ──> serving <──────────── child failed ─────┐
+//	                       │   ^                                  │
+//	                       │   └── rolled back, resumed ──────┐   │
+//	                 upgrade asked                            │   │
+//	                       └──> upgrading ── child accepts ─> standingBy
+//	                                                          │ probation is over
+//	  stop, in any state ───────────────────────> draining <──┘
+//	                                                 │ child dies: resuming, then serving
+//	                                                 └── drained ──> stopped
+//
+// What follows in machine_end.go: how a process ends.
+
+// A state says what this process does with its sockets.
+type state int
+
+const (
+	starting   state = iota // the listeners wait for Ready
+	serving                 // accepts
+	upgrading               // accepts, while a child starts
+	standingBy              // the child accepts: probation
+	draining                // finishes what it has begun
+	resuming                // accepts; the servers return from a drain that was called off
+	holding                 // drained, and kept alive until a child has ended, or is known
+	stopped                 // Done
+)
+
+func (s state) String() string {
+	return [...]string{"starting", "serving", "upgrading", "standingBy", "draining", "resuming", "holding", "stopped"}[s]
+}
+
+// A childStage says how far the new process has come.
+type childStage int
+
+const (
+	noChild   childStage = iota
+	launching            // a process may exist that is not known yet
+	preparing            // it runs, and has not said that it is ready
+	going                // it was told to go: it may accept, and name itself in the PID file
+	accepting            // it has said that it accepts
+	leaving              // it has given up after that, and drains
+)
+
+func (s childStage) String() string {
+	return [...]string{"no child", "launching", "preparing", "going", "accepting", "leaving"}[s]
+}
+
+// A childState is what the machine knows of the new process.
+type childState struct {
+	id    int // of this start: events of an earlier child name another one
+	pid   int
+	stage childStage
+	since time.Time // when it began to accept, or to leave
+
+	line       bool // the ready line has come
+	claimed    bool // its claims have come
+	pongs      bool // it answers when it is asked whether it is well
+	orderly    bool // it was asked to stop: its end is no reason to roll back
+	alone      bool // this process was told to end while the child serves on
+	handedOver bool // it has a child of its own that serves
+	deaf       bool // this process can't hear it any more; it lives
+	unkillable bool // a kill has failed
+	heir       bool // this process gives up, and the child is to serve when it is ready
+	judged     bool // probation is over, and it is asked whether it is well
+
+	killed error // why it was killed, one of the Err values
+	told   error // why it says that it gives up, or what is wrong with it
+
+	asked, answered int  // how often it was asked whether it is well, and has answered
+	waited          bool // an answer is waited for
+}
+
+func (c *childState) went() bool     { return c.stage >= going }
+func (c *childState) accepted() bool { return c.stage >= accepting }
+
+// mute reports whether the child is not to be asked whether it is well: its
+// version does not know the question, it ends, or it can't be heard.
+func (c *childState) mute() bool { return !c.pongs || c.orderly || c.stage == leaving || c.deaf }
+
+// A parentStage says what has become of the old process.
+type parentStage int
+
+const (
+	noParent parentStage = iota // this is a first process
+	parentAlive
+	parentGone
+)
+
+// A stopStage says what this process was told.
+type stopStage int
+
+const (
+	notStopping stopStage = iota
+	stopLeave             // only this process is to end
+	stopService           // the service is
+)
+
+// A drainStage says how far the drain has come.
+type drainStage int
+
+const (
+	noDrain   drainStage = iota
+	running              // the servers drain; in the state resuming: it was called off, and they stop doing so
+	over                 // nothing is left, and the child is asked whether it is well
+	returning            // the servers are put back to how they were before
+)
+
+// A machine is owned by one goroutine.
+type machine struct {
+	do  effects
+	now func() time.Time
+
+	// What does not change.
+	generation  int
+	underMaster bool // upgrades are a master's to do
+	supported   bool // this platform can hand sockets over
+	limits      limits
+
+	state      state
+	child      childState
+	parent     parentStage
+	stop       stopStage
+	drain      drainStage
+	hurried    bool // the drain that is to begin cuts off at once
+	leaveLater bool // this process gives up as soon as the child accepts, or is dead
+	gaveUp     bool // this process has given up, and its parent serves on
+	ended      bool // Done is closed
+	restoring  int  // how many roll backs have not put everything back
+
+	// Requests for an upgrade, by stage: one that is wanted as soon as it can
+	// begin, the one under way, and those that a master was asked for.
+	pending bool
+	waiting []reply
+	current []reply
+	asked   []reply
+	passed  bool // one was passed on to the child; wanted again if that dies
+
+	stops, upgrades repeats
+}
+
+// limits are durations from the options.
+type limits struct {
+	ready, probation, drain time.Duration
+	pong                    time.Duration // how long an answer of the child may take
+}
+
+// A reply takes the result of a call of Upgrade.
+type reply = chan error
+
+// on handles one event.
+func (m *machine) on(e event) {
+	if id, ok := childOf(e); ok && (id != m.child.id || m.child.stage <= launching) {
+		return // of a child that is gone
+	}
+	switch e := e.(type) {
+	case evReady:
+		e.reply <- m.onReady()
+	case evUpgrade:
+		m.onUpgrade(e.reply)
+	case evSignal:
+		m.onSignal(e)
+	case evStop:
+		m.onStop(e.stopRequest)
+	case evParentGone:
+		m.onParentGone()
+	case evPing:
+		m.do.sendPong()
+	case evMain:
+		m.do.becomeMain()
+	case evMasterAsked:
+		m.onMasterAsked(e)
+	case evMasterLate:
+		m.answerAsked(e.replies, e.err)
+	case evMasterGone:
+		m.onMasterGone()
+	case evLaunched:
+		m.onLaunched(e)
+	case evLine:
+		m.onLine(e)
+	case evClaims:
+		m.onClaims(e)
+	case evTakes:
+		if m.state == draining {
+			m.do.offer()
+		}
+	case evAccepting:
+		m.onAccepting(e)
+	case evFailed:
+		m.child.told = e.why
+	case evChildStop:
+		m.onChildStop(e)
+	case evHandedOver:
+		m.child.handedOver = !e.gone
+	case evPong:
+		m.onPong()
+	case evUnasked:
+		m.onUnasked(e)
+	case evStuck:
+		m.onStuck(e)
+	case evDeaf:
+		m.onDeaf(e)
+	case evExit:
+		m.onExit(e)
+	case evLate:
+		m.onLate(e)
+	case evHungUp:
+		m.onHungUp(e)
+	case evGone:
+		if m.child.stage == leaving {
+			m.kill(ErrRolledBack)
+		}
+	case evProbationOver:
+		m.onProbationOver()
+	case evCheckUp:
+		m.onCheckUp()
+	case evSilence:
+		m.onSilence(e)
+	case evKillAgain:
+		m.onKillAgain(e)
+	case evDrained:
+		m.onDrained()
+	case evResumed:
+		m.onResumed()
+	case evRestored:
+		m.onRestored()
+	case evFinished:
+		m.onFinished()
+	}
+}

@@ -1,0 +1,302 @@
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+)
+
+// The state machine: stop, drain, and the end of a process.
+
+// A stopRequest asks this process to end.
+type stopRequest struct {
+	signal   os.Signal // nil if it was not a signal
+	at       time.Time // when it has arrived; zero is now
+	now      bool      // cut off what is left
+	passedOn bool      // the other process of a hand-over was told first
+	leave    bool      // only this process is to end, not the service
+	reason   string    // if it was neither a signal nor the program
+}
+
+// passOnFor is how long after the hand-over a stop that reaches the old process is
+// one of the service: whoever sent it had read the PID file a moment before. Later
+// it is meant for a process that takes too long to end.
+const passOnFor = 10 * time.Second
+
+func (m *machine) onStop(r stopRequest) {
+	if r.at.IsZero() {
+		r.at = m.now()
+	}
+	if m.repeatedStop(r) {
+		return
+	}
+	if m.concernsThisAlone(r) {
+		m.endAlone(r)
+		return
+	}
+	if m.state == stopped {
+		if r.signal != nil { // not a program's Stop on its way out: the child serves
+			m.passStop(r)
+		}
+		return
+	}
+	if r.leave && m.stop == notStopping && m.state == upgrading && m.child.stage == going {
+		// The child accepts at any moment, and says then which sockets are its
+		// own: that decides whose paths and queues they are. Or it dies.
+		m.leaveLater = true
+		return
+	}
+	if m.stop != notStopping {
+		if r.leave || r.passedOn && !r.now {
+			return // both processes may get the same signal: it counts once
+		}
+		if m.underMaster && (r.signal != nil || r.reason != "") {
+			return // masters repeat it: to all that are not the newest, at each upgrade
+		}
+		r.now = true
+	}
+	if r.signal != nil || r.reason != "" {
+		m.do.sayStop(noticeStopBegins, r)
+		m.answerAsked(slices.Clone(m.asked), nil) // how an upgrade by a master succeeds
+	}
+	handedOver := m.state == standingBy || m.state == draining || m.child.went()
+	if r.leave {
+		m.stop = max(m.stop, stopLeave)
+	} else {
+		m.stop = stopService
+	}
+	m.do.stopping(!r.leave)
+	if !r.leave && m.child.stage == preparing {
+		m.kill(ErrStopped)
+	}
+	switch {
+	case m.state == holding: // only the child is waited for
+	case m.state == resuming: // it is over first
+		m.refuseAll()
+		m.hurried = r.now
+	case m.state == draining: // it is under way already
+	case handedOver:
+		m.answer(nil)
+		if m.state == upgrading { // it accepts at any moment
+			m.do.leaveEnd()
+		}
+		m.beginDrain(r.leave) // else the child is to stop as well
+	default:
+		if r.leave && m.child.stage == preparing {
+			m.leaveToChild()
+		}
+		m.refuseAll()
+		m.beginLastDrain(r)
+	}
+	if handedOver {
+		m.do.letGo()
+	}
+	m.passStop(r)
+	if r.now && m.drain == running {
+		m.do.hurryDrain()
+	}
+	m.well()
+}
+
+// repeatedStop reports whether r is no more than a stop that was asked for a moment
+// before: see repeats. Only this keeps a supervisor that signals both processes of
+// a hand-over from cutting off what they have begun.
+func (m *machine) repeatedStop(r stopRequest) bool {
+	switch {
+	case r.leave:
+		return false
+	case r.passedOn:
+		m.stops.again(fromPeer, r.at) // of several, onStop takes the first
+		return false
+	case r.signal == nil: // a program's second Stop is meant
+		return m.stops.passedOn(r.at)
+	case !m.stops.again(signalName(r.signal), r.at):
+		return false
+	}
+	m.do.sayRepeated(signalName(r.signal))
+	return true
+}
+
+// concernsThisAlone reports whether the child serves on, whatever becomes of this
+// process.
+func (m *machine) concernsThisAlone(r stopRequest) bool {
+	c := &m.child
+	return c.stage == accepting && !c.orderly && m.stop == notStopping && !r.leave && !r.passedOn &&
+		r.at.Sub(c.since) > passOnFor && !m.do.isService()
+}
+
+// endAlone: this process alone is to end. It drains already, or does from now on;
+// the first signal cuts off nothing here either, since the child may have got the
+// same one, and pass it on.
+func (m *machine) endAlone(r stopRequest) {
+	r.now, m.child.alone = m.child.alone, true
+	m.do.sayStop(noticeStopAlone, r)
+	switch {
+	case m.state == stopped:
+		if r.signal != nil { // the program hangs on its way out: one more signal ends it
+			m.do.endSignals()
+		}
+	case m.state == standingBy:
+		m.onProbationOver()
+	case r.now && m.drain == running:
+		m.do.hurryDrain()
+	}
+}
+
+// leave goes on with a Close that has waited for the child.
+func (m *machine) leave() {
+	if m.leaveLater {
+		m.leaveLater = false
+		m.onStop(stopRequest{leave: true})
+	}
+}
+
+// leaveToChild: the program of this process gives up, on an error of a server's
+// say, while a child is starting. That one is to serve, as if this process had
+// died: it has a copy of every socket, and what comes from now on waits for it there.
+func (m *machine) leaveToChild() {
+	m.child.heir, m.gaveUp = true, true
+	m.do.leaveToChild()
+	m.do.say(noticeGivesUp, nil)
+}
+
+// passStop tells the other process of a hand-over that the service is to end.
+func (m *machine) passStop(r stopRequest) {
+	if r.leave || r.passedOn {
+		return
+	}
+	if m.child.went() && (r.now || !m.child.orderly) { // an orderly one knows, but not that it should cut off
+		m.do.sayStop(noticeStopPassedOn, r)
+		m.do.sendStop(r.now)
+	}
+	if m.parent == parentAlive {
+		m.do.sendParentStop(r.now)
+	}
+}
+
+// refuseAll answers everybody who waits for an upgrade that will not be.
+func (m *machine) refuseAll() {
+	callers := slices.Concat(m.current, m.waiting, m.asked)
+	m.current, m.waiting, m.asked, m.pending = nil, nil, nil, false
+	tell(callers, fmt.Errorf("grace: Upgrade: %w", ErrStopped))
+}
+
+// onChildStop: the child begins to end, and says why.
+func (m *machine) onChildStop(e evChildStop) {
+	c := &m.child
+	if !c.went() || e.early { // it will exit, and was never ready
+		if !e.leave && c.told == nil {
+			c.told = errors.New("it was told to stop before it was ready")
+		}
+		return
+	}
+	if !e.leave {
+		if c.stage == leaving && e.at.Sub(c.since) > passOnFor { // it is not the service any more
+			m.do.say(noticeStopIgnored, nil)
+			return
+		}
+		c.orderly = true
+		m.onStop(stopRequest{at: e.at, now: e.now, passedOn: true})
+		return
+	}
+	if c.stage == going {
+		if c.told == nil {
+			c.told = errors.New("it has given up by itself")
+		}
+		return // it will exit
+	}
+	if c.stage == leaving || m.state == stopped || m.stop != notStopping {
+		return
+	}
+	c.stage, c.since = leaving, e.at
+	m.do.stopMoves()
+	m.do.after(m.limits.drain+m.limits.ready, evGone{c.id})
+	m.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: c.pid, Err: errors.New("it has stopped by itself")})
+}
+
+// beginLastDrain ends a process that has no child. If it gives up while its parent
+// stands by, that one takes over, and has the queues.
+func (m *machine) beginLastDrain(r stopRequest) {
+	if r.leave && m.parent == parentAlive {
+		m.gaveUp = true
+		m.do.disown()
+		m.do.sendParentLeave()
+	}
+	m.beginDrain(false)
+}
+
+// beginDrain finishes what this process has begun. move: connections go to the child.
+func (m *machine) beginDrain(move bool) {
+	m.state, m.drain = draining, running
+	m.do.beginDrain(move)
+	if m.hurried {
+		m.hurried = false
+		m.do.hurryDrain()
+	}
+}
+
+// onDrained: nothing is left, or it was cut off, or the drain was called off.
+func (m *machine) onDrained() {
+	switch {
+	case m.drain != running && m.drain != over:
+	case m.state == resuming:
+		m.drain = returning
+		m.do.resume()
+	case m.drain == running:
+		if m.child.stage == accepting && m.stop == notStopping {
+			// To exit now would leave nobody, if the child is stopped or hangs.
+			m.drain = over
+			m.ask()
+			return
+		}
+		m.drained()
+	}
+}
+
+func (m *machine) drained() {
+	m.drain = noDrain
+	m.do.say(noticeDrained, nil)
+	switch {
+	case m.child.stage == launching: // evLaunched kills what was started, first
+		m.state = holding
+	case m.stop == stopService && m.child.went() && m.do.hasServiceManager():
+		// systemd ends what is left of a service whose main process exits: the
+		// child is to drain in peace.
+		m.state = holding
+	default:
+		m.finish()
+	}
+}
+
+// onResumed: all servers serve again as before a drain that was called off.
+func (m *machine) onResumed() {
+	if m.drain != returning {
+		return
+	}
+	m.drain, m.state = noDrain, serving
+	if m.stop != notStopping {
+		m.beginDrain(false)
+		return
+	}
+	m.settle() // an upgrade may be wanted already
+}
+
+// finish ends this process's part for good.
+func (m *machine) finish() {
+	m.state = stopped
+	m.refuseAll()
+	m.do.finish(m.gaveUp, m.child.stage == noChild && m.parent != parentAlive)
+}
+
+func (m *machine) onFinished() {
+	if m.state == stopped && !m.ended {
+		m.ended = true
+		m.do.done()
+	}
+}
+
+// isOver reports whether nothing more can come of an event. While a child lives,
+// signals that come late are passed on to it.
+func (m *machine) isOver() bool { return m.ended && m.child.stage == noChild }

@@ -1,0 +1,265 @@
+package grace
+
+import "time"
+
+// What goes into the state machine, and what comes out: events and effects.
+
+// effects is what the machine has done. None of it waits.
+type effects interface {
+	openGates() error // begin to accept, for the first time
+	closeGates()      // stop accepting; the child has what it has claimed
+	reopenGates()     // accept again, first of all
+	mend()            // open again what the child may have spoiled while it started
+	leaveToChild()    // closeGates, but of a child that has not claimed yet: all
+	leaveEnd()        // of the sockets to the child, which may accept at any moment, until it hears that the service ends
+	letGo()           // give up the listeners: the child has them
+	disown()          // leave the queues to the parent
+
+	launch(id int)                         // start a child: evLaunched
+	sendGo()                               // the child may accept
+	sendUpgrade()                          // the child is to upgrade, when this process is gone
+	sendStop(now bool)                     // the child is to stop as well
+	ping()                                 // evPong, or evUnasked
+	stopMoves()                            // of connections to the child
+	tellParentOfChild(serves bool)         // so that the end of this process is none of the service
+	sendParentStop(now bool)               // the parent is to stop as well
+	sendParentLeave()                      // this process gives up; the parent is to serve on
+	sendPong()                             // this process is well
+	becomeMain()                           // the parent has told the service manager that this process is the main one now
+	kill() error                           // SIGKILL to the child
+	forget()                               // the child is dead and was reaped
+	askMaster(replies []reply)             // for an upgrade: evMasterAsked
+	restore(r []reply, n notice, by error) // put back what the child had taken, answer, and say so: evRestored
+
+	beginDrain(move bool)     // evDrained
+	offer()                   // the servers move what the child takes by now
+	hurryDrain()              // cut off what is left
+	cancelDrain()             // evDrained comes sooner
+	resume()                  // the servers serve as before: evResumed
+	stopping(service bool)    // from now on what asks is refused
+	finish(gaveUp, last bool) // end everything: evFinished; last: no other process of the service is there
+	done()                    // close Done
+	endSignals()              // one more signal has its default action
+
+	after(d time.Duration, e event)
+	say(n notice, err error)
+	sayStop(n notice, r stopRequest)
+	sayRepeated(signal string) // it has counted already
+
+	isService() bool         // a supervisor takes this process for the service
+	hasServiceManager() bool // systemd is told what happens
+}
+
+// An event is something that has happened.
+type event any
+
+type (
+	evReady   struct{ reply reply } // the program has called Ready, and all is agreed
+	evUpgrade struct{ reply reply } // the program has called Upgrade
+	evSignal  struct {              // a signal asks for an upgrade
+		name string
+		at   time.Time
+	}
+	evStop        struct{ stopRequest }
+	evParentGone  struct{}
+	evPing        struct{} // the parent asks whether this process is well
+	evMain        struct{} // the parent has made this process the main one
+	evMasterAsked struct { // for an upgrade
+		replies []reply
+		err     error
+	}
+	evMasterLate struct { // it has not replaced this process
+		replies []reply
+		err     error
+	}
+	evMasterGone struct{}
+
+	evLaunched struct { // a child runs, or could not be started
+		pid int
+		age time.Duration
+		err error
+	}
+	evLine struct { // the readiness pipe has said something, or was closed
+		id   int
+		line string
+		err  error
+	}
+	evClaims struct { // the child has said which sockets it takes
+		id    int
+		pongs bool
+		err   error // they make no sense
+	}
+	evTakes     struct{ id int } // the child takes moved connections on more sockets
+	evAccepting struct {         // the child accepts
+		id int
+		at time.Time
+	}
+	evFailed struct { // the child says why it gives up
+		id  int
+		why error
+	}
+	evChildStop struct { // the child begins to end
+		id    int
+		at    time.Time
+		now   bool // it cuts off what is left
+		leave bool // it gives up by itself; else it was told to stop the service
+		early bool // it was told before it had go
+	}
+	evHandedOver struct { // a child of the child serves, or no more
+		id   int
+		gone bool
+	}
+	evPong    struct{ id int }
+	evUnasked struct { // this process can't send it the question
+		id  int
+		err error
+	}
+	evStuck struct { // connections can't be moved any more
+		id  int
+		err error
+	}
+	evDeaf struct { // the channel has ended, or can't be read
+		id   int
+		err  error
+		ours bool // it is this process that can't read it
+	}
+	evExit struct { // the child has ended and was reaped
+		id      int
+		failure *UpgradeError // Pid, State and Err are set
+		killed  bool          // by SIGKILL
+	}
+
+	evLate struct { // the ready timeout is up
+		id   int
+		went bool // it began at go
+	}
+	evHungUp struct { // the child has closed something a moment ago
+		id  int
+		why error
+	}
+	evGone          struct{ id int } // the child has had its time to leave
+	evProbationOver struct{ id int }
+	evCheckUp       struct{ id int }
+	evSilence       struct{ id, answered, steps int }
+	evKillAgain     struct {
+		id    int
+		pause time.Duration
+		err   error
+	}
+
+	evDrained  struct{}
+	evResumed  struct{}
+	evRestored struct{}
+	evFinished struct{}
+)
+
+// A notice is a step that is told outside: to the log, the service manager, the
+// master. Each is told once.
+type notice int
+
+const (
+	noticeServing notice = iota
+	noticeQueued
+	noticePassedOn
+	noticeUnsupported
+	noticeUpgradeBegins
+	noticeStandingBy
+	noticeUpgradeDone
+	noticeFailed
+	noticeRolledBack
+	noticeStuck
+	noticeUnasked
+	noticeGivesUp
+	noticeHeirServes
+	noticeHeirDied
+	noticeDeaf
+	noticeUnkillable
+	noticeParentGone
+	noticeMasterAsked
+	noticeMasterRefused
+	noticeMasterGone
+	noticeStopBegins
+	noticeStopIgnored
+	noticeStopAlone
+	noticeStopPassedOn
+	noticeDrained
+	noticeDied
+	noticeDiedUnheard
+)
+
+func (n notice) String() string {
+	return [...]string{
+		noticeServing:       "serving",
+		noticeQueued:        "queued",
+		noticePassedOn:      "passed on",
+		noticeUnsupported:   "unsupported",
+		noticeUpgradeBegins: "upgrade begins",
+		noticeStandingBy:    "standing by",
+		noticeUpgradeDone:   "upgrade done",
+		noticeFailed:        "failed",
+		noticeRolledBack:    "rolled back",
+		noticeStuck:         "stuck",
+		noticeUnasked:       "unasked",
+		noticeGivesUp:       "gives up",
+		noticeHeirServes:    "heir serves",
+		noticeHeirDied:      "heir died",
+		noticeDeaf:          "deaf",
+		noticeUnkillable:    "unkillable",
+		noticeParentGone:    "parent gone",
+		noticeMasterAsked:   "master asked",
+		noticeMasterRefused: "master refused",
+		noticeMasterGone:    "master gone",
+		noticeStopBegins:    "stop begins",
+		noticeStopIgnored:   "stop ignored",
+		noticeStopAlone:     "stop alone",
+		noticeStopPassedOn:  "stop passed on",
+		noticeDrained:       "drained",
+		noticeDied:          "died",
+		noticeDiedUnheard:   "died unheard",
+	}[n]
+}
+
+// childOf gives the child that an event is about.
+func childOf(e event) (id int, ok bool) {
+	switch e := e.(type) {
+	case evLine:
+		return e.id, true
+	case evClaims:
+		return e.id, true
+	case evTakes:
+		return e.id, true
+	case evAccepting:
+		return e.id, true
+	case evFailed:
+		return e.id, true
+	case evChildStop:
+		return e.id, true
+	case evHandedOver:
+		return e.id, true
+	case evPong:
+		return e.id, true
+	case evUnasked:
+		return e.id, true
+	case evStuck:
+		return e.id, true
+	case evDeaf:
+		return e.id, true
+	case evExit:
+		return e.id, true
+	case evLate:
+		return e.id, true
+	case evHungUp:
+		return e.id, true
+	case evGone:
+		return e.id, true
+	case evProbationOver:
+		return e.id, true
+	case evCheckUp:
+		return e.id, true
+	case evSilence:
+		return e.id, true
+	case evKillAgain:
+		return e.id, true
+	}
+	return 0, false
+}

@@ -1,0 +1,173 @@
+package grace
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write testdata/machine.txt anew")
+
+// situations are the states, by the shortest way into each; where the child or the
+// stop makes a difference, the state is there several times.
+var situations = []struct {
+	name string
+	come func(w *sim)
+}{
+	{"starting", func(w *sim) {}},
+	{"serving", func(w *sim) { w.to("ready") }},
+	{"serving, an upgrade waits for the old process", func(w *sim) {
+		w.m.parent = parentAlive
+		w.to("ready")
+		w.on(evUpgrade{w.request()})
+	}},
+	{"serving, the child has given up", func(w *sim) { w.to("ready upgrade launch line claims accept"); w.childStop(true) }},
+	{"upgrading, launching", func(w *sim) { w.to("ready upgrade") }},
+	{"upgrading, preparing", func(w *sim) { w.to("ready upgrade launch") }},
+	{"upgrading, going", func(w *sim) { w.to("ready upgrade launch line claims") }},
+	{"upgrading, the child was killed", func(w *sim) {
+		w.to("ready upgrade launch")
+		w.on(evLate{id: w.m.child.id})
+	}},
+	{"standing by", func(w *sim) { w.to("ready upgrade launch line claims accept") }},
+	{"standing by, asked", func(w *sim) { w.to("ready upgrade launch line claims accept probation") }},
+	{"draining", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong") }},
+	{"draining, over", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong drained") }},
+	{"draining, told to stop", func(w *sim) { w.to("ready stop") }},
+	{"draining, child told as well", func(w *sim) { w.to("ready upgrade launch line claims accept stop") }},
+	{"draining, launching", func(w *sim) { w.to("ready upgrade stop") }},
+	{"draining, for a child that starts", func(w *sim) { w.to("ready upgrade launch leave") }},
+	{"resuming", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong exit") }},
+	{"resuming, told to stop", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong exit stop") }},
+	{"holding, launching", func(w *sim) { w.to("ready upgrade stop drained") }},
+	{"holding, for systemd", func(w *sim) {
+		w.systemd = true
+		w.to("ready upgrade launch line claims accept stop drained")
+	}},
+	{"stopped", func(w *sim) { w.to("ready stop drained") }},
+	{"stopped, child serves", func(w *sim) {
+		w.to("ready upgrade launch line claims accept probation pong drained pong finished")
+	}},
+}
+
+func (w *sim) childStop(leave bool) {
+	w.on(evChildStop{id: w.m.child.id, at: w.m.now(), leave: leave})
+}
+
+// kinds are the events.
+var kinds = []struct {
+	name  string
+	event func(w *sim) event
+}{
+	{"ready", func(w *sim) event { return evReady{make(reply, 1)} }},
+	{"upgrade", func(w *sim) event { return evUpgrade{make(reply, 1)} }},
+	{"signal", func(w *sim) event { return evSignal{"user defined signal 2", w.m.now()} }},
+	{"stop", func(w *sim) event { return evStop{stopRequest{signal: syscall.SIGTERM}} }},
+	{"leave", func(w *sim) event { return evStop{stopRequest{leave: true}} }},
+	{"stopPassedOn", func(w *sim) event { return evStop{stopRequest{passedOn: true}} }},
+	{"parentGone", func(w *sim) event { return evParentGone{} }},
+	{"ping", func(w *sim) event { return evPing{} }},
+	{"main", func(w *sim) event { return evMain{} }},
+	{"masterAsked", func(w *sim) event { return evMasterAsked{} }},
+	{"masterLate", func(w *sim) event { return evMasterLate{} }},
+	{"masterGone", func(w *sim) event { return evMasterGone{} }},
+	{"launch", func(w *sim) event { return evLaunched{pid: 7} }},
+	{"launchFailed", func(w *sim) event { return evLaunched{err: errors.New("no such file")} }},
+	{"line", func(w *sim) event { return evLine{id: w.m.child.id, line: readyLine} }},
+	{"otherLine", func(w *sim) event { return evLine{id: w.m.child.id, line: "hello\n"} }},
+	{"noLine", func(w *sim) event { return evLine{id: w.m.child.id, err: errors.New("EOF")} }},
+	{"claims", func(w *sim) event { return evClaims{id: w.m.child.id, pongs: true} }},
+	{"badClaims", func(w *sim) event { return evClaims{id: w.m.child.id, err: errors.New("nonsense")} }},
+	{"accept", func(w *sim) event { return evAccepting{w.m.child.id, w.m.now()} }},
+	{"takes", func(w *sim) event { return evTakes{w.m.child.id} }},
+	{"failed", func(w *sim) event { return evFailed{w.m.child.id, errors.New("why")} }},
+	{"childStops", func(w *sim) event { return evChildStop{id: w.m.child.id, at: w.m.now()} }},
+	{"childLeaves", func(w *sim) event { return evChildStop{id: w.m.child.id, at: w.m.now(), leave: true} }},
+	{"childStopsEarly", func(w *sim) event { return evChildStop{id: w.m.child.id, at: w.m.now(), early: true} }},
+	{"handedOver", func(w *sim) event { return evHandedOver{id: w.m.child.id} }},
+	{"pong", func(w *sim) event { return evPong{w.m.child.id} }},
+	{"unasked", func(w *sim) event { return evUnasked{w.m.child.id, errors.New("ENOBUFS")} }},
+	{"stuck", func(w *sim) event { return evStuck{w.m.child.id, errors.New("full")} }},
+	{"deaf", func(w *sim) event { return evDeaf{id: w.m.child.id, err: errors.New("EOF")} }},
+	{"deafOurs", func(w *sim) event { return evDeaf{w.m.child.id, errors.New("ENOMEM"), true} }},
+	{"exit", func(w *sim) event {
+		return evExit{id: w.m.child.id, failure: &UpgradeError{Pid: 7}, killed: w.m.child.killed != nil}
+	}},
+	{"late", func(w *sim) event { return evLate{w.m.child.id, false} }},
+	{"lateAtGo", func(w *sim) event { return evLate{w.m.child.id, true} }},
+	{"hungUp", func(w *sim) event { return evHungUp{w.m.child.id, errors.New("EOF")} }},
+	{"leftLongAgo", func(w *sim) event { return evGone{w.m.child.id} }},
+	{"probation", func(w *sim) event { return evProbationOver{w.m.child.id} }},
+	{"checkUp", func(w *sim) event { return evCheckUp{w.m.child.id} }},
+	{"silence", func(w *sim) event { return evSilence{w.m.child.id, w.m.child.answered, 1} }},
+	{"killAgain", func(w *sim) event { return evKillAgain{id: w.m.child.id} }},
+	{"drained", func(w *sim) event { return evDrained{} }},
+	{"resumed", func(w *sim) event { return evResumed{} }},
+	{"restored", func(w *sim) event { return evRestored{} }},
+	{"finished", func(w *sim) event { return evFinished{} }},
+}
+
+// to gives the machine events by their names.
+func (w *sim) to(names string) {
+	for _, name := range strings.Fields(names) {
+		i := slices.IndexFunc(kinds, func(k struct {
+			name  string
+			event func(w *sim) event
+		}) bool {
+			return k.name == name
+		})
+		w.on(kinds[i].event(w))
+	}
+}
+
+// Each state and each event: testdata/machine.txt has what comes of it. A pair
+// that has no line there is impossible, and changes nothing.
+func TestMachineTable(t *testing.T) {
+	var b strings.Builder
+	for _, s := range situations {
+		fmt.Fprintf(&b, "%s\n", s.name)
+		for _, k := range kinds {
+			w := newSim(false, false, false)
+			s.come(w)
+			if len(w.broken) > 0 {
+				t.Fatalf("%s: %v", s.name, w.broken)
+			}
+			before := fmt.Sprintf("%+v", *w.m)
+			w.on(k.event(w))
+			did := strings.Join(w.did, ", ")
+			switch {
+			case len(w.broken) > 0:
+				did += " BROKEN: " + strings.Join(w.broken, "; ")
+			case did != "":
+			case fmt.Sprintf("%+v", *w.m) == before:
+				continue
+			default:
+				did = "noted"
+			}
+			child := ""
+			if w.m.child.stage != noChild {
+				child = ", " + w.m.child.stage.String()
+			}
+			fmt.Fprintf(&b, "\t%-16s%v%s: %s\n", k.name, w.m.state, child, did)
+		}
+	}
+	path := "testdata/machine.txt"
+	if *update {
+		os.MkdirAll("testdata", 0o755)
+		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(want) != b.String() {
+		t.Errorf("what comes of an event has changed; look at the difference after go test -run TestMachineTable -update")
+	}
+}

@@ -1,0 +1,408 @@
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A sim is what a machine lives in: the sockets, the child, and what is under
+// way. It does what the machine says, and checks at each event what must always hold.
+type sim struct {
+	m   *machine
+	log []string // what has happened, for a failure's message
+	did []string // the effects of the last event
+
+	open       bool // the gates
+	wasReady   bool
+	childLives bool
+	unkillable bool
+	launches   int
+	timers     []event
+	pending    map[string]int // launch, drain, resume, restore, finish, master
+	replies    []reply
+	doneClosed bool
+	broken     []string
+	systemd    bool
+}
+
+func newSim(hasParent, underMaster, systemd bool) *sim {
+	w := &sim{pending: map[string]int{}, systemd: systemd}
+	clock := time.Unix(1, 0)
+	w.m = &machine{
+		do: w, now: func() time.Time { clock = clock.Add(time.Second); return clock },
+		generation: 1, supported: true, underMaster: underMaster,
+		limits: limits{ready: time.Second, probation: time.Second, drain: time.Second, pong: time.Second},
+	}
+	if hasParent {
+		w.m.parent = parentAlive
+	}
+	return w
+}
+
+func (w *sim) effect(format string, args ...any) {
+	w.did = append(w.did, fmt.Sprintf(format, args...))
+}
+
+func (w *sim) breaks(format string, args ...any) {
+	w.broken = append(w.broken, fmt.Sprintf(format, args...))
+}
+
+func (w *sim) openGates() error {
+	w.effect("open gates")
+	w.open, w.wasReady = true, true
+	return nil
+}
+func (w *sim) closeGates() { w.effect("close gates"); w.open = false }
+func (w *sim) reopenGates() {
+	w.effect("reopen gates")
+	w.open = true
+}
+func (w *sim) mend()         { w.effect("mend") }
+func (w *sim) stopMoves()    { w.effect("stop moves") }
+func (w *sim) leaveToChild() { w.effect("leave to child"); w.open = false }
+func (w *sim) offer()        { w.effect("offer") }
+func (w *sim) letGo()        { w.effect("let go") }
+func (w *sim) disown()       { w.effect("disown") }
+func (w *sim) launch(int) {
+	w.effect("launch")
+	if w.childLives || w.pending["launch"] > 0 {
+		w.breaks("a child is started while another one lives")
+	}
+	w.pending["launch"]++
+	w.launches++
+}
+
+// send is what is sent to the child.
+func (w *sim) send(what string) {
+	w.effect("send %s", what)
+	if w.m.child.stage <= launching {
+		w.breaks("%s is sent to a child that is not there", what)
+	}
+}
+func (w *sim) sendGo()                  { w.send("go") }
+func (w *sim) sendUpgrade()             { w.send("upgrade") }
+func (w *sim) sendStop(now bool)        { w.send(fmt.Sprintf("stop %v", now)) }
+func (w *sim) ping()                    { w.send("ping") }
+func (w *sim) tellParentOfChild(b bool) { w.effect("tell parent: child serves %v", b) }
+func (w *sim) sendParentStop(now bool)  { w.effect("tell parent: stop %v", now) }
+func (w *sim) sendParentLeave()         { w.effect("tell parent: leave") }
+func (w *sim) sendPong()                { w.effect("tell parent: well") }
+func (w *sim) becomeMain()              { w.effect("become main") }
+func (w *sim) kill() error {
+	w.effect("kill")
+	if w.unkillable {
+		return errors.New("EPERM")
+	}
+	return nil
+}
+func (w *sim) forget() { w.effect("forget") }
+func (w *sim) askMaster([]reply) {
+	w.effect("ask master")
+	w.pending["master"]++
+}
+func (w *sim) restore(r []reply, n notice, err error) {
+	w.effect("restore")
+	w.pending["restore"]++
+	tell(r, err)
+}
+func (w *sim) beginDrain(move bool) {
+	w.effect("drain")
+	w.open = false
+	if w.pending["drain"]+w.pending["resume"] > 0 {
+		w.breaks("two drains at once")
+	}
+	w.pending["drain"]++
+}
+func (w *sim) hurryDrain()  { w.effect("hurry") }
+func (w *sim) cancelDrain() { w.effect("cancel drain") }
+func (w *sim) resume() {
+	w.effect("resume")
+	w.pending["resume"]++
+}
+func (w *sim) stopping(bool) { w.effect("stopping") }
+func (w *sim) leaveEnd()     { w.effect("leave end") }
+func (w *sim) finish(gave, last bool) {
+	w.effect("finish")
+	if w.pending["launch"] > 0 {
+		w.breaks("it ends while a child may be started that is not known")
+	}
+	w.pending["finish"]++
+}
+func (w *sim) done()       { w.effect("done"); w.doneClosed = true }
+func (w *sim) endSignals() { w.effect("end signals") }
+func (w *sim) after(_ time.Duration, e event) {
+	w.effect("later %s", strings.TrimPrefix(fmt.Sprintf("%T", e), "grace.ev"))
+	w.timers = append(w.timers, e)
+}
+func (w *sim) say(n notice, _ error)           { w.effect("say %v", n) }
+func (w *sim) sayStop(n notice, _ stopRequest) { w.effect("say %v", n) }
+func (w *sim) isService() bool                 { return false }
+func (w *sim) hasServiceManager() bool         { return w.systemd }
+
+// on gives the machine an event, and looks at what must always hold.
+func (w *sim) on(e event) {
+	w.did = nil
+	before := w.m.state
+	what := ""
+	switch e := e.(type) {
+	case evLaunched:
+		what, w.childLives = "launch", e.err == nil
+	case evExit:
+		w.childLives = false
+	case evDrained:
+		what = "drain"
+	case evResumed:
+		what = "resume"
+	case evRestored:
+		what = "restore"
+	case evFinished:
+		what = "finish"
+	case evMasterAsked:
+		what = "master"
+	}
+	if w.pending[what] > 0 {
+		w.pending[what]--
+	}
+	w.m.on(e)
+	w.log = append(w.log, fmt.Sprintf("%-10v %-9v %s %+v -> %v, %v, %v: %s", before, w.m.child.stage, strings.TrimPrefix(fmt.Sprintf("%T", e), "grace."), e, w.m.state, w.m.child.stage, w.m.drain, strings.Join(w.did, ", ")))
+	m := w.m
+	if m.pending && m.inTheWay() == "" {
+		w.breaks("an upgrade that is wanted does not begin")
+	}
+	if m.restoring < 0 || m.restoring > 0 && w.pending["restore"] == 0 {
+		w.breaks("restoring is %d", m.restoring)
+	}
+	if !w.wasReady || m.stop != notStopping || m.state == stopped {
+		if m.state == serving && m.stop != notStopping {
+			w.breaks("serves, and was told to stop")
+		}
+		return
+	}
+	switch m.state {
+	case serving, upgrading, resuming:
+		if !w.open {
+			w.breaks("the state is %v, and the gates are shut", m.state)
+		}
+	case standingBy, draining:
+		if m.child.stage != accepting {
+			w.breaks("the state is %v, and the child is %v: nobody accepts", m.state, m.child.stage)
+		}
+	}
+	if m.drain != noDrain && m.state != draining && m.state != resuming {
+		w.breaks("the state is %v, and a drain is %v", m.state, m.drain)
+	}
+}
+
+// complete ends something that is under way, if it is.
+func (w *sim) complete(what string) bool {
+	if w.pending[what] == 0 {
+		return false
+	}
+	switch what {
+	case "launch":
+		w.on(evLaunched{pid: 100 + w.launches})
+	case "drain":
+		w.on(evDrained{})
+	case "resume":
+		w.on(evResumed{})
+	case "restore":
+		w.on(evRestored{})
+	case "finish":
+		w.on(evFinished{})
+	case "master":
+		w.on(evMasterAsked{replies: w.m.asked})
+	}
+	return true
+}
+
+func (w *sim) failLaunch() {
+	if w.pending["launch"] > 0 {
+		w.on(evLaunched{err: errors.New("no such file")})
+	}
+}
+
+func (w *sim) request() reply {
+	r := make(reply, 1)
+	w.replies = append(w.replies, r)
+	return r
+}
+
+func (w *sim) exit() {
+	if w.childLives {
+		w.on(evExit{id: w.m.child.id, failure: &UpgradeError{Pid: 1}, killed: w.m.child.killed != nil})
+	}
+}
+
+// The things that may happen; each is tried whether it makes sense now or not,
+// except for what only a living child can do.
+var happenings = []func(w *sim, n byte){
+	func(w *sim, n byte) { w.on(evReady{make(reply, 1)}) },
+	func(w *sim, n byte) { w.on(evUpgrade{w.request()}) },
+	func(w *sim, n byte) { w.on(evSignal{name: "user defined signal 2", at: w.m.now()}) },
+	func(w *sim, n byte) { w.on(evStop{stopRequest{signal: syscall.SIGTERM}}) },
+	func(w *sim, n byte) { w.on(evStop{stopRequest{leave: true}}) },
+	func(w *sim, n byte) { w.on(evStop{stopRequest{}}) },
+	func(w *sim, n byte) { w.on(evStop{stopRequest{passedOn: true, now: n&1 == 1}}) },
+	func(w *sim, n byte) {
+		if w.m.parent == parentAlive {
+			w.on(evParentGone{})
+		}
+	},
+	func(w *sim, n byte) { w.complete("launch") },
+	func(w *sim, n byte) { w.failLaunch() },
+	func(w *sim, n byte) { w.complete("drain") },
+	func(w *sim, n byte) { w.complete("resume") },
+	func(w *sim, n byte) { w.complete("restore") },
+	func(w *sim, n byte) { w.complete("finish") },
+	func(w *sim, n byte) { w.complete("master") },
+	func(w *sim, n byte) {
+		if len(w.timers) > 0 {
+			i := int(n) % len(w.timers)
+			e := w.timers[i]
+			w.timers = append(w.timers[:i:i], w.timers[i+1:]...)
+			w.on(e)
+		}
+	},
+	func(w *sim, n byte) { w.child(evLine{id: w.m.child.id, line: readyLine}) },
+	func(w *sim, n byte) { w.child(evLine{id: w.m.child.id, line: "hello\n"}) },
+	func(w *sim, n byte) { w.child(evLine{id: w.m.child.id, err: errors.New("EOF")}) },
+	func(w *sim, n byte) { w.child(evClaims{id: w.m.child.id, pongs: n&1 == 0}) },
+	func(w *sim, n byte) { w.child(evClaims{id: w.m.child.id, err: errors.New("nonsense")}) },
+	func(w *sim, n byte) { w.child(evAccepting{id: w.m.child.id, at: w.m.now()}) },
+	func(w *sim, n byte) { w.child(evFailed{id: w.m.child.id, why: errors.New("why")}) },
+	func(w *sim, n byte) {
+		w.child(evChildStop{id: w.m.child.id, at: w.m.now(), leave: n&1 == 0, now: n&2 == 0, early: n&4 == 0})
+	},
+	func(w *sim, n byte) { w.child(evHandedOver{id: w.m.child.id, gone: n&1 == 0}) },
+	func(w *sim, n byte) { w.child(evPong{id: w.m.child.id}) },
+	func(w *sim, n byte) { w.child(evUnasked{id: w.m.child.id, err: errors.New("ENOBUFS")}) },
+	func(w *sim, n byte) { w.child(evStuck{id: w.m.child.id, err: errors.New("stuck")}) },
+	func(w *sim, n byte) { w.child(evDeaf{id: w.m.child.id, err: errors.New("deaf"), ours: n&1 == 0}) },
+	func(w *sim, n byte) { w.exit() },
+	func(w *sim, n byte) { w.unkillable = !w.unkillable },
+}
+
+// advance is what happens next if all goes well.
+func (w *sim) advance() {
+	m := w.m
+	c := &m.child
+	switch {
+	case m.state == starting:
+		w.on(evReady{make(reply, 1)})
+	case c.stage == launching:
+		w.complete("launch")
+	case c.stage == preparing && !c.line:
+		w.child(evLine{id: c.id, line: readyLine})
+	case c.stage == preparing && !c.claimed:
+		w.child(evClaims{id: c.id, pongs: true})
+	case c.stage == going:
+		w.child(evAccepting{id: c.id, at: m.now()})
+	case c.waited && c.asked > c.answered:
+		w.child(evPong{id: c.id})
+	case m.state == standingBy:
+		w.on(evProbationOver{c.id})
+	case w.complete("drain"), w.complete("resume"), w.complete("restore"):
+	case m.parent == parentAlive:
+		w.on(evParentGone{})
+	case c.stage == leaving:
+		w.exit()
+	case m.state == serving:
+		w.on(evUpgrade{w.request()})
+	}
+}
+
+func (w *sim) child(e event) {
+	if w.childLives {
+		w.on(e)
+	}
+}
+
+// settleAll lets everything that is under way end.
+func (w *sim) settleAll(t *testing.T) {
+	for i := 0; ; i++ {
+		if i == 1000 {
+			t.Fatalf("it does not come to rest\n%s", strings.Join(w.log, "\n"))
+		}
+		some := false
+		for _, what := range []string{"launch", "drain", "resume", "restore", "finish", "master"} {
+			some = w.complete(what) || some
+		}
+		if !some {
+			return
+		}
+	}
+}
+
+func runSim(t *testing.T, data []byte) {
+	if len(data) == 0 {
+		return
+	}
+	w := newSim(data[0]&1 == 1, data[0]&6 == 6, data[0]&8 == 8)
+	for i := 1; i+1 < len(data) && len(w.broken) == 0; i += 2 {
+		if data[i] >= 128 { // else it would hardly ever come to a hand-over
+			w.advance()
+			continue
+		}
+		happenings[int(data[i])%len(happenings)](w, data[i+1])
+	}
+	check := func(when string) {
+		if len(w.broken) > 0 {
+			t.Fatalf("%s: %s\n%s", when, strings.Join(w.broken, "; "), strings.Join(w.log, "\n"))
+		}
+	}
+	check("at random")
+	// No state is a trap. A child that dies leaves this process serving, or, if
+	// it was told to stop, at its end.
+	w.unkillable = false
+	w.settleAll(t)
+	w.exit()
+	w.settleAll(t)
+	if w.m.parent == parentAlive {
+		w.on(evParentGone{})
+	}
+	w.settleAll(t)
+	w.exit() // of an upgrade that has waited
+	w.settleAll(t)
+	check("after the end of the child")
+	if w.wasReady && w.m.stop == notStopping && w.m.state != serving && w.m.state != stopped {
+		t.Fatalf("no child is left, and the state is %v\n%s", w.m.state, strings.Join(w.log, "\n"))
+	}
+	w.on(evStop{stopRequest{}})
+	w.settleAll(t)
+	w.exit()
+	w.settleAll(t)
+	check("after a stop")
+	if !w.doneClosed || !w.m.isOver() {
+		t.Fatalf("told to stop, with no child left, it does not end: %v\n%s", w.m.state, strings.Join(w.log, "\n"))
+	}
+	for i, r := range w.replies {
+		select {
+		case <-r:
+		default:
+			t.Fatalf("request %d has no answer\n%s", i, strings.Join(w.log, "\n"))
+		}
+		select {
+		case <-r:
+			t.Fatalf("request %d has two answers", i)
+		default:
+		}
+	}
+}
+
+func TestRandom(t *testing.T) {
+	for seed := range uint64(40000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		data := make([]byte, 2*(5+r.IntN(60)))
+		for i := range data {
+			data[i] = byte(r.Uint32())
+		}
+		runSim(t, data)
+	}
+}
+
+func (w *sim) sayRepeated(string) { w.effect("say repeated") }

@@ -1,0 +1,367 @@
+package grace
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// The state machine: an upgrade, from the request to the end of probation, and the
+// way back. Whether the child is well: machine_child.go.
+
+// onReady: everything is agreed; begin to accept.
+func (m *machine) onReady() error {
+	if m.state != starting {
+		return fmt.Errorf("grace: Ready: %w", ErrStopped)
+	}
+	m.state = serving
+	if err := m.do.openGates(); err != nil {
+		return err
+	}
+	m.do.say(noticeServing, nil)
+	m.settle()
+	return nil
+}
+
+// onSignal: this process was sent a signal, or its parent was and has passed it on.
+func (m *machine) onSignal(e evSignal) {
+	if m.upgrades.again(e.name, e.at) {
+		m.do.sayRepeated(cmp.Or(e.name, "passed on"))
+		return
+	}
+	m.onUpgrade(nil)
+}
+
+func (m *machine) onUpgrade(r reply) {
+	switch {
+	case m.child.accepted() && m.child.stage != leaving && m.stop == notStopping && m.state != serving && m.state != resuming:
+		m.passOn(r)
+	case m.state >= draining && m.state != resuming, m.stop != notStopping:
+		tell([]reply{r}, fmt.Errorf("grace: Upgrade: %w", ErrStopped))
+	default:
+		m.pending = true
+		m.waiting = append(m.waiting, r)
+		m.settle()
+		if m.pending {
+			m.do.say(noticeQueued, nil)
+		}
+	}
+}
+
+// passOn: whoever has asked had read the PID file a moment before the hand-over.
+func (m *machine) passOn(r reply) {
+	m.passed = true
+	m.do.sendUpgrade()
+	m.do.say(noticePassedOn, nil)
+	tell([]reply{r}, fmt.Errorf("grace: Upgrade: %w", ErrHandedOver))
+}
+
+// tell answers callers of Upgrade; a nil one was a signal.
+func tell(callers []reply, err error) {
+	for _, c := range callers {
+		if c != nil {
+			c <- err
+		}
+	}
+}
+
+// answer tells the callers of the upgrade under way how it went.
+func (m *machine) answer(err error) {
+	tell(m.current, err)
+	m.current = nil
+}
+
+// inTheWay says what an upgrade that is wanted waits for; "" is nothing. At most
+// two generations run.
+func (m *machine) inTheWay() string {
+	switch {
+	case m.state == starting:
+		return "this process is ready"
+	case m.state == upgrading:
+		return "the upgrade under way is over"
+	case m.state == resuming:
+		return "the drain that was called off is over"
+	case m.state != serving:
+		return "never"
+	case m.child.stage != noChild:
+		return fmt.Sprintf("the new process that has given up, pid %d, is gone", m.child.pid)
+	case m.restoring > 0:
+		return "what the last upgrade had taken is back in place"
+	case m.parent == parentAlive:
+		return "the old process is gone"
+	}
+	return ""
+}
+
+// settle begins the upgrade that is wanted, as soon as nothing is in its way.
+func (m *machine) settle() {
+	if !m.pending || m.inTheWay() != "" {
+		return
+	}
+	m.pending, m.passed = false, false
+	m.current, m.waiting = append(m.current, m.waiting...), nil
+	switch {
+	case m.underMaster:
+		asked := m.current
+		m.current, m.asked = nil, append(m.asked, asked...)
+		m.do.askMaster(asked)
+	case !m.supported:
+		m.do.say(noticeUnsupported, nil)
+		m.answer(fmt.Errorf("grace: Upgrade: %w", ErrNotSupported))
+	default:
+		m.state = upgrading
+		m.child = childState{id: m.child.id + 1, stage: launching}
+		m.do.say(noticeUpgradeBegins, nil)
+		m.do.launch(m.child.id)
+	}
+}
+
+func (m *machine) onParentGone() {
+	if m.parent == parentAlive {
+		m.parent = parentGone
+		m.do.say(noticeParentGone, nil)
+		m.settle()
+	}
+}
+
+func (m *machine) onMasterGone() {
+	if m.state == serving || m.state == starting {
+		m.do.say(noticeMasterGone, nil)
+	}
+}
+
+func (m *machine) onMasterAsked(e evMasterAsked) {
+	if e.err != nil {
+		m.do.say(noticeMasterRefused, e.err)
+		m.answerAsked(e.replies, e.err)
+		return
+	}
+	m.do.say(noticeMasterAsked, nil)
+}
+
+// answerAsked answers those of callers that have no answer yet.
+func (m *machine) answerAsked(callers []reply, err error) {
+	for _, c := range callers {
+		if i := slices.Index(m.asked, c); i >= 0 {
+			m.asked = slices.Delete(m.asked, i, i+1)
+			tell([]reply{c}, err)
+		}
+	}
+}
+
+func (m *machine) onLaunched(e evLaunched) {
+	if m.child.stage != launching {
+		return
+	}
+	if e.err != nil {
+		m.child = childState{id: m.child.id}
+	} else {
+		m.child.stage, m.child.pid = preparing, e.pid
+		m.do.after(m.limits.ready-e.age, evLate{id: m.child.id})
+	}
+	switch {
+	case m.state != upgrading: // told to stop meanwhile
+		if e.err == nil {
+			m.kill(ErrStopped)
+		}
+		if m.state == holding {
+			m.finish()
+		}
+	case e.err != nil:
+		m.upgradeFailed(e.err)
+	}
+}
+
+// onLine: the readiness pipe has said something, or was closed.
+func (m *machine) onLine(e evLine) {
+	switch {
+	case !m.mayServe() || m.child.killed != nil:
+	case e.line == readyLine:
+		m.child.line = true
+		m.maybeGo()
+	case e.err == nil:
+		m.child.told = fmt.Errorf("it wrote %q to the readiness pipe where %q was expected", e.line, readyLine)
+		m.kill(ErrProtocol)
+	default:
+		m.do.after(hungUpGrace, evHungUp{m.child.id, errors.New("it closed the readiness pipe without a word")})
+	}
+}
+
+func (m *machine) onClaims(e evClaims) {
+	if e.err != nil {
+		m.child.told = e.err
+		m.kill(ErrProtocol)
+		return
+	}
+	m.child.claimed, m.child.pongs = true, e.pongs
+	m.maybeGo()
+}
+
+// maybeGo decides for the child. From here on it is not killed for being late,
+// unless it hangs before it accepts.
+func (m *machine) maybeGo() {
+	c := &m.child
+	if c.stage != preparing || !c.line || !c.claimed || c.killed != nil {
+		return
+	}
+	c.stage = going
+	m.do.after(m.limits.ready, evLate{id: c.id, went: true}) // again: what comes late now hangs
+	m.do.sendGo()
+}
+
+// mayServe reports whether a child that does not accept yet is waited for.
+func (m *machine) mayServe() bool {
+	return m.state == upgrading || m.state == draining && m.child.heir && !m.child.accepted()
+}
+
+// onLate: the ready timeout is up. One that began before go counts no more: the
+// child may have begun to accept.
+func (m *machine) onLate(e evLate) {
+	if m.mayServe() && m.child.went() == e.went {
+		m.child.told = fmt.Errorf("killed after %v", m.limits.ready)
+		m.kill(ErrReadyTimeout)
+	}
+}
+
+// onHungUp: the child has closed the pipe or the channel, and is not gone.
+func (m *machine) onHungUp(e evHungUp) {
+	if m.child.killed != nil {
+		return
+	}
+	why := ErrRolledBack
+	if m.mayServe() {
+		why = ErrProtocol
+	} else if m.child.stage == leaving || m.child.orderly || m.state == stopped || m.stop != notStopping {
+		return
+	}
+	m.child.told = errors.Join(m.child.told, e.why)
+	m.kill(why)
+}
+
+// onAccepting: the child accepts. Stop accepting, and stand by.
+func (m *machine) onAccepting(e evAccepting) {
+	c := &m.child
+	if c.stage != going || !m.mayServe() {
+		return
+	}
+	if c.unkillable { // so it was late, no more
+		c.killed, c.unkillable = nil, false
+	}
+	c.stage, c.since = accepting, e.at
+	if c.heir {
+		m.do.say(noticeHeirServes, nil)
+		return
+	}
+	m.do.tellParentOfChild(true)
+	m.do.closeGates()
+	m.state = standingBy
+	m.do.say(noticeStandingBy, nil)
+	if m.pending {
+		// Asked for while the child was starting: it may run a binary older
+		// than the one that is wanted.
+		m.pending = false
+		tell(m.waiting, fmt.Errorf("grace: Upgrade: %w", ErrHandedOver))
+		m.waiting = nil
+		m.passOn(nil)
+	}
+	m.do.after(m.limits.probation, evProbationOver{c.id})
+	m.leave()
+}
+
+func (m *machine) onProbationOver() {
+	if m.state == standingBy {
+		m.child.judged = true
+		m.ask()
+	}
+}
+
+// onExit: the child has ended and was reaped.
+func (m *machine) onExit(e evExit) {
+	c := m.child
+	m.do.forget()
+	m.child = childState{id: c.id}
+	failure := e.failure
+	failure.Err = errors.Join(c.told, failure.Err)
+	switch {
+	case m.state == stopped:
+		m.reportDeath(c, failure)
+	case m.state == holding:
+		m.finish()
+	case m.stop != notStopping || c.orderly:
+		// The service is to end, and its drain has begun: this process does not
+		// take over again.
+		if c.heir && m.stop == stopLeave {
+			m.gaveUp = false
+			m.do.say(noticeHeirDied, failure)
+		}
+		m.well()
+	case c.stage == leaving:
+		m.settle()
+	case c.stage == accepting:
+		failure.Reason = ErrRolledBack
+		m.rollBack(failure)
+	default:
+		failure.Reason = ErrExited
+		if c.killed != nil && e.killed {
+			failure.Reason = c.killed
+		}
+		m.upgradeFailed(failure)
+	}
+}
+
+// reportDeath tells of the end of the child after this process's own.
+func (m *machine) reportDeath(c childState, failure *UpgradeError) {
+	switch {
+	case c.orderly || c.handedOver || m.stop != notStopping:
+	case c.deaf:
+		m.do.say(noticeDiedUnheard, failure)
+	default:
+		m.do.say(noticeDied, failure)
+	}
+}
+
+// upgradeFailed: the child was never ready, and this process goes on as if nothing
+// had been.
+func (m *machine) upgradeFailed(err error) {
+	m.state = serving
+	m.upgrades = repeats{} // what comes now is meant to try again
+	m.do.mend()
+	m.restore(noticeFailed, err)
+	m.leave()
+}
+
+// rollBack: the child is dead, or gives up, and this process accepts again at once.
+func (m *machine) rollBack(err error) {
+	m.state = serving
+	m.upgrades = repeats{}
+	m.do.reopenGates() // first of all
+	if m.drain != noDrain {
+		m.state = resuming
+		m.do.cancelDrain()
+	}
+	m.do.tellParentOfChild(false)
+	if m.passed { // to the one that is dead
+		m.pending = true
+	}
+	m.restore(noticeRolledBack, err)
+	if m.drain == over { // it has waited only for the child to say that it is well
+		m.onDrained()
+	}
+}
+
+// restore puts back what the child may have taken, and answers then. The next
+// upgrade waits until all is there.
+func (m *machine) restore(n notice, err error) {
+	callers := m.current
+	m.current = nil
+	m.restoring++
+	m.do.restore(callers, n, err)
+}
+
+func (m *machine) onRestored() {
+	if m.restoring > 0 {
+		m.restoring--
+		m.settle()
+	}
+}

@@ -1,0 +1,137 @@
+package grace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+)
+
+// What is said of each step: to the log, to systemd, and to a master.
+
+// say says that a step was done. What it names belongs to the state at that moment.
+func (p performer) say(n notice, err error) {
+	u := p.u
+	switch n {
+	case noticeServing:
+		u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
+		u.tellMaster()
+		u.notify.ready(u.serves())
+		u.runWatchdog()
+	case noticeQueued:
+		u.log.Info("grace: upgrade asked; it waits its turn", "until", u.m.inTheWay())
+	case noticePassedOn:
+		u.log.Info("grace: upgrade asked of a process that has handed over; passed on", "new", u.m.child.pid)
+	case noticeUnsupported:
+		u.log.Error("grace: upgrade failed; this process goes on serving", "err", ErrNotSupported)
+	case noticeUpgradeBegins:
+		u.log.Info("grace: upgrade begins", "pid", os.Getpid(), "generation", u.generation)
+		u.notify.reloading(fmt.Sprintf("%s; generation %d is starting", u.serves(), u.generation+1))
+	case noticeStandingBy:
+		u.log.Info("grace: the new process is ready; standing by", "new", u.m.child.pid, "took", time.Since(u.child.launched), "probation", u.opt.probation)
+		u.notify.status(fmt.Sprintf("%s, on probation; pid %d stands by", u.nextServes(), os.Getpid()))
+	case noticeUpgradeDone:
+		u.log.Info("grace: upgrade done; draining", "new", u.m.child.pid, "timeout", u.opt.drainTimeout)
+		u.notify.status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
+	case noticeFailed:
+		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
+		u.tellFailed("the upgrade failed", err)
+	case noticeRolledBack:
+		u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
+		u.tellFailed("the upgrade was rolled back", err)
+	case noticeDrained:
+		u.drain.log(u.log)
+	case noticeParentGone:
+		u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)
+		u.onMain(false)
+	case noticeMasterAsked:
+		u.log.Info("grace: upgrade asked of the master, by SIGHUP", "master", u.master.name, "masterpid", u.master.pid)
+	case noticeMasterRefused:
+		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
+	case noticeMasterGone:
+		u.log.Error("grace: the master is gone; this process goes on serving", "master", u.master.name, "masterpid", u.master.pid,
+			"do", adviceMasterGone)
+	default:
+		p.sayOfChild(n, err)
+	}
+}
+
+// sayOfChild says what is wrong with the child, or what becomes of it.
+func (p performer) sayOfChild(n notice, err error) {
+	log, pid := p.u.log, p.u.m.child.pid
+	var failure *UpgradeError
+	status := "unknown"
+	if errors.As(err, &failure) {
+		pid = failure.Pid
+		if failure.State != nil {
+			status = failure.State.String()
+		}
+	}
+	switch n {
+	case noticeStuck:
+		log.Warn("grace: connections can't be moved to the new process any more; this one finishes them", "new", pid, "err", err)
+	case noticeDeaf:
+		log.Warn("grace: the new process can't be heard any more; this one moves no connection, and exits when it has drained", "new", pid, "err", err)
+	case noticeUnasked:
+		log.Warn("grace: the new process can't be asked whether it is well; this one moves no connection, and exits when it has drained", "new", pid, "err", err)
+	case noticeUnkillable:
+		log.Error("grace: the new process can't be killed; it is tried again and again", "new", pid, "err", err,
+			"do", fmt.Sprintf("end it by hand (kill -9 %d); until then no upgrade begins", pid))
+	case noticeGivesUp:
+		log.Warn("grace: this process gives up while a new one is starting; it leaves the sockets to that", "new", pid)
+	case noticeHeirServes:
+		log.Info("grace: the new process is ready; this one ends", "new", pid, "took", time.Since(p.u.child.launched))
+	case noticeHeirDied:
+		log.Error("grace: the new process, which was to serve in place of this one, has ended; nobody serves", "new", pid, "status", status)
+	case noticeStopIgnored:
+		log.Info("grace: stop asked of a new process that has given up long ago; this process serves on", "new", pid)
+	case noticeDied:
+		log.Error("grace: the new process died when this one had finished; nobody serves", "new", pid, "status", status)
+	case noticeDiedUnheard:
+		log.Warn("grace: the new process has ended when this one had finished; it could not say whether another one serves", "new", pid, "status", status)
+	}
+}
+
+// sayRepeated says that a signal is one that has counted already.
+func (p performer) sayRepeated(signal string) {
+	p.u.log.Info("grace: the same signal again; it counts as one", "signal", signal, "within", sameSignal)
+}
+
+// sayStop says what becomes of a stop that was asked for.
+func (p performer) sayStop(n notice, r stopRequest) {
+	u := p.u
+	switch n {
+	case noticeStopBegins:
+		if r.signal != nil {
+			u.log.Info("grace: stopping", "signal", r.signal, "now", r.now)
+		}
+		if r.reason != "" {
+			u.log.Info("grace: stopping", "reason", r.reason)
+		}
+	case noticeStopAlone:
+		u.log.Info("grace: stop asked of a process that has handed over long ago; only this process ends", "new", u.m.child.pid, "signal", r.signal, "now", r.now)
+	case noticeStopPassedOn:
+		u.log.Info("grace: stop asked of a process that has handed over; passed on", "new", u.m.child.pid)
+	}
+}
+
+// askMaster asks the master for an upgrade. Those who wait for it are answered
+// when it tells this process to drain, or when it does not within the ready timeout.
+func (p performer) askMaster(replies []reply) {
+	u := p.u
+	replies = slices.Clone(replies)
+	go func() {
+		err := u.mayUpgrade(u.ctx)
+		if err == nil {
+			if err = u.master.upgrade(); err != nil {
+				err = &UpgradeError{Reason: ErrStart, Err: err}
+			}
+		}
+		u.happen(evMasterAsked{replies, err})
+		if err == nil {
+			late := &UpgradeError{Reason: ErrReadyTimeout, Err: fmt.Errorf("the %s has not replaced this process within %v", u.master.name, u.opt.readyTimeout)}
+			p.after(u.opt.readyTimeout, evMasterLate{replies, late})
+		}
+	}()
+}

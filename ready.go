@@ -1,0 +1,151 @@
+package grace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Ready says that this process can serve: the listeners begin to accept, the
+// PID file names it, sockets that the old process had and nobody here asked
+// for are left to it, and the old process stops accepting. It is called once
+// everything that is needed to serve is there, also by a first process, whose
+// listeners wait for it too. [Upgrader.Actor] and [Serve] call it.
+//
+// An error means that this process must not serve: ReadyCheck's, the PID
+// file's, or ErrStopped. The program should exit; an old process goes on. A
+// second call does nothing and returns the result of the first.
+func (u *Upgrader) Ready() error {
+	u.readyOnce.Do(func() {
+		if u.readyErr = u.sayReady(); u.readyErr != nil {
+			u.opt.logs.flush() // the program exits now
+		}
+	})
+	return u.readyErr
+}
+
+func (u *Upgrader) sayReady() error {
+	if check := u.opt.readyCheck; check != nil {
+		ctx, cancel := context.WithTimeout(u.ctx, u.opt.readyTimeout)
+		err := u.callHook(ctx, "ReadyCheck", check)
+		cancel()
+		if err != nil {
+			return u.failReady(fmt.Errorf("grace: ReadyCheck: %w", err))
+		}
+	}
+	if u.parent != nil {
+		if err := u.handshake(); err != nil {
+			return u.failReady(err)
+		}
+	}
+	if u.underMaster() && u.pid != nil {
+		if err := u.pid.takeOver(); err != nil {
+			return err
+		}
+	}
+	return u.accept()
+}
+
+// accept is the last part of Ready: all is agreed.
+func (u *Upgrader) accept() error {
+	reply, left := make(chan error, 1), false
+	ready := func() {
+		r := make(chan error, 1)
+		u.m.on(evReady{r})
+		left = u.m.gaveUp
+		reply <- <-r
+	}
+	if !u.post(ready) {
+		return fmt.Errorf("grace: Ready: %w", ErrStopped)
+	}
+	err := <-reply
+	if u.pid != nil && errors.Is(err, ErrStopped) {
+		u.pid.release(!left) // finish is about to, but the program exits now
+	}
+	if u.parent != nil {
+		// Should the program exit next, old is to know that it had begun.
+		u.parent.ch.flush(time.Second)
+	}
+	return err
+}
+
+// handshake agrees with old that it is now this process's turn: claims, the
+// line, go, and the PID file. If old is dead it is our turn in any case.
+func (u *Upgrader) handshake() error {
+	p := u.parent
+	p.claims.Store(true) // before it is looked up: nothing falls between
+	c := u.socks.claims()
+	p.told = c.Sockets
+	takes := u.pid != nil && !u.pid.held()
+	if takes {
+		if err := u.pid.prepare(); err != nil {
+			return err
+		}
+	}
+	c.Pongs = true
+	p.ch.send(newMessage(msgClaims, &c))
+	_, err := p.ready.WriteString(readyLine)
+	p.ready.Close()
+	if err != nil && !errors.Is(err, errBrokenPipe) {
+		err = fmt.Errorf("grace: readiness pipe: %w", err)
+	} else {
+		err = p.awaitGo(u.ctx)
+	}
+	<-u.signals
+	if !takes {
+		return err
+	}
+	if err != nil {
+		u.pid.discard()
+		return err
+	}
+	return u.pid.take()
+}
+
+// sayAccepting tells old that this process accepts, on which sockets if the
+// program has claimed or closed some since the claims. What it has not claimed
+// by now is old's.
+func (u *Upgrader) sayAccepting() {
+	c, dropped := u.socks.seal()
+	m := newMessage(msgAccepting, nil)
+	if !slices.Equal(c.Sockets, u.parent.told) {
+		m = newMessage(msgAccepting, &c)
+	}
+	u.parent.ch.send(m)
+	if len(dropped) > 0 {
+		go closeInherited(dropped) // a file's end may wait for its disk
+	}
+	if dropped = unused(dropped); len(dropped) > 0 {
+		u.log.Warn("grace: this version does not use sockets that the old process has; it serves what is queued in them and closes them", "sockets", names(dropped))
+	}
+}
+
+// failReady tells old why, so that its log has the reason too.
+func (u *Upgrader) failReady(err error) error {
+	if u.parent != nil {
+		why := err.Error()
+		u.parent.ch.send(message{typ: msgFailed, payload: []byte(why[:min(len(why), maxPayload)])})
+		u.parent.ch.flush(time.Second)
+	}
+	return err
+}
+
+// HasParent says whether an old process started this one and handed its
+// sockets over; it stays true when that process is gone.
+func (u *Upgrader) HasParent() bool { return u.parent != nil }
+
+// WaitForParent returns when the old process is gone, or at once if there was
+// none. The error is the context's.
+func (u *Upgrader) WaitForParent(ctx context.Context) error {
+	if u.parent == nil {
+		return nil
+	}
+	select {
+	case <-u.parent.gone:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
