@@ -47,10 +47,9 @@ type Upgrader struct {
 	release func()        // handles them no more
 
 	// Owned by loop.
-	m      machine
-	child  *child // the new process, from its start to its end
-	drain  *drain // running, or nil
-	closed bool   // Done is
+	m     machine
+	child *child // the new process, from its start to its end
+	drain *drain // running, or nil
 
 	serversMu    sync.Mutex
 	serversEnded bool // also those that come from now on
