@@ -120,9 +120,9 @@ type machine struct {
 	now func() time.Time
 
 	// What does not change.
-	generation  int
 	underMaster bool // upgrades are a master's to do
 	supported   bool // this platform can hand sockets over
+	parentPid   int
 	limits      limits
 
 	state      state

@@ -35,7 +35,7 @@ func newSim(hasParent, underMaster, systemd bool) *sim {
 	clock := time.Unix(1, 0)
 	w.m = &machine{
 		do: w, now: func() time.Time { clock = clock.Add(time.Second); return clock },
-		generation: 1, supported: true, underMaster: underMaster,
+		supported: true, underMaster: underMaster,
 		limits: limits{ready: time.Second, probation: time.Second, drain: time.Second, pong: time.Second},
 	}
 	if hasParent {

@@ -89,7 +89,7 @@ func (m *machine) inTheWay() string {
 	case m.restoring > 0:
 		return "what the last upgrade had taken is back in place"
 	case m.parent == parentAlive:
-		return "the old process is gone"
+		return fmt.Sprintf("the old process, pid %d, is gone", m.parentPid)
 	}
 	return ""
 }

@@ -263,7 +263,7 @@ func (u *Upgrader) newMachine() machine {
 		limits: limits{ready: u.opt.readyTimeout, probation: u.opt.probation, drain: u.opt.drainTimeout, pong: pongPatience},
 	}
 	if u.parent != nil {
-		m.parent = parentAlive
+		m.parent, m.parentPid = parentAlive, u.parent.m.Pid
 	}
 	return m
 }
