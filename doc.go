@@ -2,7 +2,7 @@
 //
 // A program that calls
 //
-//	grace.Serve(":9000", nil)
+//	grace.Serve(":9000", nil, grace.PIDFile("app.pid"))
 //
 // in place of http.ListenAndServe is upgraded by
 //
