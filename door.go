@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -393,126 +392,6 @@ func (t *track) awaitRequest() {
 	if !t.closed {
 		t.cap()
 	}
-}
-
-// arrivals are connections of which the hooks have been told, and the server not
-// yet.
-type arrivals struct {
-	n  atomic.Int32 // most servers never have any
-	mu sync.Mutex
-	m  map[net.Conn]*arrival
-}
-
-type arrival struct {
-	ctx     context.Context // that ConnContext gave
-	settled bool            // what it speaks is known
-	ended   bool            // before that, by end
-}
-
-func (a *arrivals) add(c net.Conn, ctx context.Context) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.m == nil {
-		a.m = map[net.Conn]*arrival{}
-	}
-	a.m[c] = &arrival{ctx: ctx}
-	a.n.Add(1)
-}
-
-// context is nil if c is none of them.
-func (a *arrivals) context(c net.Conn) context.Context {
-	if a.n.Load() == 0 || !mayArrive(c) {
-		return nil
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if v := a.m[c]; v != nil {
-		return v.ctx
-	}
-	return nil
-}
-
-// settle says that what c speaks is known; false if end was there before.
-func (a *arrivals) settle(c net.Conn) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	v := a.m[c]
-	if v != nil {
-		v.settled = true
-	}
-	return v == nil || !v.ended
-}
-
-// end says that c is to be closed, if it is not known yet what it speaks, and
-// still says that this must be.
-func (a *arrivals) end(c net.Conn, still func() bool) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	v := a.m[c]
-	if v == nil || v.settled || !still() {
-		return false
-	}
-	v.ended = true
-	return true
-}
-
-// remove says whether it was there.
-func (a *arrivals) remove(c net.Conn) bool {
-	if a.n.Load() == 0 || !mayArrive(c) {
-		return false
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_, ok := a.m[c]
-	if ok {
-		delete(a.m, c)
-		a.n.Add(-1)
-	}
-	return ok
-}
-
-func (a *arrivals) all() (conns []net.Conn) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for c := range a.m {
-		conns = append(conns, c)
-	}
-	return conns
-}
-
-// mayArrive: others may not even be comparable.
-func mayArrive(c net.Conn) bool {
-	switch c.(type) {
-	case *TCPConn, *UnixConn, *peekedConn, *tls.Conn:
-		return true
-	}
-	_, ok := c.(handshaker)
-	return ok
-}
-
-// boundArrival: while the process ends, nobody may take longer than the idle
-// grace to say what he speaks.
-//
-// This sets no deadline: the door sets its own at any moment, and so may the
-// program's hooks, so that whoever comes last would win. Either end is first, and
-// then the connection is closed and nobody serves it, also if the drain is called
-// off a moment later; or settle is, and then nothing of this is left on it, and
-// the bound is that of an idle connection: see finish and endIdleForeign.
-func (s *httpServer) boundArrival(c net.Conn) {
-	d := s.draining.Load()
-	time.AfterFunc(s.u.opt.idleGrace, func() { s.endArrival(c, d) })
-}
-
-func (s *httpServer) endArrival(c net.Conn, d *drain) {
-	if s.arrivals.end(c, func() bool { return s.drainsBy(d) }) {
-		c.Close()
-	}
-}
-
-// drainsBy says whether it is still this drain by which connections end: one that
-// was called off has no say in the next.
-func (s *httpServer) drainsBy(d *drain) bool {
-	return d != nil && s.draining.Load() == d && !d.cancelled()
 }
 
 func (s *httpServer) logf(format string, args ...any) {

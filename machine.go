@@ -18,7 +18,17 @@ import "time"
 //	                                                 │ child dies: resuming, then serving
 //	                                                 └── drained ──> stopped
 //
-// What follows in machine_end.go: how a process ends.
+// machine_events.go has the events and the effects, machine_upgrade.go what leads from
+// one state to the next, machine_child.go whether the child is well, and machine_end.go
+// how a process ends. What each state does at each event: testdata/machine.txt.
+//
+// There is room for what this process does not do yet. Exclusive state that the old
+// process gives up before the child is ready: a state between upgrading and standingBy,
+// entered when the child says that it waits for it. Lingering with long streams: a
+// state between draining and stopped, that the child is told of as of an end. A health
+// check: an event that rolls back as evSilence does. A child that this process did not
+// start: a childStage that begins at preparing, and has no kill. A follower: a state
+// after stopped.
 
 // A state says what this process does with its sockets.
 type state int
