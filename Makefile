@@ -68,6 +68,7 @@ lint:
 	@unformatted=$$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +); \
 	if [ -n "$$unformatted" ]; then echo "not gofmt'd:"; echo "$$unformatted"; exit 1; fi
 	@go run ./internal/mutants -check
+	@if go list -deps ./internal/... | grep -x '$(PKG)' >/dev/null; then echo "a package of internal/ imports the root: knowledge flows the other way"; exit 1; fi
 	@for dir in $(MODULES); do \
 		echo "== vet, staticcheck $$dir"; \
 		(cd $$dir && go vet ./... && go run $(STATICCHECK) ./...); \

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"io"
 	"log"
 	"net"
@@ -233,8 +234,8 @@ func TestBoundOfForeigners(t *testing.T) {
 			d := newDrain(nil)
 			s.draining.Store(d)
 			s.endAllIdleForeign()
-			if got := receive(t, conn.sets, "the bound"); !got.Equal(longAgo) {
-				t.Fatalf("the bound is %v, want %v", got, longAgo)
+			if got := receive(t, conn.sets, "the bound"); !got.Equal(gate.LongAgo) {
+				t.Fatalf("the bound is %v, want %v", got, gate.LongAgo)
 			}
 			switch c.then {
 			case "active":
@@ -246,8 +247,8 @@ func TestBoundOfForeigners(t *testing.T) {
 				conn.mu.Lock()
 				conn.read = time.Time{}
 				conn.mu.Unlock()
-				if got := receive(t, conn.sets, "the bound once more"); !got.Equal(longAgo) {
-					t.Errorf("the bound is %v, want %v", got, longAgo)
+				if got := receive(t, conn.sets, "the bound once more"); !got.Equal(gate.LongAgo) {
+					t.Errorf("the bound is %v, want %v", got, gate.LongAgo)
 				}
 				return
 			}

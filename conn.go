@@ -3,6 +3,7 @@ package grace
 import (
 	"bufio"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"io"
 	"math"
 	"net"
@@ -369,7 +370,7 @@ func (t *track) release(m *mover, ending bool) bool {
 	}
 	if t.offered > 0 && t.mayLeave(t.offered) {
 		t.woken = true
-		t.limit(longAgo)
+		t.limit(gate.LongAgo)
 	} else if !t.away {
 		t.cap()
 	}

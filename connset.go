@@ -30,7 +30,7 @@ func (s *connSet) listens(u *Upgrader, ln net.Listener) (found []*listener) {
 	defer s.mu.Unlock()
 	for _, l := range found {
 		s.listeners = append(s.listeners, l)
-		l.gate.watch(s.check)
+		l.gate.Watch(s.check)
 		l.live.watch(s.check)
 	}
 	return found
@@ -72,7 +72,7 @@ func (s *connSet) tracks() (all []*track) {
 // listeners through which some may still come.
 func (s *connSet) left(hijacked bool) (n int) {
 	for _, l := range s.all() {
-		if !l.gate.isQuiet() {
+		if !l.gate.IsQuiet() {
 			n++
 		}
 	}
@@ -90,7 +90,7 @@ func (s *connSet) open(hijacked bool) (n int) {
 // quiet says whether no connection comes any more.
 func (s *connSet) quiet() bool {
 	for _, l := range s.all() {
-		if !l.gate.isQuiet() {
+		if !l.gate.IsQuiet() {
 			return false
 		}
 	}

@@ -3,6 +3,8 @@ package grace
 import (
 	"net"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
 )
 
 // The server sets a connection's deadlines, net/http several in each request:
@@ -83,7 +85,7 @@ func (t *track) setLate() error {
 	case !t.late:
 	case t.want.IsZero() && !t.limited:
 		t.late = false
-	case !t.want.IsZero() && !t.want.After(longAgo) && !t.closed:
+	case !t.want.IsZero() && !t.want.After(gate.LongAgo) && !t.closed:
 		return t.l.expired // it is there to stop a Read, and stays late
 	default:
 		t.limit(t.want)

@@ -5,6 +5,7 @@ package grace
 import (
 	"bytes"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"io"
 	"net"
 	"os"
@@ -61,7 +62,7 @@ func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 	}
 	client, accepted := connected(t, ln)
 	before := accepted.(*TCPConn)
-	before.SetReadDeadline(longAgo)
+	before.SetReadDeadline(gate.LongAgo)
 	before.mu.Lock()
 	before.closed, before.away = true, true // as Close does with one that is to move
 	before.mu.Unlock()
@@ -74,7 +75,7 @@ func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 	before.SyscallConn()
 	before.NetConn()
 	_, copied := before.WriteTo(io.Discard)
-	for _, err := range []error{copied, before.SetWriteDeadline(longAgo), before.SetReadDeadline(longAgo)} {
+	for _, err := range []error{copied, before.SetWriteDeadline(gate.LongAgo), before.SetReadDeadline(gate.LongAgo)} {
 		if !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%v, want %v", err, net.ErrClosed)
 		}
@@ -118,7 +119,7 @@ var deadlineTests = []struct {
 	{"past and taken back", func(t *testing.T, c deadlineConn, client net.Conn) {
 		client.Write([]byte("x"))
 		for range 2 {
-			c.SetReadDeadline(longAgo)
+			c.SetReadDeadline(gate.LongAgo)
 			wantTimeout(t, readByte(c))
 		}
 		c.SetReadDeadline(time.Time{})
@@ -135,7 +136,7 @@ var deadlineTests = []struct {
 		for range 100 { // before, while and after it begins
 			read := make(chan error)
 			go func() { read <- readByte(c) }()
-			c.SetReadDeadline(longAgo)
+			c.SetReadDeadline(gate.LongAgo)
 			wantTimeout(t, <-read)
 			c.SetReadDeadline(time.Time{})
 		}
@@ -156,7 +157,7 @@ var deadlineTests = []struct {
 		}
 		client.Write([]byte("x"))
 		wantNone(t, <-read)
-		c.SetReadDeadline(longAgo)
+		c.SetReadDeadline(gate.LongAgo)
 		wantTimeout(t, <-read)
 	}},
 	{"SyscallConn", func(t *testing.T, c deadlineConn, _ net.Conn) {
@@ -172,11 +173,11 @@ var deadlineTests = []struct {
 		wantTimeout(t, waits())
 		c.SetReadDeadline(time.Time{})
 		wantNone(t, raw.Read(func(uintptr) bool { return true }))
-		c.SetReadDeadline(longAgo)
+		c.SetReadDeadline(gate.LongAgo)
 		wantTimeout(t, waits())
 	}},
 	{"WriteTo", func(t *testing.T, c deadlineConn, _ net.Conn) {
-		c.SetReadDeadline(longAgo)
+		c.SetReadDeadline(gate.LongAgo)
 		_, err := c.WriteTo(new(bytes.Buffer))
 		wantTimeout(t, err)
 	}},
@@ -185,10 +186,10 @@ var deadlineTests = []struct {
 		if !ok {
 			return // a net.TCPConn
 		}
-		c.SetReadDeadline(longAgo)
+		c.SetReadDeadline(gate.LongAgo)
 		inner := ours.NetConn()
 		wantTimeout(t, readByte(inner))
-		inner.SetWriteDeadline(longAgo)
+		inner.SetWriteDeadline(gate.LongAgo)
 		c.SetDeadline(time.Time{})
 		_, err := inner.Write([]byte("x"))
 		wantNone(t, err)
@@ -196,7 +197,7 @@ var deadlineTests = []struct {
 	{"Write", func(t *testing.T, c deadlineConn, _ net.Conn) {
 		c.SetWriteDeadline(time.Time{})
 		for range 2 {
-			c.SetWriteDeadline(longAgo)
+			c.SetWriteDeadline(gate.LongAgo)
 			_, err := c.Write([]byte("x"))
 			wantTimeout(t, err)
 			c.SetWriteDeadline(time.Time{})
@@ -205,10 +206,10 @@ var deadlineTests = []struct {
 		}
 	}},
 	{"closed", func(t *testing.T, c deadlineConn, _ net.Conn) {
-		c.SetReadDeadline(longAgo)
+		c.SetReadDeadline(gate.LongAgo)
 		c.Close()
 		for _, err := range []error{
-			readByte(c), c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{}), c.SetDeadline(longAgo),
+			readByte(c), c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{}), c.SetDeadline(gate.LongAgo),
 		} {
 			if !errors.Is(err, net.ErrClosed) {
 				t.Errorf("%v, want %v", err, net.ErrClosed)

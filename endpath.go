@@ -1,5 +1,7 @@
 package grace
 
+import "github.com/julofinance/grace/v3/internal/gate"
+
 // endPath is endAccept of a socket that has a path: nobody new is to come. It may
 // wait for a disk, so that it is not done by the goroutine that owns the state, nor
 // is sockets.mu held meanwhile; while the disk hangs the socket accepts as before.
@@ -21,7 +23,7 @@ func (s *sockets) endPath(sock *socket, mayReturn bool) {
 		go sock.forget()
 	}
 	if !s.open {
-		sock.gate.set(gateFinishing)
+		sock.gate.Set(gate.Finishing)
 	} else { // rolled back meanwhile
 		go sock.show()
 	}

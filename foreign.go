@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"reflect"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
 )
 
 // A foreigner is a connection that we know nothing of: none of our listeners has
@@ -66,7 +68,7 @@ func (s *httpServer) endIdleForeignIn(wait time.Duration, c net.Conn) {
 		}
 		if time.Since(f.since) >= s.u.opt.idleGrace { // else it was idle before, and is again
 			f.bounded = true
-			c.SetReadDeadline(longAgo)
+			c.SetReadDeadline(gate.LongAgo)
 		}
 		s.endIdleForeignIn(max(wait, 10*time.Millisecond), c)
 	})

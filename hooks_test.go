@@ -5,6 +5,7 @@ package grace
 import (
 	"context"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"io"
 	"log/slog"
 	"net"
@@ -260,9 +261,9 @@ func TestRawReadsWait(t *testing.T) {
 		t.Errorf("read %+v", r)
 	}
 	got = read()
-	until(t, "somebody inside", g.somebodyInside)
-	g.set(gateShut)
-	until(t, "nobody inside", func() bool { return !g.somebodyInside() })
+	until(t, "somebody inside", g.IsOccupied)
+	g.Set(gate.Shut)
+	until(t, "nobody inside", func() bool { return !g.IsOccupied() })
 	send("late")
 	for range 20 {
 		select {
@@ -271,7 +272,7 @@ func TestRawReadsWait(t *testing.T) {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	g.set(gateOpen)
+	g.Set(gate.Open)
 	if r := receive(t, got, "a packet"); r.text != "late" || r.err != nil {
 		t.Errorf("read %+v", r)
 	}

@@ -7,12 +7,14 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
 )
 
 // A listener is what Upgrader.Listen gives: a *net.TCPListener or
 // *net.UnixListener behind a gate, with the connections that came through it.
 type listener struct {
-	gate  *gate
+	gate  *gate.Gate
 	sock  *socket
 	socks *sockets
 	addr  net.Addr
@@ -55,26 +57,26 @@ func (l *listener) acceptor() opened {
 // empty.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
-		mode, errand, err := l.gate.enter()
+		mode, injected, err := l.gate.Enter()
 		if err != nil {
 			return nil, l.acceptError(err)
 		}
-		if errand {
+		if injected {
 			if c := l.next(); c != nil {
-				l.gate.leave()
+				l.gate.Leave()
 				return c, nil
 			}
 		}
-		if mode != gateOpen && mode != gateFinishing {
-			l.gate.leave()
+		if mode != gate.Open && mode != gate.Finishing {
+			l.gate.Leave()
 			continue
 		}
-		if mode == gateFinishing && !readable(l.sock) && l.park() {
-			l.gate.leave()
+		if mode == gate.Finishing && !readable(l.sock) && l.park() {
+			l.gate.Leave()
 			continue
 		}
 		if l.held.Load() {
-			l.gate.leave()
+			l.gate.Leave()
 			return nil, l.acceptError(net.ErrClosed)
 		}
 		inner := l.acceptor()
@@ -85,7 +87,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			}
 			c = tracked(c, l, nil, nil, nil)
 		}
-		l.gate.leave()
+		l.gate.Leave()
 		if err != nil && l.outlives(inner) {
 			continue
 		}
@@ -93,7 +95,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			l.give(c)
 			return nil, l.acceptError(net.ErrClosed)
 		}
-		if err == nil || !l.gate.mayRetry(err) {
+		if err == nil || !l.gate.MayRetry(err) {
 			return c, err
 		}
 	}
@@ -107,10 +109,10 @@ func (l *listener) acceptError(err error) error {
 // that could not be moved from it. That works while the gate is shut, too.
 func (l *listener) give(c net.Conn) {
 	l.mu.Lock()
-	closed := l.gate.isClosed() // if not yet, who closes it finds c
+	closed := l.gate.IsClosed() // if not yet, who closes it finds c
 	if !closed {
 		l.given = append(l.given, c)
-		l.gate.errand(1)
+		l.gate.Inject(1)
 	}
 	l.mu.Unlock()
 	if closed {
@@ -127,7 +129,7 @@ func (l *listener) next() net.Conn {
 	c := l.given[0]
 	l.given[0] = nil
 	l.given = l.given[1:]
-	l.gate.errand(-1)
+	l.gate.Inject(-1)
 	return c
 }
 
@@ -170,18 +172,18 @@ func (l *listener) protocol() string {
 	return l.takes
 }
 
-// park closes the socket once its queue is served: no other process serves on it. It
+// Park closes the socket once its queue is served: no other process serves on it. It
 // can be opened again if the upgrade is rolled back; Accept waits for that, since
 // what wraps the listener may not live on after an error. False if a connection is
-// still to come on an errand: it wakes who accepts.
+// still to be injected: it wakes the goroutine that accepts.
 func (l *listener) park() bool {
 	l.reopening.Lock()
 	l.mu.Lock()
-	to := gateParked
+	to := gate.Parked
 	if l.mayReturn.Load() {
-		to = gateShut
+		to = gate.Shut
 	}
-	inner, parked := l.inner, l.gate.park(to)
+	inner, parked := l.inner, l.gate.Park(to)
 	l.shut = l.shut || parked
 	l.mu.Unlock()
 	if !parked {
@@ -203,10 +205,10 @@ func (l *listener) park() bool {
 // finished says whether nothing more is accepted. A queue that is empty is
 // closed here: perhaps nobody is in Accept who would see it.
 func (l *listener) finished() bool {
-	if l.gate.isFinishing() && !readable(l.sock) {
+	if l.gate.IsFinishing() && !readable(l.sock) {
 		l.park()
 	}
-	return l.gate.isQuiet()
+	return l.gate.IsQuiet()
 }
 
 // drop closes the socket, which the program did not want any more while another
@@ -242,7 +244,7 @@ func (l *listener) letGo() error { return l.sock.closeListener(l.acceptor().acce
 
 // end is letGo, and the end of Accept.
 func (l *listener) end() error {
-	l.gate.set(gateClosed)
+	l.gate.Set(gate.Closed)
 	err := l.letGo()
 	for c := l.next(); c != nil; c = l.next() {
 		c.Close()
@@ -261,16 +263,16 @@ func (l *listener) Close() error {
 	closed := l.spared
 	l.mu.Unlock()
 	if closed != nil {
-		l.gate.set(gateParked)
+		l.gate.Set(gate.Parked)
 		closed()
 		return nil
 	}
 	if l.held.Load() { // what is queued at a last stop is accepted still
-		l.gate.change(func(m gateMode) bool { return m != gateFinishing }, gateParked)
+		l.gate.Change(func(m gate.Mode) bool { return m != gate.Finishing }, gate.Parked)
 		return nil
 	}
 	if l.socks.keep(l.sock) {
-		l.gate.set(gateParked)
+		l.gate.Set(gate.Parked)
 		return nil
 	}
 	l.socks.remove(l.sock)
@@ -281,7 +283,7 @@ func (l *listener) Close() error {
 // calls File may pass the socket to a process of its own: it does not end with us.
 
 func (l *listener) Addr() net.Addr                        { return l.addr }
-func (l *listener) SetDeadline(t time.Time) error         { return l.gate.setDeadline(t) }
+func (l *listener) SetDeadline(t time.Time) error         { return l.gate.SetDeadline(t) }
 func (l *listener) SyscallConn() (syscall.RawConn, error) { return l.acceptor().SyscallConn() }
 
 func (l *listener) File() (*os.File, error) {

@@ -2,6 +2,7 @@ package grace
 
 import (
 	"context"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"sync"
 	"time"
 )
@@ -17,7 +18,7 @@ import (
 func (l *listener) start() error {
 	err := l.listenLate()
 	if err == nil {
-		l.gate.set(gateOpen)
+		l.gate.Set(gate.Open)
 	}
 	return err
 }
@@ -40,9 +41,9 @@ func (l *listener) restart() {
 	err := l.listenLate() // one that the program has opened after the hand-over
 	l.mu.Lock()
 	if l.shut || err != nil {
-		l.gate.set(gateShut)
+		l.gate.Set(gate.Shut)
 	} else {
-		l.gate.set(gateOpen)
+		l.gate.Set(gate.Open)
 	}
 	l.mu.Unlock()
 	l.socks.mend(l.sock)
@@ -81,7 +82,7 @@ func (s *sockets) runMending(sock *socket, m *mending) {
 	}
 	tried := sync.OnceFunc(func() { close(m.tried) })
 	defer tried() // the next upgrade waits for it
-	for n, wait := 1, 10*time.Millisecond; m.ctx.Err() == nil && !sock.gate.isClosed(); n, wait = n+1, min(2*wait, 5*time.Second) {
+	for n, wait := 1, 10*time.Millisecond; m.ctx.Err() == nil && !sock.gate.IsClosed(); n, wait = n+1, min(2*wait, 5*time.Second) {
 		opened, err := sock.whole(m.ctx)
 		tried()
 		switch {
@@ -154,21 +155,21 @@ func (l *listener) isYielded() bool {
 func (l *listener) shutGate(ctx context.Context) bool { return l.socks.shutGate(ctx, l.gate) }
 
 // shutGate lets who comes to g wait; false if it is not to be mended any more.
-func (s *sockets) shutGate(ctx context.Context, g *gate) bool {
+func (s *sockets) shutGate(ctx context.Context, g *gate.Gate) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if ctx.Err() != nil || g.isClosed() {
+	if ctx.Err() != nil || g.IsClosed() {
 		return false
 	}
-	g.set(gateShut)
+	g.Set(gate.Shut)
 	return true
 }
 
-func (s *sockets) reopenGate(ctx context.Context, g *gate) {
+func (s *sockets) reopenGate(ctx context.Context, g *gate.Gate) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if ctx.Err() == nil && s.open {
-		g.swap(gateShut, gateOpen)
+		g.Swap(gate.Shut, gate.Open)
 	}
 }
 
@@ -181,7 +182,7 @@ func (l *listener) closeInner() {
 	l.sock.closeListener(inner.acceptor)
 }
 
-// replace puts another socket in the place of l's. What waits in the queue of the
+// Replace puts another socket in the place of l's. What waits in the queue of the
 // former, whose path is lost, is accepted before.
 func (l *listener) replace(ctx context.Context, inner opened) error {
 	raw, err := inner.SyscallConn()
@@ -225,13 +226,13 @@ func (l *listener) install(ctx context.Context, inner opened) bool {
 	defer l.socks.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ctx.Err() != nil || l.gate.isClosed() || l.sock.yielded {
+	if ctx.Err() != nil || l.gate.IsClosed() || l.sock.yielded {
 		return false
 	}
 	l.inner, l.shut = inner, false
-	l.gate.replace(inner.SetDeadline)
-	l.gate.set(gateOpen)
-	return !l.gate.isClosed() // meanwhile
+	l.gate.Replace(inner.SetDeadline)
+	l.gate.Set(gate.Open)
+	return !l.gate.IsClosed() // meanwhile
 }
 
 // acceptRest accepts what waits in the queue. The gate is shut.
@@ -245,7 +246,7 @@ func (l *listener) acceptRest() {
 			return
 		}
 		l.given = append(l.given, tracked(c, l, nil, nil, nil))
-		l.gate.errand(1)
+		l.gate.Inject(1)
 	}
 }
 
@@ -264,11 +265,11 @@ func (l *listener) outlives(inner opened) bool {
 	}
 	l.socks.mu.Lock()
 	defer l.socks.mu.Unlock()
-	if !l.socks.open || l.gate.isClosed() {
+	if !l.socks.open || l.gate.IsClosed() {
 		// At the end of the service new may have ended it first, and its queue.
-		return l.gate.isShut() || l.gate.swap(gateFinishing, gateShut)
+		return l.gate.IsShut() || l.gate.Swap(gate.Finishing, gate.Shut)
 	}
-	l.gate.set(gateShut)
+	l.gate.Set(gate.Shut)
 	l.socks.mend(l.sock)
 	return true
 }

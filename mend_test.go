@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/julofinance/grace/v3/internal/gate"
 	"golang.org/x/sys/unix"
 )
 
@@ -131,7 +132,7 @@ func TestListenerThatWasShutDownIsOpenedAgain(t *testing.T) {
 					t.Fatal(err)
 				}
 				back()
-				until(t, "a listener that listens again", func() bool { return l.gate.isOpen() && l.sock.listens() })
+				until(t, "a listener that listens again", func() bool { return l.gate.IsOpen() && l.sock.listens() })
 				if got := ask(t, l.Addr()); got != "mine" {
 					t.Errorf("the answer is %q", got)
 				}
@@ -198,20 +199,20 @@ func TestParkedListenerIsOpenedAgain(t *testing.T) {
 				s.reopenGates()
 				s.settled(t.Context())
 				if taken {
-					if l.gate.isOpen() {
+					if l.gate.IsOpen() {
 						t.Error("it was opened while another one has the address")
 					}
 					until(t, "a line that says so", says("a listener can't be opened again"))
 					other.Close()
 				}
-				until(t, "a listener that is open again", func() bool { return l.gate.isOpen() })
+				until(t, "a listener that is open again", func() bool { return l.gate.IsOpen() })
 				until(t, "a line that says so", says("a listener was opened again"))
 				c, err := net.Dial(at.network, l.Addr().String())
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				if err := wait(t, accepted, "an Accept"); err != nil {
+				if err := receive(t, accepted, "an Accept"); err != nil {
 					t.Errorf("Accept returned %v", err)
 				}
 				if l.sock.Path != "" {
@@ -235,7 +236,7 @@ func TestMendingOfAClosedListenerIsOver(t *testing.T) {
 	s.openGates()
 	s.toHandOver()
 	s.mu.Lock()
-	l.gate.set(gateClosed)
+	l.gate.Set(gate.Closed)
 	s.mend(l.sock)
 	tried := l.sock.mending.tried
 	s.mu.Unlock()
@@ -289,11 +290,11 @@ func TestMendingOfWhatNewHasTaken(t *testing.T) {
 				defer s.mu.Unlock()
 				return l.sock.mending == nil
 			})
-			if l.gate.isOpen() {
+			if l.gate.IsOpen() {
 				t.Error("this process accepts, and new does")
 			}
 			s.reopenGates()
-			until(t, "a listener that listens again", func() bool { return l.gate.isOpen() && l.sock.listens() })
+			until(t, "a listener that listens again", func() bool { return l.gate.IsOpen() && l.sock.listens() })
 		})
 	}
 }
@@ -317,7 +318,7 @@ func TestGatesOpenAllOrNone(t *testing.T) {
 	if err := s.openGates(); err == nil {
 		t.Fatal("a socket that is closed listens")
 	}
-	if good.gate.isOpen() {
+	if good.gate.IsOpen() {
 		t.Error("the other listener accepts, in a process that is not ready")
 	}
 	good.Close()
@@ -345,8 +346,8 @@ func TestOpenedAfterTheHandOver(t *testing.T) {
 	s.reopenGates()
 	listens := l.sock.listens()
 	l.reopening.Unlock()
-	if !listens || !l.gate.isOpen() {
-		t.Errorf("after the roll back it listens: %v, and accepts: %v", listens, l.gate.isOpen())
+	if !listens || !l.gate.IsOpen() {
+		t.Errorf("after the roll back it listens: %v, and accepts: %v", listens, l.gate.IsOpen())
 	}
 }
 
@@ -389,15 +390,15 @@ func TestMendingEndsAtTheHandOver(t *testing.T) {
 	s.yield(nil, nil) // the next upgrade, whose manifest has no listener that is closed
 	late <- true
 	until(t, "the end of the mending", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return l.sock.mending == nil })
-	if c, err := net.Dial("tcp", l.Addr().String()); err == nil || !l.gate.isShut() {
+	if c, err := net.Dial("tcp", l.Addr().String()); err == nil || !l.gate.IsShut() {
 		if err == nil {
 			c.Close()
 		}
-		t.Errorf("a process that stands by has opened a listener: dial error %v, gate shut %v", err, l.gate.isShut())
+		t.Errorf("a process that stands by has opened a listener: dial error %v, gate shut %v", err, l.gate.IsShut())
 	}
 	s.reopenGates()
 	receive(t, tries, "a try after the next roll back") <- true
-	until(t, "a listener that is open again", l.gate.isOpen)
+	until(t, "a listener that is open again", l.gate.IsOpen)
 	if got := ask(t, l.Addr()); got != "old" {
 		t.Errorf("the answer is %q", got)
 	}

@@ -268,7 +268,7 @@ func TestConnectionsOfClosedListener(t *testing.T) {
 			t.Errorf("got %v, want %v", err, io.EOF)
 		}
 	}
-	if !l.gate.isQuiet() {
+	if !l.gate.IsQuiet() {
 		t.Error("the listener waits for a connection still")
 	}
 }
@@ -318,7 +318,7 @@ func TestNewStopsWhileConnectionsArrive(t *testing.T) {
 	t.Cleanup(d.hurry)
 	// As long as it may come the listener is neither quiet nor parked.
 	for range 100 {
-		if p.new.l.finished() || p.new.l.gate.isParked() {
+		if p.new.l.finished() || p.new.l.gate.IsParked() {
 			t.Fatal("new waits for nobody any more")
 		}
 	}
@@ -330,7 +330,7 @@ func TestNewStopsWhileConnectionsArrive(t *testing.T) {
 	}
 	receive(t, ended, "new's drain to end")
 	// One that comes now stays with old.
-	if p.new.l.gate.expect() {
+	if p.new.l.gate.Reserve() {
 		t.Error("a listener that is closed takes connections")
 	}
 }

@@ -3,6 +3,7 @@ package grace
 import (
 	"context"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"net"
 	"net/netip"
 	"os"
@@ -17,7 +18,7 @@ import (
 type acceptor interface {
 	net.Listener
 	syscall.Conn
-	deadliner
+	gate.Deadliner
 	File() (*os.File, error)
 }
 
@@ -52,8 +53,8 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 		in = inheritedSocket{entry: describe(kindListener, network, addr, inner.acceptor), index: -1}
 	}
 	in.askedFor(network, addr)
-	sock := &socket{entry: in.entry, index: in.index, gate: newGate(inner.SetDeadline)}
-	sock.gate.unblock = sock.unblock
+	sock := &socket{entry: in.entry, index: in.index, gate: gate.New(inner.SetDeadline)}
+	sock.gate.Unblock = sock.unblock
 	raw, err := inner.SyscallConn()
 	if err == nil {
 		err = sock.setRaw(raw)
@@ -178,9 +179,9 @@ func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.P
 		in = inheritedSocket{entry: describe(kindPacket, network, addr, inner), index: -1}
 	}
 	in.askedFor(network, addr)
-	g := newGate(inner.SetReadDeadline)
+	g := gate.New(inner.SetReadDeadline)
 	sock := &socket{entry: in.entry, index: in.index, gate: g}
-	g.unblock = sock.unblock
+	g.Unblock = sock.unblock
 	open := func() (net.PacketConn, error) {
 		network, addr := sock.again()
 		return openPacket(lc, network, addr)

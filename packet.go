@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
 )
 
 // A UDPConn is what [Upgrader.ListenPacket] gives for udp, udp4 and udp6: a
@@ -70,11 +72,11 @@ func (c *UDPConn) ReadMsgUDPAddrPort(b, oob []byte) (n, oobn, flags int, addr ne
 }
 
 // SetReadDeadline is [net.UDPConn.SetReadDeadline].
-func (c *UDPConn) SetReadDeadline(t time.Time) error { return c.gate.setDeadline(t) }
+func (c *UDPConn) SetReadDeadline(t time.Time) error { return c.gate.SetDeadline(t) }
 
 // SetDeadline is [net.UDPConn.SetDeadline].
 func (c *UDPConn) SetDeadline(t time.Time) error {
-	c.gate.setDeadline(t)
+	c.gate.SetDeadline(t)
 	return c.SetWriteDeadline(t)
 }
 
@@ -116,11 +118,11 @@ func (c *UnixgramConn) ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net
 }
 
 // SetReadDeadline is [net.UnixConn.SetReadDeadline].
-func (c *UnixgramConn) SetReadDeadline(t time.Time) error { return c.gate.setDeadline(t) }
+func (c *UnixgramConn) SetReadDeadline(t time.Time) error { return c.gate.SetDeadline(t) }
 
 // SetDeadline is [net.UnixConn.SetDeadline].
 func (c *UnixgramConn) SetDeadline(t time.Time) error {
-	c.gate.setDeadline(t)
+	c.gate.SetDeadline(t)
 	return c.SetWriteDeadline(t)
 }
 
@@ -132,7 +134,7 @@ func (c *UnixgramConn) Close() error {
 
 // A packet is what both have besides the socket.
 type packet[T any, P packetConn[T]] struct {
-	gate  *gate
+	gate  *gate.Gate
 	sock  *socket
 	socks *sockets
 
@@ -156,12 +158,12 @@ func (p *packet[T, P]) inner() P { return p.now.Load() }
 
 func (p *packet[T, P]) closing() {
 	p.socks.remove(p.sock)
-	p.gate.set(gateClosed)
+	p.gate.Set(gate.Closed)
 	p.sock.freeToClose()
 }
 
 // newPacketConn puts a gate before the reads of a packet conn.
-func newPacketConn(inner net.PacketConn, g *gate, sock *socket, s *sockets, open func() (net.PacketConn, error)) (net.PacketConn, syscall.RawConn, error) {
+func newPacketConn(inner net.PacketConn, g *gate.Gate, sock *socket, s *sockets, open func() (net.PacketConn, error)) (net.PacketConn, syscall.RawConn, error) {
 	switch c := inner.(type) {
 	case *net.UDPConn:
 		u := &UDPConn{UDPConn: c}
@@ -175,7 +177,7 @@ func newPacketConn(inner net.PacketConn, g *gate, sock *socket, s *sockets, open
 	return nil, nil, net.UnknownNetworkError(inner.LocalAddr().Network())
 }
 
-func (p *packet[T, P]) init(c P, g *gate, sock *socket, s *sockets, open func() (net.PacketConn, error)) (syscall.RawConn, error) {
+func (p *packet[T, P]) init(c P, g *gate.Gate, sock *socket, s *sockets, open func() (net.PacketConn, error)) (syscall.RawConn, error) {
 	p.gate, p.sock, p.socks, p.open = g, sock, s, open
 	p.now.Store(c)
 	sock.whole = p.makeWhole

@@ -3,6 +3,7 @@ package grace
 import (
 	"context"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"net"
 	"net/netip"
 	"os"
@@ -21,7 +22,7 @@ func (p *packet[T, P]) read(f func() (n int, err error)) error {
 	for {
 		var n int
 		var of P
-		err := p.gate.pass(func() (err error) {
+		err := p.gate.Pass(func() (err error) {
 			of = p.inner()
 			n, err = f()
 			return err
@@ -31,7 +32,7 @@ func (p *packet[T, P]) read(f func() (n int, err error)) error {
 			if n > 0 || !p.wasShutDown() || !p.mendNow() {
 				return nil
 			}
-		case !errors.Is(err, net.ErrClosed) || of == nil || of == p.inner() || p.gate.isClosed():
+		case !errors.Is(err, net.ErrClosed) || of == nil || of == p.inner() || p.gate.IsClosed():
 			return err
 		}
 	}
@@ -64,10 +65,10 @@ func (p *packet[T, P]) wasShutDown() bool {
 func (p *packet[T, P]) mendNow() bool {
 	p.socks.mu.Lock()
 	defer p.socks.mu.Unlock()
-	if !p.socks.open || p.gate.isClosed() {
-		return p.gate.isShut()
+	if !p.socks.open || p.gate.IsClosed() {
+		return p.gate.IsShut()
 	}
-	p.gate.set(gateShut)
+	p.gate.Set(gate.Shut)
 	p.socks.mend(p.sock)
 	return true
 }
@@ -149,14 +150,14 @@ func (p *packet[T, P]) replace(ctx context.Context, inner net.PacketConn) error 
 func (p *packet[T, P]) install(ctx context.Context, c P) bool {
 	p.socks.mu.Lock()
 	defer p.socks.mu.Unlock()
-	if ctx.Err() != nil || p.gate.isClosed() || p.sock.yielded {
+	if ctx.Err() != nil || p.gate.IsClosed() || p.sock.yielded {
 		return false
 	}
 	p.now.Store(c)
 	p.broken.Store(false)
-	p.gate.replace(c.SetReadDeadline)
-	p.gate.set(gateOpen)
-	return !p.gate.isClosed() // meanwhile
+	p.gate.Replace(c.SetReadDeadline)
+	p.gate.Set(gate.Open)
+	return !p.gate.IsClosed() // meanwhile
 }
 
 // WriteTo is [net.UDPConn.WriteTo].

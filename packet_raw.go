@@ -1,6 +1,10 @@
 package grace
 
-import "syscall"
+import (
+	"syscall"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+)
 
 // SyscallConn is [net.UDPConn.SyscallConn]; its Read waits as reads do.
 func (c *UDPConn) SyscallConn() (syscall.RawConn, error) { return c.raw() }
@@ -12,7 +16,7 @@ func (c *UnixgramConn) SyscallConn() (syscall.RawConn, error) { return c.raw() }
 // packets at a time reads there, and two processes must not read one socket. It is
 // that of the socket of now.
 type gatedRaw struct {
-	gate *gate
+	gate *gate.Gate
 	now  func() (syscall.RawConn, error)
 }
 
@@ -23,7 +27,7 @@ func (p *packet[T, P]) raw() (syscall.RawConn, error) {
 }
 
 func (r gatedRaw) Read(f func(fd uintptr) (done bool)) error {
-	return r.gate.pass(func() error {
+	return r.gate.Pass(func() error {
 		raw, err := r.now()
 		if err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"net/http"
 	"time"
 )
@@ -113,7 +114,7 @@ func (t *track) playWait() (int, error) {
 // playDeadline looks whether the read deadline is one that stops a Read.
 // t.mu is held.
 func (t *track) playDeadline() {
-	if !t.want.IsZero() && !t.want.After(longAgo) {
+	if !t.want.IsZero() && !t.want.After(gate.LongAgo) {
 		t.stopPlay()
 	}
 }

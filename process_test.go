@@ -16,13 +16,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
 
 // Whole upgrades in one process: a house starts its generations through the
 // system struct, each with copies of the descriptors, as a fork would give them.
 
-const limit = 20 * time.Second // of every wait
+const limit = wait.Limit // of every wait
 
 // A house is a line of generations.
 type house struct {
@@ -300,15 +301,15 @@ func answer(t *testing.T, c net.Conn) string {
 	return string(b)
 }
 
+// receive is wait.For, and until wait.Until.
 func receive[T any](t testing.TB, c <-chan T, what string) T {
 	t.Helper()
-	select {
-	case v := <-c:
-		return v
-	case <-time.After(limit):
-		t.Fatalf("waited %v for %s", limit, what)
-		panic("not reached")
-	}
+	return wait.For(t, c, what)
+}
+
+func until(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	wait.Until(t, what, cond)
 }
 
 // upgrade calls Upgrade in the background.

@@ -41,14 +41,14 @@ func (r *receiver) onConns(m message) error {
 			l = r.find(c.socket)
 			listeners[c.socket] = l
 		}
-		if l == nil || !l.gate.expect() { // until deliver, or drop
+		if l == nil || !l.gate.Reserve() { // until deliver, or drop
 			closeAll(m.fds[i : i+1])
 			refused = append(refused, c.id)
 			continue
 		}
 		conn, err := receiveConn(m.fds[i], c.custom)
 		if err != nil {
-			l.gate.settled()
+			l.gate.Unreserve()
 			refused = append(refused, c.id)
 			continue
 		}
@@ -91,7 +91,7 @@ func (r *receiver) drop(id uint32) {
 	if c, ok := r.held[id]; ok {
 		delete(r.held, id)
 		c.conn.Close()
-		c.l.gate.settled()
+		c.l.gate.Unreserve()
 	}
 }
 
@@ -108,5 +108,5 @@ func (r *receiver) deliver(id uint32) {
 		moved.customize()
 	}
 	c.l.give(t)
-	c.l.gate.settled()
+	c.l.gate.Unreserve()
 }

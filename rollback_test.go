@@ -319,7 +319,7 @@ func TestStopRightAfterTheStart(t *testing.T) {
 	}()
 	receive(t, parked, "an Accept of a listener that is closed")
 	l := ln.(*listener)
-	if u.socks.unpark(l); !l.gate.isParked() {
+	if u.socks.unpark(l); !l.gate.IsParked() {
 		t.Error("a server that begins now opens the listener again")
 	}
 	served := make(chan error, 1)

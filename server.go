@@ -2,6 +2,7 @@ package grace
 
 import (
 	"context"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"net"
 	"sync"
 )
@@ -174,7 +175,7 @@ func (s *otherServer) stranded() bool {
 		return true
 	}
 	for _, l := range s.conns.all() {
-		if l.gate.hasErrand() {
+		if l.gate.HasInjected() {
 			return true
 		}
 	}
@@ -184,7 +185,7 @@ func (s *otherServer) stranded() bool {
 // serveOn lets Serve be called again, for those that are stranded.
 func (s *otherServer) serveOn() {
 	for _, l := range s.conns.all() {
-		l.gate.swap(gateParked, gateShut)
+		l.gate.Swap(gate.Parked, gate.Shut)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -2,6 +2,7 @@ package grace
 
 import (
 	"context"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -11,9 +12,9 @@ import (
 // before, or opened here.
 type socket struct {
 	entry
-	index    int       // in the manifest of the generation before; -1 if opened here
-	gate     *gate     // of a listener or packet conn; nil otherwise
-	listener *listener // of a listener; nil otherwise
+	index    int        // in the manifest of the generation before; -1 if opened here
+	gate     *gate.Gate // of a listener or packet conn; nil otherwise
+	listener *listener  // of a listener; nil otherwise
 	// yielded says that new has taken it: this process is not to accept on it
 	// any more, nor to remove its path.
 	yielded bool
@@ -109,13 +110,13 @@ func (sock *socket) shutGate() {
 	if sock.gate == nil {
 		return
 	}
-	sock.gate.set(gateShut)
+	sock.gate.Set(gate.Shut)
 }
 
 // freeToClose is called before the socket is closed. Close waits for who is in a
 // system call on it, and nothing can be done to its descriptor meanwhile.
 func (sock *socket) freeToClose() {
-	if sock.gate.isOccupied() {
+	if sock.gate.IsOccupied() {
 		sock.nonblock()
 	}
 }

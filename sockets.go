@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/gate"
 	"log/slog"
 	"net"
 	"slices"
@@ -60,7 +61,7 @@ func (s *sockets) add(sock *socket) error {
 	}
 	s.all = append(s.all, sock)
 	if sock.listener != nil {
-		sock.gate.watch(s.check)
+		sock.gate.Watch(s.check)
 	}
 	switch {
 	case !s.open || sock.gate == nil:
@@ -70,7 +71,7 @@ func (s *sockets) add(sock *socket) error {
 			return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, err)
 		}
 	default:
-		sock.gate.set(gateOpen)
+		sock.gate.Set(gate.Open)
 	}
 	return nil
 }
@@ -182,7 +183,7 @@ func (s *sockets) seal() (c claims, dropped []inheritedSocket) {
 // the old process's manifest; nil if there is none.
 func (s *sockets) taker(index int) *listener {
 	for _, sock := range s.snapshot() {
-		if l := sock.listener; l != nil && sock.index == index && l.protocol() != "" && l.gate.isOpen() {
+		if l := sock.listener; l != nil && sock.index == index && l.protocol() != "" && l.gate.IsOpen() {
 			return l
 		}
 	}
@@ -212,7 +213,7 @@ func (s *sockets) openGates() error {
 		if sock.gate == nil {
 			continue
 		}
-		sock.gate.set(gateOpen)
+		sock.gate.Set(gate.Open)
 		if sock.listener != nil && sock.index >= 0 {
 			sayWho(sock)
 		}
@@ -236,7 +237,7 @@ func (s *sockets) reopenGates() {
 				sayWho(sock)
 			}
 		case sock.gate != nil:
-			sock.gate.set(gateOpen)
+			sock.gate.Set(gate.Open)
 			s.mend(sock)
 		}
 		sock.yielded = false
@@ -249,9 +250,9 @@ func (s *sockets) unpark(l *listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case !s.open || !l.gate.isParked():
+	case !s.open || !l.gate.IsParked():
 	case l.unwanted:
-		l.gate.set(gateShut) // for what has come back from a move, and for no other
+		l.gate.Set(gate.Shut) // for what has come back from a move, and for no other
 	default:
 		l.restart()
 	}
@@ -266,7 +267,7 @@ func (s *sockets) hold(ls []*listener, doors []*door) bool {
 		return false
 	}
 	for _, l := range ls {
-		l.gate.swap(gateShut, gateParked)
+		l.gate.Swap(gate.Shut, gate.Parked)
 		l.hold(true)
 	}
 	for _, d := range doors {
@@ -350,7 +351,7 @@ func (s *sockets) endAccept() {
 			sock.shutGate()
 		case sock.Path == "":
 			sock.last.Store(!sock.theirs)
-			sock.gate.set(gateFinishing)
+			sock.gate.Set(gate.Finishing)
 		default:
 			sock.last.Store(!sock.theirs)
 			s.ending++
@@ -416,7 +417,7 @@ func (s *sockets) close() {
 		case sock.listener != nil:
 			sock.listener.end()
 		case sock.gate != nil:
-			sock.gate.set(gateClosed)
+			sock.gate.Set(gate.Closed)
 		}
 		sock.forget()
 	}

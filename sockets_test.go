@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/julofinance/grace/v3/internal/gate"
 	"golang.org/x/sys/unix"
 )
 
@@ -282,7 +283,7 @@ func TestUnixPathHasOneOwner(t *testing.T) {
 			t.Fatalf("round %d: %d of %d have the path, want 1", round, len(winners), n)
 		}
 		l := winners[0]
-		l.gate.set(gateOpen)
+		l.gate.Set(gate.Open)
 		go func() {
 			for { // the others have looked whether somebody answers
 				c, err := l.Accept()

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/gate"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,7 +57,7 @@ func (t *track) unblock() {
 		return
 	}
 	if interrupting.CompareAndSwap(false, true) { // one pass for many connections
-		time.AfterFunc(freeAfter, func() {
+		time.AfterFunc(gate.FreeAfter, func() {
 			interrupting.Store(false)
 			interruptThreads()
 		})

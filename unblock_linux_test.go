@@ -32,7 +32,7 @@ func TestBlockedAcceptIsFreed(t *testing.T) {
 			c.Close()
 		}
 		l.Close()
-		wait(t, done, "the end of Accept")
+		receive(t, done, "the end of Accept")
 	}()
 	until(t, "a thread in accept(2)", func() bool {
 		tasks, _ := os.ReadDir("/proc/self/task")
@@ -45,7 +45,7 @@ func TestBlockedAcceptIsFreed(t *testing.T) {
 		return false
 	})
 	s.yield(s.snapshot(), []int{0})
-	until(t, "the end of the system call", func() bool { return l.gate.isQuiet() })
+	until(t, "the end of the system call", func() bool { return l.gate.IsQuiet() })
 	l.sock.control(func(fd uintptr) {
 		if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
 			t.Errorf("the socket is blocking still: flags %#x, error %v", flags, err)

@@ -1,0 +1,39 @@
+// Package wait has the two waits of tests: for a condition, and for a channel. Each
+// has a limit, and says what was waited for.
+package wait
+
+import (
+	"testing"
+	"time"
+)
+
+// Limit is how long anything is waited for: far longer than it takes on a machine
+// that is merely busy.
+const Limit = 20 * time.Second
+
+// Until polls cond until it is true: for what tells nobody when it changes.
+func Until(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	end := time.After(Limit)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("waited %v for %s", Limit, what)
+		}
+	}
+}
+
+// For returns what c gives.
+func For[T any](t testing.TB, c <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(Limit):
+		t.Fatalf("waited %v for %s", Limit, what)
+		panic("not reached")
+	}
+}
