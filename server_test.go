@@ -96,10 +96,11 @@ func TestServeFromElsewhere(t *testing.T) {
 	u, ln := newSolo(t)
 	var accepts atomic.Int32
 	wrapped := acceptCounter{ln, &accepts}
-	conns := make(chan net.Conn)
+	conns, ended := make(chan net.Conn), make(chan struct{})
 	execute, _ := u.Server(Server{
 		Listener: wrapped,
 		Serve: func(net.Listener) error {
+			defer close(ended)
 			for {
 				c, err := wrapped.Accept()
 				if err != nil {
@@ -127,6 +128,7 @@ func TestServeFromElsewhere(t *testing.T) {
 	if err := receive(t, served, "execute"); err != nil {
 		t.Errorf("execute returned %v", err)
 	}
+	receive(t, ended, "the end of Serve, which execute need not wait for")
 	if got := accepts.Load(); got != connections+1 { // the last one has failed
 		t.Errorf("Accept was called %d times, want %d: by Serve alone", got, connections+1)
 	}
