@@ -62,6 +62,9 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 	var lock []int // of the PID file, or none
 	if plan.pid != nil {
 		if lock, err = plan.pid.lend(); err != nil {
+			if isShort(err) { // whose advice is another
+				return nil, err
+			}
 			return nil, &startError{err, "see to it that this process can use the PID file and the lock beside it, as the error says, and send the signal again"}
 		}
 		defer closeAll(lock)

@@ -117,14 +117,20 @@ func (e *RunningError) Error() string {
 // Is makes errors.Is(err, ErrAlreadyRunning) true.
 func (e *RunningError) Is(target error) bool { return target == ErrAlreadyRunning }
 
+// isShort reports whether err says that something is used up: descriptors, memory,
+// processes.
+func isShort(err error) bool {
+	return slices.ContainsFunc(errShort, func(short error) bool { return errors.Is(err, short) })
+}
+
 // advice is what the operator may do about a failed upgrade.
 func advice(err error) string {
 	var start *startError
 	switch {
-	case errors.Is(err, ErrStart) && slices.ContainsFunc(errShort, func(short error) bool { return errors.Is(err, short) }):
-		return "raise the limit of open files, processes or memory that the error speaks of (ulimit, the unit's Limit…=, the machine's), or end what takes so many, and send the signal again"
 	case errors.As(err, &start):
 		return start.do
+	case errors.Is(err, ErrStart) && isShort(err):
+		return "raise the limit of open files, processes or memory that the error speaks of (ulimit, the unit's Limit…=, the machine's), or end what takes so many, and send the signal again"
 	case errors.Is(err, ErrNotSupported):
 		return "let a process that stays be PID 1, and start this one from there: see docs/docker.md"
 	case errors.Is(err, ErrRefused):

@@ -277,7 +277,7 @@ func TestSecondNewAfterAFailedOne(t *testing.T) {
 // What is short is not the binary's fault.
 func TestAdviceWhereSomethingIsShort(t *testing.T) {
 	for _, short := range []error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM} {
-		a := advice(&UpgradeError{Reason: ErrStart, Err: &startError{os.NewSyscallError("fcntl", short), "see to the PID file"}})
+		a := advice(&UpgradeError{Reason: ErrStart, Err: os.NewSyscallError("fcntl", short)})
 		if strings.Contains(a, "binary") || !strings.Contains(a, "limit") {
 			t.Errorf("%v has the advice %q; want one that speaks of limits, and not of the binary", short, a)
 		}

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Server serves gRPC, alone or behind a cmux beside HTTP/1, and replaces itself.
 package main
 
