@@ -87,11 +87,12 @@ func stream(c *grpc.ClientConn) (string, error) {
 
 // A loop asks again and again, and knows which process has answered last.
 type loop struct {
-	name string
-	ask  func() (pid string, err error)
-	last atomic.Value
-	n    atomic.Int64
-	err  error
+	name   string
+	ask    func() (pid string, err error)
+	last   atomic.Value
+	n      atomic.Int64
+	err    error
+	failed atomic.Bool // err is set
 }
 
 // TestUpgrades: ten upgrades and three roll backs in between, and no call, no
@@ -133,11 +134,14 @@ func TestUpgrades(t *testing.T) {
 			var wg sync.WaitGroup
 			for _, l := range loops {
 				wg.Go(func() {
-					for ctx.Err() == nil && l.err == nil {
-						var pid string
-						pid, l.err = l.ask()
+					for ctx.Err() == nil && !l.failed.Load() {
+						pid, err := l.ask()
 						l.last.Store(pid)
 						l.n.Add(1)
+						if err != nil {
+							l.err = err
+							l.failed.Store(true) // after it, for those that look
+						}
 					}
 				})
 			}
@@ -157,7 +161,7 @@ func TestUpgrades(t *testing.T) {
 				t.Helper()
 				proctest.WaitFor(t, proctest.Limit, "all clients to be served by the new process", func() bool {
 					for _, l := range loops {
-						if l.last.Load() != fmt.Sprint(pid) && l.err == nil {
+						if l.last.Load() != fmt.Sprint(pid) && !l.failed.Load() {
 							return false
 						}
 					}
