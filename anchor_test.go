@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
 // An ending is what becomes of a server, and of its clients, when the program ends
@@ -222,9 +224,7 @@ func TestUserEnds(t *testing.T) {
 }
 
 func (s *side) await(what string, is func() bool) {
-	for end := time.Now().Add(limit); !is(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			panic("waited in vain for " + what)
-		}
+	if !wait.Poll(is) {
+		panic("waited in vain for " + what)
 	}
 }

@@ -14,6 +14,14 @@ const Limit = 20 * time.Second
 // Until polls cond until it is true: for what tells nobody when it changes.
 func Until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
+	if !Poll(cond) {
+		t.Fatalf("waited %v for %s", Limit, what)
+	}
+}
+
+// Poll is Until for a goroutine that must not end the test: it reports whether cond
+// has come true.
+func Poll(cond func() bool) bool {
 	end := time.After(Limit)
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -21,9 +29,10 @@ func Until(t testing.TB, what string, cond func() bool) {
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Fatalf("waited %v for %s", Limit, what)
+			return false
 		}
 	}
+	return true
 }
 
 // For returns what c gives.
