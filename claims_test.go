@@ -3,7 +3,6 @@
 package grace
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -12,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
 // A host name is resolved for who asked, and nobody else waits for it.
@@ -100,7 +101,7 @@ func TestListenAfterTheClaims(t *testing.T) {
 
 // What new does not use is said, by name.
 func TestDroppedListenerIsSaid(t *testing.T) {
-	var log bytes.Buffer
+	var log logtest.Buffer
 	path := filepath.Join(t.TempDir(), "s")
 	h := newHouse(t, func(g *generation) error {
 		if g.n == 1 {
@@ -131,7 +132,7 @@ func TestDroppedListenerIsSaid(t *testing.T) {
 
 // A path that new has bound anew, since it led elsewhere, is not one that it does not use.
 func TestBoundAnewIsNotDropped(t *testing.T) {
-	var log bytes.Buffer
+	var log logtest.Buffer
 	dir := t.TempDir()
 	link, path := filepath.Join(dir, "now"), filepath.Join(dir, "now", "s")
 	lead := func(to string) {

@@ -5,7 +5,6 @@ package grace
 import (
 	"context"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/gate"
 	"io"
 	"log/slog"
 	"net"
@@ -15,6 +14,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
 // What a program does to the library by mistake, and gets an answer to.
@@ -33,7 +35,7 @@ func TestHookThatPanics(t *testing.T) {
 	t.Run("BeforeUpgrade", func(t *testing.T) {
 		addrs := make(chan net.Addr, 9)
 		h := newHouse(t, oneListener(addrs))
-		var log lockedBuffer
+		var log logtest.Buffer
 		h.opts = func(int) []Option {
 			return []Option{BeforeUpgrade(panics), Logger(slog.New(slog.NewTextHandler(&log, nil)))}
 		}
@@ -46,7 +48,7 @@ func TestHookThatPanics(t *testing.T) {
 		if got := ask(t, <-addrs); got != "1" {
 			t.Errorf("generation %s answers, want 1", got)
 		}
-		if got := strings.Join(log.lines(), "\n"); !strings.Contains(got, "has panicked") || !strings.Contains(got, "hooks_test.go") {
+		if got := strings.Join(log.Lines(), "\n"); !strings.Contains(got, "has panicked") || !strings.Contains(got, "hooks_test.go") {
 			t.Errorf("the log does not say where it has panicked:\n%s", got)
 		}
 	})

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -165,10 +166,10 @@ func TestParkedListenerIsOpenedAgain(t *testing.T) {
 				if l.sock.Path != "" {
 					os.Chmod(path, 0o640)
 				}
-				log := newSlowHandler(func(slog.Record) {})
+				log := logtest.New(func(slog.Record) {})
 				s.log = slog.New(log)
 				says := func(text string) func() bool {
-					return func() bool { return strings.Contains(strings.Join(log.buf.lines(), "\n"), text) }
+					return func() bool { return strings.Contains(strings.Join(log.Lines(), "\n"), text) }
 				}
 				s.openGates()
 				s.toHandOver()

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/logqueue"
 )
 
 // An Option changes one thing about an [Upgrader] or a [Serve]. An option with
@@ -24,7 +26,7 @@ type options struct {
 	signals       []os.Signal
 	noSignals     bool
 	log           *slog.Logger // what the program gave; then ours, which queues for it
-	logs          *logQueue
+	flushLog      func() bool  // of that queue
 	listenConfig  net.ListenConfig
 	readyCheck    func(context.Context) error
 	beforeUpgrade func(context.Context) error
@@ -46,7 +48,6 @@ func newOptions(opts []Option) (options, error) {
 		drainTimeout: 30 * time.Second,
 		probation:    time.Second,
 		signals:      upgradeSignals,
-		logs:         &logQueue{},
 		move:         canMove,
 		idleGrace:    5 * time.Second,
 	}
@@ -58,7 +59,8 @@ func newOptions(opts []Option) (options, error) {
 			return o, fmt.Errorf("grace: %w", err)
 		}
 	}
-	o.log = o.logs.logger(o.log)
+	var logs logqueue.Queue
+	o.log, o.flushLog = logs.Logger(o.log), logs.Flush
 	return o, nil
 }
 

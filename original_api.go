@@ -98,7 +98,7 @@ func checkConfig(addr string, opts []Option) error {
 		return theMasterErr
 	}
 	o.log.Info("grace: the configuration is fine; nothing is served, as -t says", "address", addr)
-	o.logs.flush()
+	o.flushLog()
 	return nil
 }
 

@@ -145,7 +145,7 @@ func (u *Upgrader) tellEnd() {
 		} else {
 			u.notify.flush()
 		}
-		u.opt.logs.flush()
+		u.opt.flushLog()
 		if next != nil && went {
 			next.ch.send(newMessage(msgMain, nil))
 		}

@@ -20,7 +20,7 @@ import (
 func (u *Upgrader) Ready() error {
 	u.readyOnce.Do(func() {
 		if u.readyErr = u.sayReady(); u.readyErr != nil {
-			u.opt.logs.flush() // the program exits now
+			u.opt.flushLog() // the program exits now
 		}
 	})
 	return u.readyErr

@@ -35,7 +35,7 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 	}
 	select {
 	case err := <-reply:
-		u.opt.logs.flush() // what the program writes about it comes after ours
+		u.opt.flushLog() // what the program writes about it comes after ours
 		return err
 	case <-ctx.Done():
 		return ctx.Err()

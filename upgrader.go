@@ -109,7 +109,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	}
 	defer func() {
 		if err != nil {
-			o.logs.flush() // the program exits now
+			o.flushLog() // the program exits now
 		}
 	}()
 	u := &Upgrader{

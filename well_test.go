@@ -3,7 +3,6 @@
 package grace
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
 // soon is how long who breaks a rule on purpose has.
@@ -331,7 +332,7 @@ func TestWhoServesAfterNewHasEnded(t *testing.T) {
 		"nothing is heard of it": {childState{deaf: true}, unknown},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var log bytes.Buffer
+			var log logtest.Buffer
 			u := &Upgrader{log: slog.New(slog.NewTextHandler(&log, nil))}
 			u.m.do = performer{u}
 			u.m.reportDeath(tc.c, &UpgradeError{})
