@@ -160,7 +160,7 @@ func (p performer) resume() {
 
 func (p performer) stopping(service bool) {
 	if service {
-		p.u.notify.stop(p.u.drains())
+		p.u.notify.Stopping(p.u.drains())
 	}
 	p.u.cancel()
 }

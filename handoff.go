@@ -3,6 +3,8 @@ package grace
 import (
 	"encoding/binary"
 	"fmt"
+
+	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
 // What crosses between the two processes of a hand-over.
@@ -38,7 +40,7 @@ type manifest struct {
 	Path       string // binary of the first start
 	Binary     string // where Path led to then
 	// Systemd is there if it is to be told of what happens.
-	Systemd *serviceManager
+	Systemd *sdnotify.Manager
 	// Sockets[i] has the descriptor handover.first+i.
 	Sockets []entry
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/sdnotify"
 	"golang.org/x/sys/unix"
 )
 
@@ -143,7 +144,7 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 		}
 		return o
 	}
-	house.begin(system{manager: &serviceManager{Socket: systemd.path, Watchdog: 10 * time.Millisecond}})
+	house.begin(system{manager: &sdnotify.Manager{Socket: systemd.path, Watchdog: 10 * time.Millisecond}})
 	g := house.next()
 	if g.err != nil {
 		t.Fatal(g.err)

@@ -17,7 +17,7 @@ func (p performer) say(n notice, err error) {
 	case noticeServing:
 		u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
 		u.tellMaster()
-		u.notify.ready(u.serves())
+		u.notify.Ready(u.serves())
 		u.runWatchdog()
 	case noticeQueued:
 		u.log.Info("grace: upgrade asked; it waits its turn", "until", u.m.inTheWay())
@@ -27,13 +27,13 @@ func (p performer) say(n notice, err error) {
 		u.log.Error("grace: upgrade failed; this process goes on serving", "err", ErrNotSupported)
 	case noticeUpgradeBegins:
 		u.log.Info("grace: upgrade begins", "pid", os.Getpid(), "generation", u.generation)
-		u.notify.reloading(fmt.Sprintf("%s; generation %d is starting", u.serves(), u.generation+1))
+		u.notify.Reloading(fmt.Sprintf("%s; generation %d is starting", u.serves(), u.generation+1))
 	case noticeStandingBy:
 		u.log.Info("grace: the new process is ready; standing by", "new", u.m.child.pid, "took", time.Since(u.child.launched), "probation", u.opt.probation)
-		u.notify.status(fmt.Sprintf("%s, on probation; pid %d stands by", u.nextServes(), os.Getpid()))
+		u.notify.Status(fmt.Sprintf("%s, on probation; pid %d stands by", u.nextServes(), os.Getpid()))
 	case noticeUpgradeDone:
 		u.log.Info("grace: upgrade done; draining", "new", u.m.child.pid, "timeout", u.opt.drainTimeout)
-		u.notify.status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
+		u.notify.Status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
 	case noticeFailed:
 		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
 		u.tellFailed("the upgrade failed", err)

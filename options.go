@@ -200,6 +200,15 @@ func BeforeUpgrade(check func(context.Context) error) Option {
 	return func(o *options) error { o.beforeUpgrade = check; return nil }
 }
 
+// Watchdog gives a check that is called each time before systemd's watchdog is
+// told that this process is well (WATCHDOG=1, where the unit has WatchdogSec=).
+// An error, or a panic, is logged, and systemd is not told. Its context ends when the next
+// call is due. Default: no check; systemd is told as long as the goroutine that
+// carries out upgrades and stops is not stuck.
+func Watchdog(check func(context.Context) error) Option {
+	return func(o *options) error { o.watchdog = check; return nil }
+}
+
 // Env is the whole environment of the new process, as KEY=value. Default: the
 // environment of this process at the moment of the upgrade.
 func Env(env []string) Option {

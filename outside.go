@@ -143,7 +143,7 @@ func (u *Upgrader) tellEnd() {
 		if tell != nil {
 			tell()
 		} else {
-			u.notify.flush()
+			u.notify.Flush()
 		}
 		u.opt.flushLog()
 		if next != nil && went {

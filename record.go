@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
 // What the two processes tell each other is written as records: lines of fields
@@ -181,7 +183,7 @@ func (m *manifest) field(f *field) {
 	case "binary":
 		m.Binary = f.value
 	case "notify":
-		m.Systemd = &serviceManager{Socket: f.value}
+		m.Systemd = &sdnotify.Manager{Socket: f.value}
 	case "watchdog":
 		if m.Systemd != nil {
 			m.Systemd.Watchdog = f.duration()

@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
 func TestRecords(t *testing.T) {
@@ -14,7 +16,7 @@ func TestRecords(t *testing.T) {
 		&manifest{Version: 1, Pid: 7, Generation: 3, Dir: "/", Path: "/bin/app", Sockets: []entry{}},
 		&manifest{
 			Version: 1, Pid: 1 << 30, Generation: 1000, Dir: odd, Path: odd,
-			Systemd: &serviceManager{Socket: "@x y", Watchdog: 3 * time.Second, Parent: true},
+			Systemd: &sdnotify.Manager{Socket: "@x y", Watchdog: 3 * time.Second, Parent: true},
 			Sockets: []entry{
 				{},
 				{Kind: kindListener, Network: "tcp", Addr: ":0", Bound: "[::]:9000", V6Only: true},

@@ -41,7 +41,7 @@ func findStarter() (s starter) {
 // late it comes.
 func (u *Upgrader) isService() bool {
 	if u.notify != nil {
-		return u.notify.main
+		return u.notify.IsMain()
 	}
 	return u.parent == nil && (u.sys.starter.systemd || u.sys.starter.supervisord)
 }

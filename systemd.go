@@ -6,17 +6,19 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
 // What an Upgrader tells systemd, and when.
 
 // theServiceManager is taken before main begins, so that what the program
 // starts does not inherit its variables.
-var theServiceManager, theServiceManagerErr = takeServiceManager()
+var theServiceManager, theServiceManagerErr = sdnotify.TakeManager()
 
-// findServiceManager: a first process has it from the environment, the others
-// from the process before. One whose siblings overlap with it says nothing: it
-// is its master that systemd has started.
+// findServiceManager finds systemd: a first process in the environment, later ones in
+// the manifest. Under a master this process tells systemd nothing: the master is what
+// systemd has started.
 func (u *Upgrader) findServiceManager() {
 	m := u.sys.manager
 	switch {
@@ -27,7 +29,7 @@ func (u *Upgrader) findServiceManager() {
 	case u.sys.managerErr != nil:
 		u.log.Warn("grace: a variable of systemd's is not understood", "err", u.sys.managerErr)
 	}
-	u.notify = newNotifier(m, u.log, u.parent == nil)
+	u.notify = sdnotify.New(m, u.log, u.parent == nil)
 }
 
 func (u *Upgrader) serves() string {
@@ -42,33 +44,31 @@ func (u *Upgrader) nextServes() string {
 	return fmt.Sprintf("generation %d serves as pid %d", u.generation+1, u.m.child.pid)
 }
 
-// tellFailed says that an upgrade came to nothing, until the next one begins.
+// tellFailed has systemctl status show that an upgrade has failed, until the next begins.
 func (u *Upgrader) tellFailed(what string, err error) {
 	if u.m.stop != notStopping {
 		return // systemd knows that this process ends
 	}
-	u.notify.ready(fmt.Sprintf("%s; %s at %s: %s", u.serves(), what, time.Now().Format(time.TimeOnly), strings.TrimPrefix(err.Error(), "grace: ")))
+	u.notify.Ready(fmt.Sprintf("%s; %s at %s: %s", u.serves(), what, time.Now().Format(time.TimeOnly), strings.TrimPrefix(err.Error(), "grace: ")))
 }
 
-// handOverMain gives what makes the successor the main process, after which this
-// one exits; nil if systemd is not to be told.
+// handOverMain returns the function that makes the successor the main process, after
+// which this process exits. It is nil if systemd is not to be told.
 func (u *Upgrader) handOverMain() (tell func()) {
 	if u.notify == nil || u.child == nil || !u.m.child.went() {
 		return nil
 	}
-	return u.notify.moveMain(u.child.proc.pid(), u.nextServes())
+	return u.notify.MoveMain(u.child.proc.pid(), u.nextServes())
 }
 
-// onMain: the old process has made this one the main process, or is dead. Then
-// systemd may hear us before it knows about that, and drop what we say: so it
-// is said again.
+// onMain makes this process the main one: the old process has announced it, or is dead.
+// If it is dead, systemd may read our message before it knows of that death, and drop the
+// message, so it is sent again.
 func (u *Upgrader) onMain(announced bool) {
-	n := u.notify
-	if n == nil || n.main {
+	if !u.notify.BecomeMain() {
 		return
 	}
-	n.main = true
-	n.say("WATCHDOG=1")
+	u.notify.Alive()
 	if announced || u.m.state == starting {
 		return
 	}
@@ -80,22 +80,22 @@ func (u *Upgrader) onMain(announced bool) {
 
 func (u *Upgrader) tellServing() {
 	if u.m.state == serving || u.m.state == resuming {
-		u.notify.ready(u.serves())
+		u.notify.Ready(u.serves())
 	}
 }
 
-// runWatchdog tells systemd's watchdog that this process is well, three times
-// in the time that it allows, so that one may get lost.
+// runWatchdog tells systemd's watchdog that this process is well, three times in the
+// time that it allows, so that one message may get lost.
 func (u *Upgrader) runWatchdog() {
-	if u.notify == nil || u.notify.Watchdog == 0 {
+	period := u.notify.Watchdog() / 3
+	if period == 0 {
 		return
 	}
-	period := u.notify.Watchdog / 3
 	go func() {
 		tick := time.NewTicker(period)
 		defer tick.Stop()
 		for {
-			if u.well(period) && !u.post(func() { u.notify.say("WATCHDOG=1") }) {
+			if u.well(period) && !u.post(func() { u.notify.Alive() }) {
 				return
 			}
 			select {

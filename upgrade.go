@@ -119,7 +119,7 @@ func (u *Upgrader) await(ctx context.Context, result <-chan error) error {
 
 func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {
 	cmd := u.opt.command(u.home)
-	cmd.sibling = u.notify.isParent()
+	cmd.sibling = u.notify.WantsChildren()
 	cmd, err := cmd.find(ctx)
 	if err != nil {
 		return nil, err
@@ -142,7 +142,7 @@ func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {
 func (u *Upgrader) manifest(socks []*socket) *manifest {
 	m := &manifest{
 		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
-		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.manager(), Sockets: make([]entry, 0, len(socks)),
+		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.Manager(), Sockets: make([]entry, 0, len(socks)),
 	}
 	for _, s := range socks {
 		m.Sockets = append(m.Sockets, s.entry)

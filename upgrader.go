@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
 // An Upgrader replaces the process that it lives in. One process has one.
@@ -19,7 +21,7 @@ import (
 type Upgrader struct {
 	opt        options
 	log        *slog.Logger
-	notify     *notifier // nil without systemd
+	notify     *sdnotify.Notifier // nil without systemd
 	sys        system
 	socks      *sockets
 	pid        *pidFile // nil without one
@@ -62,7 +64,7 @@ type system struct {
 	inheritedErr error
 	master       *master // nil without one
 	masterErr    error
-	manager      *serviceManager // nil without systemd's notify socket
+	manager      *sdnotify.Manager // nil without systemd's notify socket
 	managerErr   error
 	starter      starter
 	start        func(ctx context.Context, c command, ready, control int, sockets []int) (process, error)
@@ -248,7 +250,7 @@ func (u *Upgrader) happen(e event) bool { return u.post(func() { u.m.on(e) }) }
 
 func (u *Upgrader) loop() {
 	defer close(u.over)
-	defer u.notify.close()
+	defer u.notify.Close()
 	defer u.endSignals()
 	for !u.m.isOver() {
 		f := <-u.events

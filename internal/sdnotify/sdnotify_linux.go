@@ -1,4 +1,4 @@
-package grace
+package sdnotify
 
 import (
 	"errors"
@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeWithFile sends one datagram with a descriptor. (WriteMsgUnix does not
-// on a connected socket.)
+// writeWithFile sends one datagram with a descriptor. net.UnixConn.WriteMsgUnix refuses
+// to on a connected datagram socket.
 func writeWithFile(conn *net.UnixConn, text string, file *os.File) error {
 	rf, err := file.SyscallConn()
 	if err != nil {
@@ -36,7 +36,8 @@ func writeWithFile(conn *net.UnixConn, text string, file *os.File) error {
 	return errors.Join(err, sent)
 }
 
-// monotonicUsec is the clock that systemd compares with the moment of its request.
+// monotonicUsec is the clock that systemd compares with the moment of its request, see
+// MONOTONIC_USEC in sd_notify(3).
 func monotonicUsec() int64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {

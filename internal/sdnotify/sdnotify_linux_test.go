@@ -1,4 +1,4 @@
-package grace
+package sdnotify
 
 import (
 	"errors"
@@ -7,11 +7,11 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
 
-// A service manager that does not read, and whose socket is full, is waited for by
-// nobody who tells it something.
+// A service manager that does not read, and whose socket is full, holds up no caller.
 func TestServiceManagerThatDoesNotRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -34,14 +34,14 @@ func TestServiceManagerThatDoesNotRead(t *testing.T) {
 			t.Fatalf("the queue is not full: error %v", err)
 		}
 	}
-	n := newNotifier(&serviceManager{Socket: path}, slog.New(slog.DiscardHandler), true)
+	n := New(&Manager{Socket: path}, slog.New(slog.DiscardHandler), true)
 	told := make(chan struct{})
 	go func() {
 		defer close(told)
 		for range 100 { // each may be written for seconds
-			n.ready("serves")
+			n.Ready("serves")
 		}
-		n.close()
+		n.Close()
 	}()
-	receive(t, told, "who tells it")
+	wait.For(t, told, "100 notifications")
 }
