@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -92,11 +93,11 @@ func moveMany(b *testing.B, n int) (took, cpu, floor time.Duration) {
 // gives the processor time that one takes.
 func sendFloor(b *testing.B, tracks []*track) time.Duration {
 	b.Helper()
-	from, fd, err := controlPair()
+	from, theirs, err := controlPair()
 	if err != nil {
 		b.Fatal(err)
 	}
-	to, err := unixConn(fd)
+	to, err := fd.NewUnixConn(theirs)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -104,14 +105,14 @@ func sendFloor(b *testing.B, tracks []*track) time.Duration {
 	defer to.Close()
 	var copies []int
 	for _, t := range tracks {
-		fd, err := descriptor(t.inner)
+		n, err := fd.Of(t.inner)
 		if err == nil {
-			fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			n, err = unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, 0)
 		}
 		if err != nil {
 			b.Fatal(err)
 		}
-		copies = append(copies, fd)
+		copies = append(copies, n)
 	}
 	received := make([]net.Conn, 0, len(copies))
 	oob := make([]byte, unix.CmsgSpace(4*batchConns))
@@ -120,7 +121,7 @@ func sendFloor(b *testing.B, tracks []*track) time.Duration {
 		if _, _, err := from.WriteMsgUnix([]byte{0}, unix.UnixRights(batch...), nil); err != nil {
 			b.Fatal(err)
 		}
-		closeAll(batch)
+		fd.CloseAll(batch)
 		_, n, _, _, err := to.ReadMsgUnix(make([]byte, 1), oob)
 		if err != nil {
 			b.Fatal(err)

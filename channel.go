@@ -10,6 +10,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // A channel is one end of the control channel. Send never blocks: what the
@@ -320,7 +322,7 @@ func (c *channel) notSent() error {
 func (c *channel) readLoop(handle func(message)) error {
 	defer func() {
 		for _, b := range c.inFDs {
-			closeAll(b.fds)
+			fd.CloseAll(b.fds)
 		}
 	}()
 	for {
@@ -389,7 +391,7 @@ func (c *channel) parse() (m message, ok bool, err error) {
 		c.inFDs = c.inFDs[1:]
 	}
 	if len(m.fds) > nfds { // not announced: not by this protocol
-		closeAll(m.fds[nfds:])
+		fd.CloseAll(m.fds[nfds:])
 		m.fds = m.fds[:nfds]
 	}
 	return m, true, nil

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,7 +50,7 @@ func TestChannelSendsWithin(t *testing.T) {
 		t.Errorf("a message behind it: got %v, want %v", err, errNotSent)
 	}
 	c.sendThen(message{typ: '3'}, tell)
-	closeAll(w)
+	fd.CloseAll(w)
 	messages, _ := reading(newChannel(other))
 	for {
 		m := receive(t, messages, "the messages")
@@ -59,7 +60,7 @@ func TestChannelSendsWithin(t *testing.T) {
 		if m.typ != '1' || len(m.payload) != maxPayload || len(m.fds) != 1 {
 			t.Fatalf("got a message %q of %d bytes with %d descriptors", m.typ, len(m.payload), len(m.fds))
 		}
-		closeAll(m.fds)
+		fd.CloseAll(m.fds)
 	}
 	if err := receive(t, sent, "the third message"); err != nil {
 		t.Errorf("a message without a limit: %v", err)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // A child is the new process, as the old one sees it: the process, the channel and
@@ -44,7 +46,7 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closeAll([]int{theirs})
+	defer fd.CloseAll([]int{theirs})
 	ch := newChannel(conn)
 	pipe, theirPipe, err := os.Pipe()
 	if err != nil {
@@ -67,7 +69,7 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 			}
 			return nil, &startError{err, "see to it that this process can use the PID file and the lock beside it, as the error says, and send the signal again"}
 		}
-		defer closeAll(lock)
+		defer fd.CloseAll(lock)
 	}
 	raw, err := theirPipe.SyscallConn()
 	if err != nil {
@@ -113,7 +115,7 @@ func (c *child) watch(post func(event)) {
 	}()
 	channelRead := make(chan struct{})
 	c.ch.run(func(m message) {
-		defer func() { closeAll(m.fds) }()
+		defer func() { fd.CloseAll(m.fds) }()
 		if e := c.event(m); e != nil {
 			post(e)
 		}

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // A couple is an old and a new process, each with an http.Server on the same
@@ -94,9 +96,9 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	t.Helper()
 	p := &couple{t: t, old: newSide(t, nil, 0, handler("old"))}
 	socks := p.old.u.socks.snapshot()
-	var fd int
+	var first int
 	err := withFDs(socks, func(_ []*socket, fds []int) (err error) {
-		fd, err = dupInOrder(fds)
+		first, err = dupInOrder(fds)
 		return err
 	})
 	if err != nil {
@@ -104,12 +106,12 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	}
 	p.old.open()
 	m := manifest{Sockets: []entry{socks[0].entry}}
-	p.new = newSide(t, &m, fd, handler("new"))
-	theirs, fd, err := controlPair()
+	p.new = newSide(t, &m, first, handler("new"))
+	theirs, n, err := controlPair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, err := unixConn(fd)
+	ours, err := fd.NewUnixConn(n)
 	if err != nil {
 		t.Fatal(err)
 	}

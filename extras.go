@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 	"syscall"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // extras are files and connections that are handed over by name.
@@ -37,7 +39,7 @@ func (u *Upgrader) File(name string) (*os.File, error) {
 		return nil, nil
 	}
 	defer u.socks.made(in)
-	f := inheritFile(in.fd, name)
+	f := fd.NewFile(in.fd, name)
 	if f == nil {
 		return nil, fmt.Errorf("grace: inherited file %q: bad descriptor %d", name, in.fd)
 	}
@@ -68,7 +70,7 @@ func (u *Upgrader) Conn(name string) (net.Conn, error) {
 		return nil, nil
 	}
 	defer u.socks.made(in)
-	c, err := inheritConn(in.fd)
+	c, err := fd.NewConn(in.fd)
 	if err != nil {
 		return nil, fmt.Errorf("grace: inherited connection %q (descriptor %d): %w", name, in.fd, err)
 	}

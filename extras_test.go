@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 func TestFilesAndConnections(t *testing.T) {
@@ -104,10 +106,10 @@ func pipeConn(t *testing.T) net.Conn {
 }
 
 func unixPair() (*net.UnixConn, *net.UnixConn, error) {
-	a, fd, err := controlPair()
+	a, n, err := controlPair()
 	if err != nil {
 		return nil, nil, err
 	}
-	b, err := unixConn(fd)
+	b, err := fd.NewUnixConn(n)
 	return a, b, err
 }

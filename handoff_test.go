@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -127,11 +128,11 @@ func pipes(t *testing.T, n int) (r []*os.File, w []int) {
 			t.Fatal(err)
 		}
 		r = append(r, a)
-		fds, err := dupFile(b)
+		n, err := fd.Dup(b)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w = append(w, fds...)
+		w = append(w, n)
 		b.Close()
 		t.Cleanup(func() { a.Close() })
 	}
@@ -165,7 +166,7 @@ func TestChannelCarriesDescriptors(t *testing.T) {
 			if err != nil {
 				t.Errorf("send %d descriptors: %v", n, err)
 			}
-			closeAll(w)
+			fd.CloseAll(w)
 		})
 	}
 	for i, n := range counts {
@@ -203,7 +204,7 @@ func TestChannelKeepsDescriptorsWithTheirFrame(t *testing.T) {
 	messages, _ := reading(c)
 	if m := receive(t, messages, "the first message"); len(m.fds) != 0 {
 		t.Errorf("the first message got %d descriptors of another one", len(m.fds))
-		closeAll(m.fds)
+		fd.CloseAll(m.fds)
 	}
 	for i := range 2 {
 		m := receive(t, messages, "the next message")
@@ -223,7 +224,7 @@ func TestChannelClosesWhatNobodyTook(t *testing.T) {
 	if _, err := writeSome(other, b[:10], w); err != nil {
 		t.Fatal(err)
 	}
-	closeAll(w)
+	fd.CloseAll(w)
 	other.Close()
 	receive(t, ended, "the end")
 	r[0].SetReadDeadline(time.Now().Add(limit))
@@ -321,7 +322,7 @@ func TestJoinParent(t *testing.T) {
 			h := &handover{version: protocolVersion, control: control, ready: ready[0], count: tc.count}
 			if tc.version != 0 {
 				h.version = tc.version
-				defer closeAll([]int{control, ready[0]})
+				defer fd.CloseAll([]int{control, ready[0]})
 			}
 			ours.Write(tc.first)
 			ours.Close()

@@ -5,12 +5,12 @@ package grace
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
 	"syscall"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,28 +26,12 @@ func controlPair() (*net.UnixConn, int, error) {
 	if err != nil {
 		return nil, -1, os.NewSyscallError("socketpair", err)
 	}
-	conn, err := unixConn(fds[0])
+	conn, err := fd.NewUnixConn(fds[0])
 	if err != nil {
 		unix.Close(fds[1])
 		return nil, -1, err
 	}
 	return conn, fds[1], nil
-}
-
-// unixConn makes a *net.UnixConn of fd, which it takes.
-func unixConn(fd int) (*net.UnixConn, error) {
-	f := os.NewFile(uintptr(fd), "control")
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
-	}
-	uc, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, fmt.Errorf("descriptor %d is a %s socket, not a unix socket", fd, c.LocalAddr().Network())
-	}
-	return uc, nil
 }
 
 func growSendBuffer(c *net.UnixConn, size int) {
@@ -66,10 +50,10 @@ func writeNonblock(c *net.UnixConn, b []byte, fds []int) (n int, err error) {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	werr := rc.Write(func(fd uintptr) bool {
+	werr := rc.Write(func(sock uintptr) bool {
 		for n < len(b) {
 			var m int
-			m, err = unix.SendmsgN(int(fd), b[n:], oob, nil, 0)
+			m, err = unix.SendmsgN(int(sock), b[n:], oob, nil, 0)
 			if err == unix.EINTR {
 				continue
 			}
@@ -117,7 +101,7 @@ func passes(err error) bool {
 // readable reports whether receive returns at once.
 func (c *channel) readable() (ok bool) {
 	if raw, err := c.conn.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { ok = readableFD(int(fd)) })
+		raw.Control(func(n uintptr) { ok = fd.IsReadable(int(n)) })
 	}
 	return ok
 }
@@ -143,8 +127,8 @@ func (c *channel) receive() error {
 		if err != nil {
 			continue // not descriptors
 		}
-		for _, fd := range fds {
-			unix.CloseOnExec(fd)
+		for _, n := range fds {
+			unix.CloseOnExec(n)
 		}
 		c.inFDs = append(c.inFDs, batch{len(c.in), fds})
 	}
@@ -159,20 +143,8 @@ func (c *channel) hungUp() bool {
 		return true
 	}
 	hungUp := false
-	err = rc.Control(func(fd uintptr) { hungUp = pollHup(int(fd)) })
+	err = rc.Control(func(n uintptr) { hungUp = fd.IsHungUp(int(n)) })
 	return hungUp || err != nil
-}
-
-func pollHup(fd int) bool {
-	p := []unix.PollFd{{Fd: int32(fd)}}
-	n, _ := unix.Poll(p, 0)
-	return n > 0 && p[0].Revents&unix.POLLHUP != 0
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
 }
 
 var (
@@ -183,17 +155,3 @@ var (
 	errShort            = []error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM} // not the binary's fault
 	errReadOnly   error = unix.EROFS
 )
-
-// dupFile gives another descriptor for the same open file, to be sent.
-func dupFile(f *os.File) ([]int, error) {
-	rc, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var n int
-	cerr := rc.Control(func(fd uintptr) { n, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
-	if err = cmp.Or(err, cerr); err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	return []int{n}, nil
-}

@@ -98,7 +98,7 @@ func TestListenConfigInEveryGeneration(t *testing.T) {
 					t.Errorf("generation %d:\ngot  %s\nwant %s", n, got, want)
 				}
 				if n == 3 {
-					l.sock.closeListener(l.acceptor().acceptor)
+					l.sock.closeListener(l.acceptor().Listener)
 					l.mu.Lock()
 					l.shut = true
 					l.mu.Unlock()

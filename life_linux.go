@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,15 +22,15 @@ func parentLife(conn *net.UnixConn, pid int) lifeline {
 	if err != nil {
 		return l
 	}
-	raw.Control(func(fd uintptr) {
-		if n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD); err == nil {
+	raw.Control(func(sock uintptr) {
+		if n, err := unix.GetsockoptInt(int(sock), unix.SOL_SOCKET, unix.SO_PEERPIDFD); err == nil {
 			l.pidfd = n
 			return
 		}
 		n, err := unix.PidfdOpen(pid, 0)
 		l.parent = os.Getppid() == pid
 		switch {
-		case err == nil && (l.parent || !pollHup(int(fd))):
+		case err == nil && (l.parent || !fd.IsHungUp(int(sock))):
 			l.pidfd = n
 		case err == nil: // whose it is can't be told: old's end is closed, so it is dead
 			unix.Close(n)
@@ -37,41 +38,33 @@ func parentLife(conn *net.UnixConn, pid int) lifeline {
 		case l.parent:
 		default:
 			l.start, _ = startOf(pid)
-			l.ended = pollHup(int(fd)) // as above
+			l.ended = fd.IsHungUp(int(sock)) // as above
 		}
 	})
 	return l
 }
 
-// pollPidfd waits for the end of a process; false if it has not come by then, or
-// can't be waited for.
-func pollPidfd(pidfd, milliseconds int) bool {
-	p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-	for {
-		n, err := unix.Poll(p, milliseconds)
-		if err == unix.EINTR {
-			continue
-		}
-		return err == nil && n > 0 && p[0].Revents&unix.POLLIN != 0
-	}
-}
-
-func pidfdOver(pidfd int) bool { return pollPidfd(pidfd, 0) }
-
 // awaitPidfd waits for the end of a process. The poller does: a thread that is
 // blocked in the kernel for as long as that is one that the runtime has to make
 // anew, which it can't everywhere.
 func awaitPidfd(pidfd int) {
-	if fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
-		unix.SetNonblock(fd, true) // what os.NewFile takes for the poller's
-		f := os.NewFile(uintptr(fd), "pidfd")
+	if n, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+		unix.SetNonblock(n, true) // what os.NewFile takes for the poller's
+		f := os.NewFile(uintptr(n), "pidfd")
 		defer f.Close()
-		if raw, err := f.SyscallConn(); err == nil && raw.Read(func(fd uintptr) bool { return pidfdOver(int(fd)) }) == nil {
+		if raw, err := f.SyscallConn(); err == nil && raw.Read(func(n uintptr) bool { return pidfdOver(int(n)) }) == nil {
 			return
 		}
 	}
-	pollPidfd(pidfd, -1)
+	for p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}; ; {
+		if _, err := unix.Poll(p, -1); err != unix.EINTR {
+			return
+		}
+	}
 }
+
+// pidfdOver reports whether the process has ended.
+func pidfdOver(pidfd int) bool { return fd.IsReadable(pidfd) }
 
 func killPidfd(pidfd int) error { return unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) }
 

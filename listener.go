@@ -194,10 +194,10 @@ func (l *listener) park() bool {
 		l.sock.unlink() // nobody finds it, but it was kept for show
 		l.reopening.Unlock()
 	}
-	if l.sock.tryClose(inner.acceptor) {
+	if l.sock.tryClose(inner.Listener) {
 		end()
 	} else {
-		go func() { l.sock.closeListener(inner.acceptor); end() }()
+		go func() { l.sock.closeListener(inner.Listener); end() }()
 	}
 	return true
 }
@@ -240,7 +240,7 @@ func (l *listener) hold(on bool) { l.held.Store(on) }
 
 // letGo closes the socket in this process, for good. What comes back from a move
 // is still accepted.
-func (l *listener) letGo() error { return l.sock.closeListener(l.acceptor().acceptor) }
+func (l *listener) letGo() error { return l.sock.closeListener(l.acceptor().Listener) }
 
 // end is letGo, and the end of Accept.
 func (l *listener) end() error {

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -126,9 +127,9 @@ func einhornMaster() (*master, error) {
 		return nil, err
 	}
 	m.upgrade = func() error { return m.signal(syscall.SIGHUP) }
-	fd, ferr := -1, error(nil)
+	commands, ferr := -1, error(nil)
 	if hasSockFD {
-		if fd, ferr = takeCommandSocket(sockFD); ferr != nil && path == "" {
+		if commands, ferr = takeCommandSocket(sockFD); ferr != nil && path == "" {
 			return nil, dishonest("EINHORN_SOCK_FD", sockFD, "%v", ferr)
 		}
 	}
@@ -136,7 +137,7 @@ func einhornMaster() (*master, error) {
 	// are closed on exec: the path, which it always gives, works.
 	if hasSockFD && ferr == nil {
 		m.ready = func() error {
-			c, err := unixConn(fd)
+			c, err := fd.NewUnixConn(commands)
 			if err != nil {
 				return err
 			}

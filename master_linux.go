@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -77,18 +78,18 @@ func holds(pid int, socket uint64) error {
 
 // whenGone calls f when the process pid, an ancestor, has ended.
 func whenGone(pid int, f func()) {
-	fd, err := unix.PidfdOpen(pid, unix.O_NONBLOCK)
+	pidfd, err := unix.PidfdOpen(pid, unix.O_NONBLOCK)
 	if err == unix.EINVAL { // before Linux 5.10
-		fd, err = unix.PidfdOpen(pid, 0)
+		pidfd, err = unix.PidfdOpen(pid, 0)
 	}
 	if err == nil {
-		unix.SetNonblock(fd, true)
-		watch := os.NewFile(uintptr(fd), "pidfd")
+		unix.SetNonblock(pidfd, true)
+		watch := os.NewFile(uintptr(pidfd), "pidfd")
 		rc, rerr := watch.SyscallConn()
 		if err = rerr; err == nil {
 			go func() {
 				defer watch.Close()
-				if rc.Read(func(fd uintptr) bool { return readableFD(int(fd)) }) == nil {
+				if rc.Read(func(n uintptr) bool { return fd.IsReadable(int(n)) }) == nil {
 					f()
 				}
 			}()

@@ -2,9 +2,10 @@ package grace
 
 import (
 	"context"
-	"github.com/julofinance/grace/v3/internal/gate"
 	"sync"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
 )
 
 // What a listener was before an upgrade that has failed, or was rolled back, it is
@@ -179,7 +180,7 @@ func (l *listener) closeInner() {
 	inner := l.inner
 	l.shut = true
 	l.mu.Unlock()
-	l.sock.closeListener(inner.acceptor)
+	l.sock.closeListener(inner.Listener)
 }
 
 // Replace puts another socket in the place of l's. What waits in the queue of the
@@ -205,14 +206,14 @@ func (l *listener) replace(ctx context.Context, inner opened) error {
 	l.sock.refile()
 	if inner.late {
 		if err := l.sock.listenNow(); err != nil {
-			l.sock.closeListener(inner.acceptor)
+			l.sock.closeListener(inner.Listener)
 			return err
 		}
 		inner.late = false
 	}
 	if !l.install(ctx, inner) {
 		l.sock.unlink()
-		l.sock.closeListener(inner.acceptor)
+		l.sock.closeListener(inner.Listener)
 		return ctx.Err()
 	}
 	return nil
@@ -254,7 +255,7 @@ func (l *listener) acceptRest() {
 // replaced, or is about to be, or was shut down by another process that had it,
 // and is mended.
 func (l *listener) outlives(inner opened) bool {
-	replaced := func() bool { return l.isShut() || l.acceptor().acceptor != inner.acceptor }
+	replaced := func() bool { return l.isShut() || l.acceptor().Listener != inner.Listener }
 	switch {
 	case replaced():
 		return true // the gate says what comes next

@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // A connection is moved in three steps, so that at each moment exactly one
@@ -167,14 +169,14 @@ func (m *mover) accepts(l *listener, proto string) bool {
 
 // move takes t, from which nobody reads; false if it can't.
 func (m *mover) move(t *track, unread []byte) bool {
-	fd, err := descriptor(t.inner)
+	n, err := fd.Of(t.inner)
 	if err != nil {
 		return false
 	}
 	t.mu.Lock()
 	custom, p := t.custom, t.past()
 	t.mu.Unlock()
-	unmark(fd)
+	unmark(n)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	i, ok := m.sockets[t.l]
@@ -182,7 +184,7 @@ func (m *mover) move(t *track, unread []byte) bool {
 		return false
 	}
 	m.nextID++
-	m.queue = append(m.queue, &moving{id: m.nextID, t: t, socket: i, custom: custom, past: p, unread: unread, fd: fd})
+	m.queue = append(m.queue, &moving{id: m.nextID, t: t, socket: i, custom: custom, past: p, unread: unread, fd: n})
 	m.flush()
 	return true
 }

@@ -3,26 +3,14 @@ package grace
 import (
 	"fmt"
 	"net"
-	"os"
-	"syscall"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
 // canMove: what this file and the kernel do for a move was only tried on Linux.
 const canMove = true
-
-// descriptor is that of c, which nobody closes until it has moved.
-func descriptor(c net.Conn) (int, error) {
-	raw, err := c.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	fd := -1
-	err = raw.Control(func(n uintptr) { fd = int(n) })
-	return fd, err
-}
 
 // takenBack marks a connection that new was offered, and old has taken back. Both
 // have the same socket, so the mark is there for new at once, whatever becomes of
@@ -32,35 +20,33 @@ func descriptor(c net.Conn) (int, error) {
 // small enough for the clock ticks of a kernel of 32 bit.
 const takenBack = 765432 * time.Second
 
-func markTakenBack(fd int) {
+func markTakenBack(n int) {
 	tv := unix.NsecToTimeval(int64(takenBack))
-	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	unix.SetsockoptTimeval(n, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 }
 
-func isTakenBack(fd int) bool {
+func isTakenBack(n int) bool {
 	tv := unix.NsecToTimeval(int64(takenBack))
-	got, err := unix.GetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO)
+	got, err := unix.GetsockoptTimeval(n, unix.SOL_SOCKET, unix.SO_RCVTIMEO)
 	return err == nil && *got == tv
 }
 
 // unmark takes the mark away, before the connection is offered to another process.
-func unmark(fd int) {
-	if isTakenBack(fd) {
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, new(unix.Timeval))
+func unmark(n int) {
+	if isTakenBack(n) {
+		unix.SetsockoptTimeval(n, unix.SOL_SOCKET, unix.SO_RCVTIMEO, new(unix.Timeval))
 	}
 }
 
-// receiveConn makes a connection of fd, which it takes. net.FileConn sets
+// receiveConn makes a connection of n, and owns n from then on. fd.NewConn sets
 // TCP_NODELAY and keep-alives as for a new connection; where the server in old
 // may have set them otherwise, they are put back.
-func receiveConn(fd int, custom bool) (net.Conn, error) {
+func receiveConn(n int, custom bool) (net.Conn, error) {
 	var kept optionValues
 	if custom {
-		kept = keepOptions(fd)
+		kept = keepOptions(n)
 	}
-	defer unix.Close(fd)
-	var c net.Conn
-	err := withFile(fd, func(f *os.File) (err error) { c, err = net.FileConn(f); return err })
+	c, err := fd.NewConn(n)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +61,7 @@ func receiveConn(fd int, custom bool) (net.Conn, error) {
 		return nil, unix.ENOTCONN
 	}
 	if custom {
-		kept.restore(fd)
+		kept.restore(n)
 	}
 	return c, nil
 }
@@ -90,9 +76,9 @@ var tcpOptions = [...]struct{ level, name int }{
 
 type optionValues [len(tcpOptions)]int
 
-func keepOptions(fd int) (kept optionValues) {
+func keepOptions(n int) (kept optionValues) {
 	for i, o := range tcpOptions {
-		v, err := unix.GetsockoptInt(fd, o.level, o.name)
+		v, err := unix.GetsockoptInt(n, o.level, o.name)
 		if err != nil {
 			v = -1
 		}
@@ -107,13 +93,13 @@ func keepOptions(fd int) (kept optionValues) {
 	return kept
 }
 
-func (kept optionValues) restore(fd int) {
+func (kept optionValues) restore(n int) {
 	for i, o := range tcpOptions {
 		if kept[i] < 0 {
 			continue
 		}
-		if v, err := unix.GetsockoptInt(fd, o.level, o.name); err == nil && v != kept[i] {
-			unix.SetsockoptInt(fd, o.level, o.name, kept[i])
+		if v, err := unix.GetsockoptInt(n, o.level, o.name); err == nil && v != kept[i] {
+			unix.SetsockoptInt(n, o.level, o.name, kept[i])
 		}
 	}
 }

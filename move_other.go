@@ -6,7 +6,6 @@ import "net"
 
 const canMove = false
 
-func descriptor(net.Conn) (int, error)        { return -1, ErrNotSupported }
 func markTakenBack(int)                       {}
 func isTakenBack(int) bool                    { return false }
 func unmark(int)                              {}

@@ -3,28 +3,21 @@ package grace
 import (
 	"context"
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/gate"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/gate"
 )
 
 // How a socket comes to be: inherited, opened, or opened again.
 
-// An acceptor is what *net.TCPListener and *net.UnixListener have in common.
-type acceptor interface {
-	net.Listener
-	syscall.Conn
-	gate.Deadliner
-	File() (*os.File, error)
-}
-
 // An opened is a listener as a listener stands before it.
 type opened struct {
-	acceptor
+	fd.Listener
 	// late says that it is bound, and does not listen yet: see openLate.
 	late bool
 	// tune gives a connection the keep-alives of the ListenConfig; nil where net
@@ -38,11 +31,11 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 	in, ok := s.claim(kindListener, network, addr)
 	if ok {
 		defer s.made(in)
-		l, err := inheritListener(in.fd)
+		l, err := fd.NewListener(in.fd)
 		if err != nil {
 			return nil, fmt.Errorf("grace: inherited listener %s %s (descriptor %d): %w", network, addr, in.fd, err)
 		}
-		inner = opened{acceptor: l, tune: tune(lc, l)}
+		inner = opened{Listener: l, tune: tune(lc, l)}
 	} else if network == systemdNetwork {
 		return nil, s.noSuchName(addr)
 	} else {
@@ -50,7 +43,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 		if inner, err = openListener(lc, network, addr); err != nil {
 			return nil, err
 		}
-		in = inheritedSocket{entry: describe(kindListener, network, addr, inner.acceptor), index: -1}
+		in = inheritedSocket{entry: describe(kindListener, network, addr, inner.Listener), index: -1}
 	}
 	in.askedFor(network, addr)
 	sock := &socket{entry: in.entry, index: in.index, gate: gate.New(inner.SetDeadline)}
@@ -112,9 +105,9 @@ func openListener(lc net.ListenConfig, network, addr string) (opened, error) {
 	case hasPath(network, addr):
 		l, err = openPath(addr, network, open)
 	case lc.Control != nil && strings.HasPrefix(network, "tcp"):
-		var late acceptor
+		var late fd.Listener
 		if late, l, err = openLate(lc, network, addr); late != nil {
-			return opened{acceptor: late, late: true, tune: tune(lc, late)}, nil
+			return opened{Listener: late, late: true, tune: tune(lc, late)}, nil
 		}
 	default:
 		l, err = open()
@@ -122,7 +115,7 @@ func openListener(lc net.ListenConfig, network, addr string) (opened, error) {
 	if err != nil {
 		return opened{}, fmt.Errorf("grace: %w", err)
 	}
-	a, ok := l.(acceptor)
+	a, ok := l.(fd.Listener)
 	if !ok {
 		l.Close()
 		return opened{}, fmt.Errorf("grace: listen %s %s: a %T can't be handed over", network, addr, l)
@@ -130,14 +123,14 @@ func openListener(lc net.ListenConfig, network, addr string) (opened, error) {
 	if ul, ok := l.(interface{ SetUnlinkOnClose(bool) }); ok { // a *net.UnixListener
 		ul.SetUnlinkOnClose(false) // the path outlives this process
 	}
-	return opened{acceptor: a}, nil
+	return opened{Listener: a}, nil
 }
 
 // tune gives what makes the keep-alives of a connection those that net gives one
 // of a listener that it has opened with lc itself (newTCPConn in net's
 // tcpsock.go). What is not lc's is the listening socket's, as Control has set it:
 // the kernel hands that down. nil: net's own are right.
-func tune(lc net.ListenConfig, l acceptor) func(*net.TCPConn) {
+func tune(lc net.ListenConfig, l fd.Listener) func(*net.TCPConn) {
 	c := lc.KeepAliveConfig
 	if !c.Enable && lc.KeepAlive >= 0 {
 		c = net.KeepAliveConfig{Enable: true, Idle: lc.KeepAlive}
@@ -145,7 +138,7 @@ func tune(lc net.ListenConfig, l acceptor) func(*net.TCPConn) {
 	if _, ok := l.(*net.TCPListener); !ok || c == (net.KeepAliveConfig{Enable: true}) {
 		return nil
 	}
-	of := keepAliveOf(l)
+	of := fd.KeepAlive(l)
 	if !c.Enable {
 		c = of
 	}
@@ -167,7 +160,7 @@ func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.P
 	in, ok := s.claim(kindPacket, network, addr)
 	if ok {
 		defer s.made(in)
-		if inner, err = inheritPacket(in.fd); err != nil {
+		if inner, err = fd.NewPacketConn(in.fd); err != nil {
 			return nil, fmt.Errorf("grace: inherited packet conn %s %s (descriptor %d): %w", network, addr, in.fd, err)
 		}
 	} else if network == systemdNetwork {

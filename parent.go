@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // A parent is the old process, as the new one sees it.
@@ -92,7 +94,7 @@ func (p *parent) run(log *slog.Logger, take func(index int) *listener, over <-ch
 		case msgMain:
 			post(evMain{})
 		}
-		closeAll(m.fds)
+		fd.CloseAll(m.fds)
 	}, func(err error) {
 		close(p.deaf)
 		if !p.outlive(log, over, err) {

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,14 +69,14 @@ func openPath[T any](path, network string, open func() (T, error)) (T, error) {
 func lockBeside(path string) (unlock func(), err error) {
 	name := hiddenBeside(path, "lock")
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		f, err := openLocked(name, lockModes)
+		f, err := fd.OpenLocked(name)
 		if err == nil && pointsTo(name, f) {
 			return func() { os.Remove(name); f.Close() }, nil
 		}
 		if f != nil {
 			f.Close()
 		}
-		if err != nil && !errors.Is(err, errLocked) || time.Now().After(end) {
+		if err != nil && !errors.Is(err, fd.ErrLocked) || time.Now().After(end) {
 			return nil, err
 		}
 	}
@@ -96,7 +97,11 @@ func findStale(path, network string) error {
 	switch {
 	case err == nil:
 		defer c.Close()
-		return fmt.Errorf("%w%s; stop it, or use another path", ErrAddrInUse, peerName(c))
+		by := ""
+		if pid := fd.PeerPID(c.(*net.UnixConn)); pid > 0 {
+			by = fmt.Sprintf(" (pid %d)", pid)
+		}
+		return fmt.Errorf("%w%s; stop it, or use another path", ErrAddrInUse, by)
 	case errors.Is(err, unix.ECONNREFUSED):
 		return fmt.Errorf("%w: its socket is bound, and does not listen yet; stop it, or use another path", ErrAddrInUse)
 	}
@@ -110,17 +115,17 @@ func findStale(path, network string) error {
 // Linux's net/unix/af_unix.c, unp_connectat in the BSDs' uipc_usrreq.c.)
 func bound(path string) error {
 	syscall.ForkLock.RLock()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	n, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 	if err == nil {
-		unix.CloseOnExec(fd)
+		unix.CloseOnExec(n)
 	}
 	syscall.ForkLock.RUnlock()
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	defer unix.Close(fd)
+	defer unix.Close(n)
 	for {
-		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != unix.EINTR {
+		if err := unix.Connect(n, &unix.SockaddrUnix{Name: path}); err != unix.EINTR {
 			return os.NewSyscallError("connect", err)
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // A pidFile names the process that serves. It is replaced by rename, so that a
@@ -130,11 +132,11 @@ func (p *pidFile) lend() ([]int, error) {
 	if err := p.reclaimLock(); err != nil {
 		return nil, p.failed(err)
 	}
-	fds, err := dupFile(p.lock)
+	n, err := fd.Dup(p.lock)
 	if err != nil {
 		return nil, p.failed(fmt.Errorf("no descriptor to pass its lock to a new process: %w", err))
 	}
-	return fds, nil
+	return []int{n}, nil
 }
 
 // prepare writes our pid beside the file: what can fail does so here, before the
@@ -294,7 +296,7 @@ func (p *pidFile) lookAgain() (done bool, err error) {
 // been put there by somebody: that is said, and left, unless ours is to be there
 // whatever is.
 func (p *pidFile) look() (done bool, err error) {
-	if err := p.reclaimLock(); errors.Is(err, errLocked) && p.master != "" {
+	if err := p.reclaimLock(); errors.Is(err, fd.ErrLocked) && p.master != "" {
 		return false, nil // a newer sibling has it
 	} else if err != nil {
 		return false, err

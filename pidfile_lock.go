@@ -5,6 +5,8 @@ import (
 	"os"
 	"strconv"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // Which lock proves that a process of ours lives?
@@ -39,7 +41,7 @@ import (
 func (p *pidFile) takeLock() error {
 	for end := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
 		err := p.tryTakeLock()
-		locked := errors.Is(err, errLocked)
+		locked := errors.Is(err, fd.ErrLocked)
 		if !locked && !errors.Is(err, errReader) {
 			return err
 		}
@@ -60,18 +62,18 @@ func (p *pidFile) takeLock() error {
 // errReader: the lock is shared, by a script that looks whether it is held.
 var errReader = errors.New("its lock is held by a process that only reads it")
 
-// tryTakeLock makes this process the holder if there is none: else errLocked, or
+// tryTakeLock makes this process the holder if there is none: else fd.ErrLocked, or
 // errReader.
 func (p *pidFile) tryTakeLock() error {
 	if !supported {
 		return nil
 	}
 	for {
-		f, err := openLocked(p.lockPath, lockModes)
+		f, err := fd.OpenLocked(p.lockPath)
 		if f == nil {
 			return err
 		}
-		if errors.Is(err, errLocked) && tryLockShared(f) == nil {
+		if errors.Is(err, fd.ErrLocked) && fd.TryLockShared(f) == nil {
 			err = errReader
 		}
 		if err == nil && !pointsTo(p.lockPath, f) { // removed, or replaced, meanwhile
@@ -97,7 +99,7 @@ func (p *pidFile) reclaimLock() error {
 		return nil
 	}
 	err := p.tryTakeLock()
-	if errors.Is(err, errLocked) {
+	if errors.Is(err, fd.ErrLocked) {
 		if p.master == "" {
 			_, pid := p.read()
 			return &RunningError{Path: p.path, Pid: pid}
@@ -111,7 +113,7 @@ func (p *pidFile) reclaimLock() error {
 func (p *pidFile) replaceLock() error {
 	name := hiddenBeside(p.path, "lock."+strconv.Itoa(os.Getpid()))
 	os.Remove(name) // a process with our pid was killed right here
-	f, err := openLocked(name, lockModes)
+	f, err := fd.OpenLocked(name)
 	if f == nil {
 		return err
 	}
@@ -152,7 +154,7 @@ func (p *pidFile) dropLock(remove, free bool) {
 		os.Remove(p.lockPath)
 	}
 	if free {
-		unlock(p.lock)
+		fd.Unlock(p.lock)
 	}
 	p.setLock(nil)
 }

@@ -12,6 +12,9 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/julofinance/grace/v3/internal/fd"
+	"golang.org/x/sys/unix"
 )
 
 func readFile(t *testing.T, path string) string {
@@ -367,7 +370,7 @@ func TestPIDFileUnderAMaster(t *testing.T) {
 func TestPIDFileLockIsReadByAScript(t *testing.T) {
 	dir := t.TempDir()
 	p := newPIDFile(filepath.Join(dir, "pid"), "", slog.Default())
-	script, err := openLock(p.lockPath, os.O_RDONLY)
+	script, err := os.OpenFile(p.lockPath, os.O_CREATE, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -375,7 +378,7 @@ func TestPIDFileLockIsReadByAScript(t *testing.T) {
 	if err := os.WriteFile(p.path, fmt.Appendln(nil, os.Getpid()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := tryLockShared(script); err != nil {
+	if err := fd.TryLockShared(script); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.tryTakeLock(); !errors.Is(err, errReader) {
@@ -419,11 +422,11 @@ func TestLastStopFreesTheLock(t *testing.T) {
 	if err := p.acquire(); err != nil {
 		t.Fatal(err)
 	}
-	child, err := dupFile(p.lock)
+	child, err := fd.Dup(p.lock)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeAll(child)
+	defer unix.Close(child)
 	if err := os.WriteFile(p.path, []byte("1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"syscall"
+
+	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // Where sockets can't be handed over, everything else works as usual.
@@ -24,11 +26,8 @@ var (
 	errConnReset  = errors.New("connection reset")
 	errAddrInUse  = errors.New("address already in use")
 	errTextBusy   = errors.New("text file busy")
-	errLocked     = errors.New("locked")
 	errReadOnly   = errors.New("read-only file system")
 )
-
-var lockModes []int
 
 var errShort []error
 
@@ -55,18 +54,8 @@ func passes(error) bool                                       { return false }
 func (c *channel) receive() error                             { return ErrNotSupported }
 func (c *channel) readable() bool                             { return false }
 func parentLife(*net.UnixConn, int) lifeline                  { return nil }
-func closeAll([]int)                                          {}
-func dupFile(*os.File) ([]int, error)                         { return nil, ErrNotSupported }
-func inheritListener(int) (acceptor, error)                   { return nil, ErrNotSupported }
-func inheritPacket(int) (net.PacketConn, error)               { return nil, ErrNotSupported }
-func inheritConn(int) (net.Conn, error)                       { return nil, ErrNotSupported }
-func inheritFile(int, string) *os.File                        { return nil }
 func fileID(string) (dev, ino uint64, err error)              { return 0, 0, ErrNotSupported }
 func whenGone(int, func())                                    {}
-func tryLock(*os.File) error                                  { return nil }
-func tryLockShared(*os.File) error                            { return nil }
-func unlock(*os.File) error                                   { return nil }
-func openLocked(string, []int) (*os.File, error)              { return nil, ErrNotSupported }
 func alive(int) bool                                          { return false }
 func killedBySIGKILL(*os.ProcessState) bool                   { return false }
 
@@ -94,7 +83,7 @@ func (sock *socket) listens() bool    { return true }
 func (sock *socket) isShutDown() bool { return false }
 func (sock *socket) listenNow() error { return nil }
 
-func openLate(lc net.ListenConfig, network, addr string) (acceptor, net.Listener, error) {
+func openLate(lc net.ListenConfig, network, addr string) (fd.Listener, net.Listener, error) {
 	l, err := lc.Listen(context.Background(), network, addr)
 	return nil, l, err
 }

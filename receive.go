@@ -1,6 +1,10 @@
 package grace
 
-import "net"
+import (
+	"net"
+
+	"github.com/julofinance/grace/v3/internal/fd"
+)
 
 // A receiver takes moved connections in the new process. All of it runs in the
 // goroutine that reads the channel.
@@ -23,11 +27,11 @@ type received struct {
 func (r *receiver) onConns(m message) error {
 	batch, err := decodeConns(m.payload)
 	if err != nil {
-		closeAll(m.fds)
+		fd.CloseAll(m.fds)
 		return err
 	}
 	if len(m.fds) > len(batch) {
-		closeAll(m.fds[len(batch):])
+		fd.CloseAll(m.fds[len(batch):])
 	}
 	var took, refused []uint32
 	listeners := map[int]*listener{}
@@ -42,7 +46,7 @@ func (r *receiver) onConns(m message) error {
 			listeners[c.socket] = l
 		}
 		if l == nil || !l.gate.Reserve() { // until deliver, or drop
-			closeAll(m.fds[i : i+1])
+			fd.CloseAll(m.fds[i : i+1])
 			refused = append(refused, c.id)
 			continue
 		}
@@ -78,7 +82,7 @@ func (r *receiver) onVerdict(m message) error {
 // of a request.
 func (r *receiver) onEnd() {
 	for id, c := range r.held {
-		if fd, err := descriptor(c.conn); err != nil || isTakenBack(fd) {
+		if n, err := fd.Of(c.conn); err != nil || isTakenBack(n) {
 			r.drop(id)
 		} else {
 			r.deliver(id)

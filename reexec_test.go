@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/birth"
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,8 +58,8 @@ func TestTakeHandover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			closeAll(fds)
-			defer closeAll([]int{base, base + 1, base + 2})
+			fd.CloseAll(fds)
+			defer fd.CloseAll([]int{base, base + 1, base + 2})
 			for _, fd := range []int{control, base, base + 1, base + 2} { // as exec leaves them
 				if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 					t.Fatal(err)

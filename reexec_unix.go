@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/julofinance/grace/v3/internal/birth"
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -195,7 +196,7 @@ func (h *handover) open() (*net.UnixConn, *os.File, error) {
 		return nil, nil, fmt.Errorf("%w: a New before this one has failed, and the old process serves on; end this one", ErrStopped)
 	}
 	h.opened = true
-	conn, err := unixConn(h.control)
+	conn, err := fd.NewUnixConn(h.control)
 	return conn, os.NewFile(uintptr(h.ready), "readiness pipe"), err
 }
 
@@ -214,22 +215,15 @@ func (h *handover) drop() {
 	}
 }
 
-// orphaned says whether the other end of the socket fd is gone, and its manifest
-// still there: if it is not, the process that it was for has read it. (A pid
-// says less: that of a dead process lives on until somebody reaps it.)
-func orphaned(fd int) bool {
-	p := []unix.PollFd{{Fd: int32(fd)}}
-	for {
-		_, err := unix.Poll(p, 0)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || p[0].Revents&unix.POLLHUP == 0 {
-			return false
-		}
-		n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+// orphaned reports whether the other end of the socket n is closed, and its manifest still
+// there: if it is not, the process that it was for has read it. (A pid tells less: that of
+// a dead process is in use until its parent has waited for it.)
+func orphaned(n int) bool {
+	for fd.IsHungUp(n) {
+		got, _, err := unix.Recvfrom(n, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		if err != unix.EINTR {
-			return err == nil && n > 0
+			return err == nil && got > 0
 		}
 	}
+	return false
 }

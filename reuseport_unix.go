@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,24 +31,24 @@ var errBound = errors.New("bound already")
 
 // openLate opens a TCP socket with lc, which has a Control. late is set instead
 // of l if that has set SO_REUSEPORT: bound, and not listening yet.
-func openLate(lc net.ListenConfig, network, addr string) (late acceptor, l net.Listener, err error) {
-	fd, control := -1, lc.Control
+func openLate(lc net.ListenConfig, network, addr string) (late fd.Listener, l net.Listener, err error) {
+	bound, control := -1, lc.Control
 	lc.Control = func(network, addr string, c syscall.RawConn) error {
-		if fd >= 0 { // net tries without MPTCP what has failed with it
+		if bound >= 0 { // net tries without MPTCP what has failed with it
 			return errBound
 		}
 		if err := control(network, addr, c); err != nil {
 			return err
 		}
-		cerr := c.Control(func(n uintptr) { fd, err = bindReusable(int(n), network, addr) })
-		if err = errors.Join(cerr, err); err == nil && fd >= 0 {
+		cerr := c.Control(func(n uintptr) { bound, err = bindReusable(int(n), network, addr) })
+		if err = errors.Join(cerr, err); err == nil && bound >= 0 {
 			err = errBound
 		}
 		return err
 	}
 	l, err = lc.Listen(context.Background(), network, addr)
-	if fd >= 0 {
-		late, err = inheritListener(fd)
+	if bound >= 0 {
+		late, err = fd.NewListener(bound)
 	}
 	return late, l, err
 }

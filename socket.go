@@ -2,10 +2,12 @@ package grace
 
 import (
 	"context"
-	"github.com/julofinance/grace/v3/internal/gate"
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/gate"
 )
 
 // A socket is one descriptor that every generation has: inherited from the one
@@ -64,7 +66,7 @@ func (sock *socket) setRaw(raw syscall.RawConn) error {
 }
 
 // closeListener closes l, the listener of sock.
-func (sock *socket) closeListener(l acceptor) error {
+func (sock *socket) closeListener(l fd.Listener) error {
 	sock.endLast()
 	sock.closing.Lock()
 	defer sock.closing.Unlock()
@@ -73,7 +75,7 @@ func (sock *socket) closeListener(l acceptor) error {
 
 // tryClose is closeListener, but false while a new process is started with the
 // socket: that may hang, and the end of this process does not wait for it.
-func (sock *socket) tryClose(l acceptor) bool {
+func (sock *socket) tryClose(l fd.Listener) bool {
 	sock.endLast()
 	if !sock.closing.TryLock() {
 		return false
@@ -90,7 +92,7 @@ func (sock *socket) endLast() {
 }
 
 // closeHeld is closeListener; closing is held.
-func (sock *socket) closeHeld(l acceptor) error {
+func (sock *socket) closeHeld(l fd.Listener) error {
 	sock.fd = -1
 	sock.freeToClose()
 	return l.Close()

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/gate"
 	"log/slog"
 	"net"
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/gate"
 )
 
 // sockets are all of a process, in the order in which they were asked for, and
@@ -279,7 +281,7 @@ func (s *sockets) hold(ls []*listener, doors []*door) bool {
 // closeInherited closes this process's copies.
 func closeInherited(dropped []inheritedSocket) {
 	for _, in := range dropped {
-		closeAll([]int{in.fd})
+		fd.CloseAll([]int{in.fd})
 	}
 }
 

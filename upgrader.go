@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
@@ -191,7 +192,7 @@ func (u *Upgrader) findPlace() (err error) {
 	u.home = home{dir: m.Dir, path: m.Path, real: m.Binary}
 	if last := len(m.Sockets) - 1; last >= 0 && m.Sockets[last].Kind == kindPIDLock {
 		m.Sockets = m.Sockets[:last]
-		u.parent.pidLock = inheritFile(h.first+last, "PID file's lock")
+		u.parent.pidLock = fd.NewFile(h.first+last, "PID file's lock")
 	}
 	u.socks = newSockets(m, h.first)
 	return nil

@@ -1,6 +1,6 @@
 //go:build unix && !linux
 
-package grace
+package fd
 
 import (
 	"os"
@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// withFile calls f with a file that is fd, which stays open.
-func withFile(fd int, f func(*os.File) error) error {
-	copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+// withFile calls f with a file for n, which is valid until f returns. n stays open.
+func withFile(n int, f func(*os.File) error) error {
+	copied, err := unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("fcntl", err)
 	}

@@ -1,22 +1,23 @@
-package grace
+package fd
 
 import (
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// keepAliveOf reads the keep-alives of a listening socket, which are those of its
-// connections unless somebody sets others.
-func keepAliveOf(l acceptor) (c net.KeepAliveConfig) {
+// KeepAlive reads the keep-alives of a listening socket. Its connections inherit them from
+// it, see tcp(7).
+func KeepAlive(l syscall.Conn) (c net.KeepAliveConfig) {
 	raw, err := l.SyscallConn()
 	if err != nil {
 		return c
 	}
-	raw.Control(func(fd uintptr) {
+	raw.Control(func(n uintptr) {
 		get := func(level, name int) int {
-			v, _ := unix.GetsockoptInt(int(fd), level, name)
+			v, _ := unix.GetsockoptInt(int(n), level, name)
 			return v
 		}
 		c.Enable = get(unix.SOL_SOCKET, unix.SO_KEEPALIVE) != 0
