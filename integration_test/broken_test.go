@@ -18,9 +18,10 @@ const badchildPackage = "github.com/julofinance/grace/v3/integration_test/badchi
 
 // A release is a symlink to the server's binary, as a deployment flips it.
 type release struct {
-	t    testing.TB
-	path string
-	good string
+	t     testing.TB
+	path  string
+	good  string
+	files int // made by file
 }
 
 func newRelease(t testing.TB) *release {
@@ -45,18 +46,15 @@ func (r *release) flip(target string) {
 // file makes a file to flip to.
 func (r *release) file(mode os.FileMode, text string) string {
 	r.t.Helper()
-	f, err := os.CreateTemp(filepath.Dir(r.path), "release-")
-	if err != nil {
+	r.files++
+	path := filepath.Join(filepath.Dir(r.path), fmt.Sprint("release-", r.files))
+	if err := proctest.WriteProgram(path, []byte(text), 0o600); err != nil {
 		r.t.Fatal(err)
 	}
-	f.Close()
-	if err := os.WriteFile(f.Name(), []byte(text), 0); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		r.t.Fatal(err)
 	}
-	if err := os.Chmod(f.Name(), mode); err != nil {
-		r.t.Fatal(err)
-	}
-	return f.Name()
+	return path
 }
 
 // noGC keeps the garbage collector from closing what was forgotten.

@@ -147,7 +147,7 @@ func TestVariableLeakedByAScript(t *testing.T) {
 	binary := proctest.Build(t, serverPackage)
 	script := filepath.Join(dir, "start")
 	text := fmt.Sprintf("#!/bin/sh\n(%s -http tcp=127.0.0.1:0 -pidfile %s &)\nexec %s \"$@\"\n", binary, filepath.Join(dir, "other.pid"), binary)
-	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+	if err := proctest.WriteProgram(script, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	s := startServer(t, "-exec", script, "-probation", "0s")

@@ -22,7 +22,7 @@ func onTerminal(t *testing.T) (s *server, leader int, log func() string) {
 	binary := proctest.Build(t, serverPackage)
 	out := filepath.Join(t.TempDir(), "log")
 	later := filepath.Join(t.TempDir(), "later")
-	must(t, os.WriteFile(later, fmt.Appendf(nil, "#!/bin/sh\nexec %s \"$@\" >>%s 2>&1\n", binary, out), 0o755))
+	must(t, proctest.WriteProgram(later, fmt.Appendf(nil, "#!/bin/sh\nexec %s \"$@\" >>%s 2>&1\n", binary, out), 0o755))
 	s = startServerAs(t, proctest.Command{Path: "/bin/sh", Args: []string{"-c", `exec "$0" -qec "exec $*" /dev/null`,
 		lookPath(t, "script"), binary, ownArgs, "-probation", "0", "-exec", later}})
 	leader = s.servingPid()

@@ -174,7 +174,7 @@ func (m *mastered) stop(sig syscall.Signal) {
 func script(t *testing.T, format string, args ...any) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "run")
-	if err := os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\n"+format+"\n", args...), 0o755); err != nil {
+	if err := proctest.WriteProgram(path, fmt.Appendf(nil, "#!/bin/sh\n"+format+"\n", args...), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -142,7 +142,7 @@ func TestRollBackMatrix(t *testing.T) {
 				dir := t.TempDir()
 				// strace of what comes after go: the PID file is switched.
 				script, flag := filepath.Join(dir, "run"), filepath.Join(dir, "kill")
-				if err := os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\n[ -e %s ] || exec %s \"$@\"\nrm %[1]s\nexec %s -D -f -qq -o /dev/null -e trace=/^rename -e inject=/^rename:signal=KILL %[2]s \"$@\"\n",
+				if err := proctest.WriteProgram(script, fmt.Appendf(nil, "#!/bin/sh\n[ -e %s ] || exec %s \"$@\"\nrm %[1]s\nexec %s -D -f -qq -o /dev/null -e trace=/^rename -e inject=/^rename:signal=KILL %[2]s \"$@\"\n",
 					flag, proctest.Build(t, serverPackage), strace), 0o755); err != nil {
 					t.Fatal(err)
 				}

@@ -52,7 +52,7 @@ func copyBinary(t testing.TB, path string) string {
 		err = os.MkdirAll(filepath.Dir(path), 0o755)
 	}
 	must(t, err)
-	must(t, os.WriteFile(path, b, 0o755))
+	must(t, proctest.WriteProgram(path, b, 0o755))
 	return path
 }
 
@@ -316,7 +316,7 @@ func TestChildOfAnInitFunction(t *testing.T) {
 func TestAdviceOfANewProcess(t *testing.T) {
 	t.Run("a script without exec", func(t *testing.T) {
 		script := filepath.Join(t.TempDir(), "start")
-		must(t, os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\n%s \"$@\"\nexit $?\n", proctest.Build(t, serverPackage)), 0o755))
+		must(t, proctest.WriteProgram(script, fmt.Appendf(nil, "#!/bin/sh\n%s \"$@\"\nexit $?\n", proctest.Build(t, serverPackage)), 0o755))
 		s := startServer(t, "-exec", script, "-probation", "0")
 		s.upgrade()
 		s.WaitLine(fmt.Sprintf(`server: exits.* a script must end in exec: grace: already running as pid %d`, s.Pid()))
@@ -324,7 +324,7 @@ func TestAdviceOfANewProcess(t *testing.T) {
 	t.Run("told to stop before Listen", func(t *testing.T) {
 		script := filepath.Join(t.TempDir(), "start")
 		s := startServer(t, "-probation", "0", "-exec", script)
-		must(t, os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\nexec %s -http tcp=%s \"$@\"\n", proctest.Build(t, serverPackage), s.addr), 0o755))
+		must(t, proctest.WriteProgram(script, fmt.Appendf(nil, "#!/bin/sh\nexec %s -http tcp=%s \"$@\"\n", proctest.Build(t, serverPackage), s.addr), 0o755))
 		s.misbehave("stop@manifest")
 		s.upgrade()
 		s.WaitLine(fmt.Sprintf(`server: exits" .*err="grace: listen tcp %s: this process is stopping"`, s.addr))

@@ -44,7 +44,7 @@ func example(t testing.TB, name string, replace ...string) string {
 
 func writeFile(t testing.TB, path, text string, mode os.FileMode) string {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+	if err := proctest.WriteProgram(path, []byte(text), mode); err != nil {
 		t.Fatal(err)
 	}
 	return path

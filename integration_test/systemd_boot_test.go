@@ -339,7 +339,7 @@ func (s *systemd) install(program, path string) {
 	s.t.Helper()
 	b, err := os.ReadFile(program)
 	if err == nil {
-		err = os.WriteFile(s.root+path+".new", b, 0o755)
+		err = proctest.WriteProgram(s.root+path+".new", b, 0o755)
 	}
 	if err == nil {
 		err = os.Rename(s.root+path+".new", s.root+path)
