@@ -240,7 +240,7 @@ func (m mutant) run(binary string, env []string) ([]byte, error) {
 // matters is that a test fails.
 func (m mutant) test(env []string) ([]byte, error) {
 	dir, pkg := m.module()
-	cmd := exec.Command("go", "test", "-vet=off", "-count=1", "-timeout=5m", "-run="+m.pattern(), pkg)
+	cmd := exec.Command("go", "test", "-vet=off", "-count=1", "-timeout=2m", "-run="+m.pattern(), pkg)
 	cmd.Dir, cmd.Env = dir, env
 	return ran(cmd)
 }
