@@ -5,7 +5,8 @@
 # make newest  the same with the newest that is released
 # make mutants breaks one line of the code after the other, and sees that a test fails
 # make demo    upgrades before your eyes; ARGS="-h" shows what can be set
-# make bench   the cost, each against a baseline of the same run
+# make bench   the cost, each against a baseline of the same run: first the table of
+#              bench/, beside net/http and tableflip; ARGS="-h" shows what can be set
 # make cover   the library's coverage, integration tests counted
 #
 # Go, git, make and gcc are enough. What the tests talk to besides (nginx, wrk
@@ -92,6 +93,7 @@ mutants: packages
 # Each benchmark measures its baseline itself, turn by turn with what it is
 # compared to, and prints the ratio: only that means something.
 bench:
+	@cd bench && go run . $(ARGS)
 	@go test -run '^$$' -bench . -benchtime 1x -timeout $(TIMEOUT) $(TESTFLAGS) ./...
 
 # The servers that the tests start are built with -cover when GOCOVERDIR is

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -19,9 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What an upgrade costs, against what it can't cost less than, measured in turns
-// in the same run: each ratio is one of medians. All times are taken by the
-// processes themselves, from one clock.
+// What grows with the number of listeners and connections, and what the end of the
+// old process costs, against what it can't cost less than, measured in turns in the
+// same run: each ratio is one of medians. All times are taken by the processes
+// themselves, from one clock. What an upgrade costs by itself is measured by the
+// module in bench/.
 
 const benchServer = "github.com/julofinance/grace/v3/integration_test/benchserver"
 
@@ -65,46 +66,9 @@ func (s *benchedServer) upgrade(b *testing.B) float64 {
 	return float64(ready-begun) / 1e3
 }
 
-// floor gives the microseconds from a fork until the first line of main.
-func floor(b *testing.B, path string) float64 {
-	b.Helper()
-	cmd := exec.Command(path)
-	cmd.Env = append(os.Environ(), "BENCH_FLOOR=1")
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, os.Stderr
-	begun := clock()
-	if err := cmd.Run(); err != nil {
-		b.Fatal(err)
-	}
-	var ended int64
-	if _, err := fmt.Sscanf(out.String(), "main %d", &ended); err != nil {
-		b.Fatalf("%s printed %q: %v", path, out.String(), err)
-	}
-	return float64(ended-begun) / 1e3
-}
-
 func median(v []float64) float64 {
 	v = slices.Sorted(slices.Values(v))
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
-}
-
-// BenchmarkSignalToReady: from SIGUSR2 until the new process accepts. The floor
-// is fork and exec of the same binary until the first line of its main. Wanted:
-// 1.5 times the floor, at most.
-func BenchmarkSignalToReady(b *testing.B) {
-	const turns = 100
-	s := startBenched(b, 1)
-	path := proctest.Build(b, benchServer)
-	b.ResetTimer()
-	var floors, upgrades []float64
-	for range turns {
-		floors = append(floors, floor(b, path))
-		upgrades = append(upgrades, s.upgrade(b))
-	}
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(median(floors), "floor-µs")
-	b.ReportMetric(median(upgrades), "µs")
-	b.ReportMetric(median(upgrades)/median(floors), "ratio")
 }
 
 // BenchmarkListener: what each of 1,000 listeners adds to the time from SIGUSR2

@@ -1,0 +1,108 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+)
+
+var short = size{turns: 1, runs: 1, slices: 1, memoryTurns: 1, conns: 10, latencyTurns: 1, latencySlice: time.Millisecond}
+
+// TestTable makes a short run of everything, and looks at the table: each row is
+// there, with its numbers, and no request to this library's server was lost.
+func TestTable(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	var out strings.Builder
+	if err := run(ctx, short, "", "", &out); err != nil {
+		t.Fatal(err)
+	}
+	columns := map[string]int{}
+	for line := range strings.Lines(out.String()) {
+		if len(line) <= 50 {
+			continue
+		}
+		name := strings.TrimSpace(string([]rune(line)[:50]))
+		columns[name] = len(strings.Fields(string([]rune(line)[50:])))
+		if strings.HasPrefix(name, "without an answer") {
+			if f := strings.Fields(string([]rune(line)[50:])); f[0] != "0" || f[1] != "0" {
+				t.Errorf("requests to plain and grace that had no answer: %v", f[:2])
+			}
+		}
+	}
+	for name, want := range map[string]int{
+		"floor: fork+exec of the same binary to main, µs": 2,
+		"to the first answer, µs":                         2,
+		"÷ the floor":                                     2,
+		"÷ tableflip's":                                   2,
+		"÷ plain, mean":                                   3,
+		"bytes a connection":                              3,
+		"allocations a connection, one request counted":   3,
+		"allocations for one more request":                3,
+		"steady, p99, µs":                                 3,
+		"upgrades back to back, p99, µs":                  2,
+		"without an answer":                               3,
+	} {
+		if columns[name] != want {
+			t.Errorf("%d numbers in the row %q, want %d", columns[name], name, want)
+		}
+	}
+	if t.Failed() {
+		t.Log(out.String())
+	}
+	nothingLeft(t)
+}
+
+// TestLimit: a run whose time is up ends with an error, and ends what it has started.
+func TestLimit(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	endless := short
+	endless.turns = 1 << 30
+	go func() {
+		defer cancel()
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) { // until both servers run
+			if slices.ContainsFunc(proctest.Children(os.Getpid()), func(s proctest.Stat) bool { return s.Name == tableflip }) {
+				return
+			}
+		}
+	}()
+	var out strings.Builder
+	if err := run(ctx, endless, "upgrades", "", &out); err == nil {
+		t.Error("no error")
+	}
+	nothingLeft(t)
+}
+
+// nothingLeft: no process of a run, and no file.
+func nothingLeft(t *testing.T) {
+	t.Helper()
+	if left := proctest.Children(os.Getpid()); len(left) > 0 {
+		t.Errorf("processes are left: %+v", left)
+	}
+	files, err := os.ReadDir(os.Getenv("TMPDIR"))
+	if err != nil || len(files) > 0 {
+		t.Errorf("files are left: %v; error %v", files, err)
+	}
+}
+
+func TestQuantile(t *testing.T) {
+	v := []float64{5, 1, 4, 2, 3}
+	for share, want := range map[float64]float64{0: 1, 0.2: 1, 0.5: 3, 0.81: 5, 1: 5} {
+		if got := quantile(v, share); got != want {
+			t.Errorf("the quantile %v of %v is %v, want %v", share, v, got, want)
+		}
+	}
+	if got := median(v[:4]); got != 3 {
+		t.Errorf("the median of %v is %v, want 3", v[:4], got)
+	}
+}
