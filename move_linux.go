@@ -38,9 +38,9 @@ func unmark(n int) {
 	}
 }
 
-// receiveConn makes a connection of n, and owns n from then on. fd.NewConn sets
-// TCP_NODELAY and keep-alives as for a new connection; where the server in old
-// may have set them otherwise, they are put back.
+// receiveConn makes a connection of n, and closes n. fd.NewConn sets TCP_NODELAY and
+// keep-alives as for a new connection; where the server in the old process may have
+// set them otherwise, they are put back.
 func receiveConn(n int, custom bool) (net.Conn, error) {
 	var kept optionValues
 	if custom {
@@ -60,7 +60,12 @@ func receiveConn(n int, custom bool) (net.Conn, error) {
 		c.Close()
 		return nil, unix.ENOTCONN
 	}
-	if custom {
+	if custom { // n is closed by now, and may be another file already
+		n, err := fd.Of(c)
+		if err != nil {
+			c.Close()
+			return nil, err
+		}
 		kept.restore(n)
 	}
 	return c, nil

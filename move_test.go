@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
 
@@ -398,6 +399,43 @@ func TestConnectionThatBeginsLate(t *testing.T) {
 		c.SetReadDeadline(time.Now().Add(limit))
 		if _, err := c.Read(make([]byte, 1)); err != ErrMove {
 			t.Errorf("%s: %v, want %v", name, err, ErrMove)
+		}
+	}
+}
+
+// TestReceivedOptions: what a connection was set to in the old process holds in the
+// new one, though net.FileConn sets it as for a new connection.
+func TestReceivedOptions(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c := dialSolo(t, ln.Addr().String()).(*net.TCPConn)
+	if err := errors.Join(c.SetNoDelay(false), c.SetKeepAlive(false)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := c.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, custom := range []bool{true, false} {
+		n, err := fd.Dup(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := receiveConn(n, custom)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer got.Close()
+		n, err = fd.Of(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kept := keepOptions(n); (kept[0] == 0) != custom || (kept[1] == 0) != custom {
+			t.Errorf("custom %v: TCP_NODELAY is %d and SO_KEEPALIVE is %d", custom, kept[0], kept[1])
 		}
 	}
 }
