@@ -94,7 +94,7 @@ func TestBoundOfArrivals(t *testing.T) {
 			t.Run(at+", rolled back "+back, func(t *testing.T) {
 				u, ln := newSolo(t)
 				defer receive(t, u.Done(), "Done")
-				defer u.Stop()
+				defer u.askStop()
 				s := u.httpServer(&http.Server{ReadHeaderTimeout: time.Hour, ErrorLog: log.New(io.Discard, "", 0)})
 				d := newDrain(nil)
 				s.draining.Store(d)
@@ -154,7 +154,7 @@ func TestBoundOfArrivals(t *testing.T) {
 func TestBoundRacesWithArrival(t *testing.T) {
 	u, ln := newSolo(t)
 	defer receive(t, u.Done(), "Done")
-	defer u.Stop()
+	defer u.askStop()
 	s := u.httpServer(&http.Server{ReadHeaderTimeout: time.Hour, ErrorLog: log.New(io.Discard, "", 0)})
 	door := newDoor(s, ln)
 	ends := 0
@@ -218,7 +218,7 @@ func TestBoundOfForeigners(t *testing.T) {
 			t.Parallel()
 			u, _ := newSolo(t, IdleGrace(time.Millisecond))
 			defer receive(t, u.Done(), "Done")
-			defer u.Stop()
+			defer u.askStop()
 			s := u.httpServer(c.srv)
 			conn := newScripted(func(string) {})
 			conn.sets = make(chan time.Time, 1000)
@@ -300,7 +300,7 @@ func TestSilentClientAndRollBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer receive(t, u.Done(), "Done")
-			defer u.Stop()
+			defer u.askStop()
 			s := u.httpServer(srv)
 			answered := 0
 			const tries = 30

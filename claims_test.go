@@ -95,7 +95,7 @@ func TestListenAfterTheClaims(t *testing.T) {
 	if got := ask(t, &net.UnixAddr{Net: "unix", Name: path}); got != "2" {
 		t.Errorf("on the path answers %q, want generation 2", got)
 	}
-	next.Stop()
+	next.askStop()
 	receive(t, next.Done(), "Done of the new one")
 }
 
@@ -122,7 +122,7 @@ func TestDroppedListenerIsSaid(t *testing.T) {
 	if err := receive(t, done, "Upgrade"); err != nil {
 		t.Fatal(err)
 	}
-	next.Stop()
+	next.askStop()
 	receive(t, next.Done(), "Done")
 	next.die()
 	if want := `does not use sockets that the old process has; it serves what is queued in them and closes them" sockets="unix ` + path; !strings.Contains(log.String(), want) {
@@ -162,7 +162,7 @@ func TestBoundAnewIsNotDropped(t *testing.T) {
 	if err := receive(t, done, "Upgrade"); err != nil {
 		t.Fatal(err)
 	}
-	next.Stop()
+	next.askStop()
 	receive(t, next.Done(), "Done")
 	next.die()
 	if !strings.Contains(log.String(), `is bound anew`) || !strings.Contains(log.String(), `do="if a link in the path leads elsewhere`) {
@@ -170,28 +170,5 @@ func TestBoundAnewIsNotDropped(t *testing.T) {
 	}
 	if strings.Contains(log.String(), "does not use sockets") {
 		t.Errorf("the log says that the path is not used any more:\n%s", log.String())
-	}
-}
-
-// An actor that reads packets by itself ends with net.ErrClosed when the process
-// ends, maybe before any other.
-func TestRunEndsWellWhenAnActorIsFirst(t *testing.T) {
-	u, _ := newSolo(t)
-	ran := make(chan error, 1)
-	go func() {
-		ran <- u.Run(Actor{Execute: func() error {
-			<-u.ctx.Done()
-			return &net.OpError{Op: "read", Net: "udp", Err: net.ErrClosed}
-		}, Interrupt: func(error) {}})
-	}()
-	u.Stop()
-	if err := receive(t, ran, "Run"); err != nil {
-		t.Errorf("Run returned %v after a stop", err)
-	}
-	// But not while it serves.
-	u, _ = newSolo(t)
-	err := u.Run(Actor{Execute: func() error { return net.ErrClosed }, Interrupt: func(error) {}})
-	if !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Run returned %v, want the actor's error", err)
 	}
 }

@@ -28,7 +28,7 @@ func TestDeadlines(t *testing.T) {
 		},
 		"ours": func(t *testing.T) net.Listener {
 			u, ln := newSolo(t)
-			t.Cleanup(u.Stop)
+			t.Cleanup(u.askStop)
 			if err := u.Ready(); err != nil {
 				t.Fatal(err)
 			}
@@ -56,7 +56,7 @@ func TestDeadlines(t *testing.T) {
 // before it was to move, a ConnState hook say, does nothing to what it is now.
 func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 	u, ln := newSolo(t)
-	t.Cleanup(u.Stop)
+	t.Cleanup(u.askStop)
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}

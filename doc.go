@@ -34,17 +34,17 @@
 //
 // # Embedding
 //
-// [Serve] and [ServeTLS] are built from [New], [Upgrader.Listen],
+// [Serve] and [ListenAndServe] are built from [New], [Upgrader.Listen],
 // [Upgrader.HTTP] and [Upgrader.Run], and so can any daemon be:
 //
 //	u, err := grace.New(grace.PIDFile("app.pid"))
 //	…
 //	ln, err := u.Listen("tcp", ":9000")
 //	…
-//	var g run.Group
-//	g.Add(u.Actor())
-//	g.Add(u.HTTP(&http.Server{Handler: h}, ln))
-//	err = g.Run()
+//	u.HTTP(&http.Server{Handler: h}, ln)
+//	err = u.Run(ctx)
+//
+// A program with a run.Group of its own adds u.Actor() and u.HTTP(srv, ln) to it.
 //
 // # Platforms
 //

@@ -249,7 +249,7 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer receive(t, served, "execute")
-					defer u.Stop()
+					defer u.askStop()
 				} else {
 					ln, err := net.Listen("tcp", "127.0.0.1:0")
 					if err != nil {
@@ -383,7 +383,7 @@ func TestSilentClientsHaveIdleGrace(t *testing.T) {
 			defer conn.Close()
 			c.client(t, conn)
 			receive(t, met, "a new connection")
-			u.Stop()
+			u.askStop()
 			receive(t, u.Done(), "Done")
 		})
 	}
@@ -393,7 +393,7 @@ func TestSilentClientsHaveIdleGrace(t *testing.T) {
 // one does. Shutdown closes a listener once.
 func TestDoorClosedBeforeAccept(t *testing.T) {
 	u, ln := newSolo(t)
-	defer u.Stop()
+	defer u.askStop()
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}

@@ -8,19 +8,6 @@ import (
 	"time"
 )
 
-// Stop ends the service, as SIGTERM does: this process stops accepting, drains
-// and closes Done. It returns at once. A second call cuts off what is left. If
-// this process has handed over less than 10 seconds ago, the new one is told to
-// stop as well, and later only if a supervisor takes this process for the
-// service; if a new process is starting, it is killed. When all servers have ended
-// because this process has handed over, and after Done, it does nothing.
-func (u *Upgrader) Stop() { u.happen(evStop{stopRequest{}}) }
-
-// Close ends this process's part, for programs that give up on an error: like
-// Stop, but an old process that still stands by takes over again, and a new one
-// goes on, also one that is starting. It returns at once, and does nothing after Stop, Close or Done.
-func (u *Upgrader) Close() { u.happen(evStop{stopRequest{leave: true}}) }
-
 // warnIfNeverGone: a program that does not exit after Done keeps the new process
 // from being upgraded, since at most two generations run.
 func (u *Upgrader) warnIfNeverGone(next int) {

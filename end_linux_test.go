@@ -233,7 +233,7 @@ func TestStopAfterGoLeavesTheSocketsToNew(t *testing.T) {
 	defer unix.Close(copied)
 	g.upgrade()
 	receive(t, went, "go")
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 	if !listensStill(copied) {
 		t.Error("old has ended the socket on which new may accept")

@@ -5,6 +5,7 @@ package grace_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +38,7 @@ func ExampleServe() {
 
 // A program that has a run.Group already: Actor makes this process ready, and
 // ends the group when its part is over.
-func ExampleNew() {
+func ExampleUpgrader_Actor() {
 	u, err := grace.New(grace.PIDFile("app.pid"))
 	if err != nil {
 		log.Fatal(err)
@@ -55,8 +56,7 @@ func ExampleNew() {
 	}
 }
 
-// Run is for who has no run.Group. Several servers and listeners make one
-// process, and are handed over together.
+// Several servers and listeners make one process, and are handed over together.
 func ExampleUpgrader_Run() {
 	u, err := grace.New(quiet)
 	if err != nil {
@@ -85,13 +85,12 @@ func ExampleUpgrader_Run() {
 			fmt.Printf("%s\n", body)
 		}
 		http.DefaultClient.CloseIdleConnections()
-		u.Stop()
+		u.Shutdown(context.Background())
 	}()
 
-	err = u.Run(
-		grace.Pair(u.HTTP(&http.Server{Handler: hello}, service)),
-		grace.Pair(u.HTTP(&http.Server{Handler: health}, admin)),
-	)
+	u.HTTP(&http.Server{Handler: hello}, service)
+	u.HTTP(&http.Server{Handler: health}, admin)
+	err = u.Run(context.Background())
 	fmt.Println("ended:", err)
 	// Output:
 	// hello
@@ -155,20 +154,20 @@ func ExampleUpgrader_Server() {
 		fmt.Fprintln(c, "hello")
 		answer, _ := bufio.NewReader(c).ReadString('\n')
 		fmt.Print(answer)
-		u.Stop()
+		u.Shutdown(context.Background())
 	}()
 
-	err = u.Run(grace.Pair(u.Server(grace.Server{Listener: ln, Serve: serve, Protocol: "lines/1"})))
+	u.Server(grace.Server{Listener: ln, Serve: serve, Protocol: "lines/1"})
+	err = u.Run(context.Background())
 	fmt.Println("ended:", err)
 	// Output:
 	// you said hello
 	// ended: <nil>
 }
 
-// A program with signals of its own: Signals without an argument leaves all of
-// them to it.
+// A program with signals of its own.
 func ExampleUpgrader_Upgrade() {
-	u, err := grace.New(grace.Signals())
+	u, err := grace.New(grace.NoSignals())
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -177,7 +176,7 @@ func ExampleUpgrader_Upgrade() {
 	go func() {
 		for s := range c {
 			if s != syscall.SIGHUP {
-				u.Stop()
+				go u.Shutdown(context.Background()) // a second one waits for the same
 				continue
 			}
 			go func() { // a SIGTERM may come meanwhile
@@ -193,7 +192,8 @@ func ExampleUpgrader_Upgrade() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := u.Run(grace.Pair(u.HTTP(&http.Server{}, ln))); err != nil {
+	u.HTTP(&http.Server{}, ln)
+	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -226,7 +226,7 @@ func ExampleBeforeUpgrade() {
 }
 
 // A daemon with two servers of its own.
-func ExamplePair() {
+func ExampleNew() {
 	server, admin := &http.Server{}, &http.Server{}
 
 	u, err := grace.New(grace.PIDFile("app.pid"))
@@ -238,6 +238,38 @@ func ExamplePair() {
 	if err := errors.Join(err1, err2); err != nil {
 		log.Fatal(err)
 	}
-	err = u.Run(grace.Pair(u.HTTP(server, public)), grace.Pair(u.HTTP(admin, private)))
-	log.Print(err)
+	u.HTTP(server, public)
+	u.HTTP(admin, private)
+	if err := u.Run(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// Servers of one's own, with their timeouts. One with a certificate serves TLS. The
+// PID file is named by the variable GRACE_PIDFILE.
+func ExampleListenAndServe() {
+	cert, err := tls.LoadX509KeyPair("cert.pem", "key.pem")
+	if err != nil {
+		log.Fatal(err)
+	}
+	public := &http.Server{
+		Addr: ":9443", Handler: http.DefaultServeMux, ReadHeaderTimeout: 10 * time.Second,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
+	}
+	admin := &http.Server{Addr: "localhost:9001", Handler: http.NotFoundHandler()}
+	if err := grace.ListenAndServe(public, admin); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// With options, and servers that listen on a socket of their own.
+func ExampleUpgrader_ListenAndServe() {
+	u, err := grace.New(grace.PIDFile("app.pid"), grace.DrainTimeout(time.Minute))
+	if err != nil {
+		log.Fatal(err)
+	}
+	admin := &http.Server{Addr: "unix:admin.sock", Handler: http.NotFoundHandler()}
+	if err := u.ListenAndServe(&http.Server{Addr: ":9000"}, admin); err != nil {
+		log.Fatal(err)
+	}
 }

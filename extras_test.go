@@ -96,7 +96,7 @@ func TestFilesAndConnections(t *testing.T) {
 	if err := g.AddConn("pipe", pipeConn(t)); err == nil || !strings.Contains(err.Error(), "no descriptor") {
 		t.Errorf("AddConn of a net.Pipe: %v, want an error", err)
 	}
-	g.Stop()
+	g.askStop()
 }
 
 func pipeConn(t *testing.T) net.Conn {

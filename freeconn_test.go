@@ -65,7 +65,7 @@ func TestBlockingDescriptor(t *testing.T) {
 				// back only when the body is read, and would be in the handler's way.
 				io.WriteString(c, "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n")
 				until(t, "a blocking system call", func() bool { return inSyscall("v3.blockIn" + what) })
-				u.Stop()
+				u.askStop()
 				receive(t, u.Done(), "Done")
 				until(t, "its end", func() bool { return !inSyscall("v3.blockIn" + what) })
 			})

@@ -30,7 +30,7 @@ func serveDraining(t *testing.T, srv *http.Server) (u *Upgrader, s *httpServer, 
 	s.lingers = limit // a slow client is not to be too late
 	s.draining.Store(newDrain(nil))
 	t.Cleanup(func() {
-		u.Stop()
+		u.askStop()
 		receive(t, u.Done(), "Done")
 		receive(t, served, "execute")
 	})
@@ -198,7 +198,7 @@ func TestHTTPAgainAfterRollBack(t *testing.T) {
 	calls := 0
 	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ })}
 	u, ln := newSolo(t)
-	defer u.Stop()
+	defer u.askStop()
 	u.HTTP(srv, ln)
 	s := u.httpServer(srv)
 	s.mu.Lock()

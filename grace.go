@@ -1,38 +1,38 @@
 package grace
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"strings"
-
-	"github.com/oklog/run"
 )
 
 // Serve listens on addr and serves HTTP with handler h, or with
 // [net/http.DefaultServeMux] if h is nil, like [net/http.ListenAndServe]; but
 // SIGUSR2 replaces the process by a new one, and SIGTERM, SIGINT and SIGQUIT
-// drain and stop. addr is host:port, or unix: and a path.
+// drain and stop. addr is host:port, or unix: and a path. For timeouts and other
+// settings of an [http.Server] use [ListenAndServe].
 //
 // It returns nil after a clean stop and after a completed upgrade: the program
 // should exit then. log.Fatal(grace.Serve(…)) works, but ends with status 1
 // after a clean stop too. Errors are those of New, Listen and Ready.
 func Serve(addr string, h http.Handler, opts ...Option) error {
-	return serve(addr, h, opts, func(u *Upgrader, srv *http.Server, ln net.Listener) Actor {
-		return Pair(u.HTTP(srv, ln))
+	return serve(addr, opts, func(u *Upgrader, ln net.Listener) {
+		u.HTTP(&http.Server{Addr: addr, Handler: h}, ln)
 	})
 }
 
 // ServeTLS is Serve over TLS, with HTTP/2; the files are as for
 // [net/http.ListenAndServeTLS] and are read again by each new process.
 func ServeTLS(addr, certFile, keyFile string, h http.Handler, opts ...Option) error {
-	return serve(addr, h, opts, func(u *Upgrader, srv *http.Server, ln net.Listener) Actor {
-		return Pair(u.HTTPS(srv, ln, certFile, keyFile))
+	return serve(addr, opts, func(u *Upgrader, ln net.Listener) {
+		u.HTTPS(&http.Server{Addr: addr, Handler: h}, ln, certFile, keyFile)
 	})
 }
 
-func serve(addr string, h http.Handler, opts []Option, actor func(*Upgrader, *http.Server, net.Listener) Actor) error {
+func serve(addr string, opts []Option, add func(*Upgrader, net.Listener)) error {
 	addr = flagAddr(addr)
 	if flags.test {
 		return checkConfig(addr, opts)
@@ -41,99 +41,92 @@ func serve(addr string, h http.Handler, opts []Option, actor func(*Upgrader, *ht
 	if err != nil {
 		return err
 	}
-	network, addr := splitAddr(addr)
-	ln, err := u.Listen(network, addr)
+	return u.runWith(func() error {
+		ln, err := u.Listen(splitAddr(addr, "http"))
+		if err != nil {
+			return err
+		}
+		add(u, ln)
+		return nil
+	})
+}
+
+// ListenAndServe serves each of the servers on its Addr, as
+// [net/http.Server.ListenAndServe] does, or as ListenAndServeTLS if its TLSConfig has
+// Certificates, GetCertificate or GetConfigForClient; and replaces itself as [Serve]
+// does. An Addr may be unix: and a path. It returns as Serve does.
+//
+// It makes an [Upgrader] with the default options; [Upgrader.ListenAndServe] does the
+// same with one that has others. Each server is used as by [Upgrader.HTTP].
+func ListenAndServe(servers ...*http.Server) error {
+	u, err := New()
 	if err != nil {
-		u.Close()
+		return err
+	}
+	return u.ListenAndServe(servers...)
+}
+
+// ListenAndServe listens on the Addr of each of the servers, gives them to u by
+// [Upgrader.HTTP] or [Upgrader.HTTPS] as the function [ListenAndServe] does, and calls
+// [Upgrader.Run]. If an address can't be listened on, nothing is served, and u ends.
+func (u *Upgrader) ListenAndServe(servers ...*http.Server) error {
+	return u.runWith(func() error {
+		if len(servers) == 0 {
+			return errors.New("grace: ListenAndServe: no server was given")
+		}
+		for i, srv := range servers {
+			if srv == nil {
+				return fmt.Errorf("grace: ListenAndServe: server %d of %d is nil", i+1, len(servers))
+			}
+		}
+		for _, srv := range servers {
+			secure, service := hasCertificate(srv), "http"
+			if secure {
+				service = "https"
+			}
+			ln, err := u.Listen(splitAddr(srv.Addr, service))
+			switch {
+			case err != nil:
+				return err
+			case secure:
+				u.HTTPS(srv, ln, "", "")
+			default:
+				u.HTTP(srv, ln)
+			}
+		}
+		return nil
+	})
+}
+
+// hasCertificate reports whether ServeTLS of srv needs no files: the condition is that
+// of net/http's setupTLSConfig.
+func hasCertificate(srv *http.Server) bool {
+	c := srv.TLSConfig
+	return c != nil && (len(c.Certificates) > 0 || c.GetCertificate != nil || c.GetConfigForClient != nil)
+}
+
+// runWith runs the servers once add has added some. Its error ends this process's
+// part, unless it was told to stop before it served.
+func (u *Upgrader) runWith(add func() error) error {
+	if err := add(); err != nil {
+		u.Abort()
 		<-u.Done()
-		if errors.Is(err, ErrStopped) { // told to stop before it served
+		if errors.Is(err, ErrStopped) {
 			return nil
 		}
 		return err
 	}
-	return u.Run(actor(u, u.opt.server(addr, h), ln))
+	return u.Run(context.Background())
 }
 
-// server is the one that Serve makes.
-func (o *options) server(addr string, h http.Handler) *http.Server {
-	return &http.Server{
-		Addr: addr, Handler: h,
-		ReadTimeout: o.readTimeout, ReadHeaderTimeout: o.readHeaderTimeout,
-		WriteTimeout: o.writeTimeout, IdleTimeout: o.idleTimeout,
-	}
-}
-
-// splitAddr tells a unix socket's path from a TCP address.
-func splitAddr(addr string) (network, rest string) {
+// splitAddr tells a unix socket's path from a TCP address; service is the port of an
+// empty one.
+func splitAddr(addr, service string) (network, rest string) {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		return "unix", path
 	}
 	if addr == "" {
-		return "tcp", ":http"
+		return "tcp", ":" + service
 	}
 	return "tcp", addr
-}
-
-// An Actor is a task for [Upgrader.Run]: Execute runs it, and Interrupt makes
-// Execute return. [Pair] makes one.
-type Actor struct {
-	Execute   func() error
-	Interrupt func(error)
-}
-
-// Pair makes an Actor of the two functions that a run.Group's Add takes.
-func Pair(execute func() error, interrupt func(error)) Actor { return Actor{execute, interrupt} }
-
-// Actor gives the Upgrader itself as an actor, to be handed to a
-// [github.com/oklog/run.Group]. execute calls Ready and returns nil when Done
-// is closed, so that the group's other actors end then; its error is Ready's.
-// interrupt is [Upgrader.Close].
-func (u *Upgrader) Actor() (execute func() error, interrupt func(error)) {
-	return func() error {
-		if err := u.Ready(); err != nil {
-			select {
-			case <-u.ctx.Done(): // stopped before it was ready: no error
-				<-u.done
-				return nil
-			default:
-			}
-			return err
-		}
-		<-u.done
-		return nil
-	}, func(error) { u.Close() }
-}
-
-// Run runs the Upgrader's own [Upgrader.Actor] and the given ones until the
-// first returns, interrupts the others, waits for them and for the drain, and
-// returns the first's error. It is for who has no run.Group. An actor may end with
-// net.ErrClosed when its socket is closed because this process ends: that is no
-// error. An Actor that lacks a function is one; nothing runs then.
-func (u *Upgrader) Run(actors ...Actor) error {
-	for i, a := range actors {
-		if a.Execute == nil || a.Interrupt == nil {
-			u.Close()
-			<-u.done
-			return fmt.Errorf("grace: Run: actor %d of %d has no Execute or no Interrupt; use Pair with two functions", i+1, len(actors))
-		}
-	}
-	var g run.Group
-	g.Add(u.Actor())
-	for _, a := range actors {
-		g.Add(func() error { return u.ended(a.Execute()) }, a.Interrupt)
-	}
-	err := g.Run()
-	u.Close()
-	<-u.done
-	return err
-}
-
-// ended is how an actor has ended. The end of this process closes the sockets,
-// before Done: an actor that serves one by itself may be the first to see it.
-func (u *Upgrader) ended(err error) error {
-	if !errors.Is(err, net.ErrClosed) || u.ctx.Err() == nil {
-		return err
-	}
-	<-u.done
-	return nil
 }

@@ -208,10 +208,10 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 	}
 	again := g.upgrade()
 	answers("when another upgrade was asked for")
-	g.Stop()
+	g.askStop()
 	answers("when it was told to stop")
-	g.Stop()
-	answers("when it was told so twice")
+	go g.Close()
+	answers("when it was told to cut off what is left")
 	free()
 	receive(t, again, "Upgrade")
 	receive(t, g.Done(), "Done")

@@ -20,7 +20,7 @@ import (
 //     as at SIGTERM; unless it is gone because the old process led the session
 //     and has exited, as it should after an upgrade: then go on without it;
 //   - anything else: nothing happens. The program may handle it as well, and
-//     Signals(syscall.SIGHUP) makes it ask for an upgrade;
+//     UpgradeSignals(syscall.SIGHUP) makes it ask for an upgrade;
 //   - it was ignored when the process was started (nohup): it stays so.
 
 // earlyHangup swallows a SIGHUP that reaches a new process between its start and

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -71,7 +70,7 @@ func TestHookThatPanics(t *testing.T) {
 		if u.well(time.Minute) {
 			t.Error("systemd is told that the process is well")
 		}
-		u.Stop()
+		u.askStop()
 		receive(t, u.Done(), "Done")
 	})
 }
@@ -112,7 +111,7 @@ func TestLongNames(t *testing.T) {
 // TestAddFileAfterStop: the error names what was called.
 func TestAddFileAfterStop(t *testing.T) {
 	u, _ := newSolo(t)
-	u.Stop()
+	u.askStop()
 	receive(t, u.Done(), "Done")
 	err := u.AddFile("x", os.Stdin)
 	wantErr(t, err, ErrStopped)
@@ -124,11 +123,11 @@ func TestAddFileAfterStop(t *testing.T) {
 // TestNewAfterDone: when Done is closed, New makes another Upgrader at once.
 func TestNewAfterDone(t *testing.T) {
 	for range 50 {
-		u, err := New(Signals(), Logger(nil))
+		u, err := New(NoSignals(), Logger(nil))
 		if err != nil {
 			t.Fatal(err)
 		}
-		u.Stop()
+		u.askStop()
 		receive(t, u.Done(), "Done")
 	}
 }
@@ -149,27 +148,6 @@ func TestNewBesideANewProcess(t *testing.T) {
 	}
 }
 
-// TestRunOfHalfAnActor: an Actor without its functions is an error, and everything
-// has ended then.
-func TestRunOfHalfAnActor(t *testing.T) {
-	for name, a := range map[string]Actor{
-		"none":         {},
-		"no Execute":   {Interrupt: func(error) {}},
-		"no Interrupt": {Execute: func() error { return nil }},
-	} {
-		t.Run(name, func(t *testing.T) {
-			u, ln := newSolo(t)
-			ended := make(chan error, 1)
-			go func() { ended <- u.Run(Pair(u.HTTP(&http.Server{}, ln)), a) }()
-			err := receive(t, ended, "the end of Run")
-			if err == nil || !strings.HasPrefix(err.Error(), "grace: Run: actor 2 of 2 ") {
-				t.Errorf("Run: %v", err)
-			}
-			receive(t, u.Done(), "Done")
-		})
-	}
-}
-
 // TestUpgradeWithoutContext: no upgrade begins.
 func TestUpgradeWithoutContext(t *testing.T) {
 	u, _ := newSolo(t)
@@ -177,7 +155,7 @@ func TestUpgradeWithoutContext(t *testing.T) {
 	if err := u.Upgrade(none); err == nil || !strings.Contains(err.Error(), "the context is nil") {
 		t.Errorf("Upgrade(nil): %v", err)
 	}
-	u.Stop()
+	u.askStop()
 	receive(t, u.Done(), "Done")
 }
 
@@ -200,7 +178,7 @@ func TestListenAfterReady(t *testing.T) {
 	if l != nil || !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "call Listen before Ready") {
 		t.Errorf("Listen after Ready: %v, %v", l, err)
 	}
-	g.Stop()
+	g.askStop()
 	receive(t, next.Done(), "Done of new")
 	receive(t, g.Done(), "Done of old")
 }
@@ -279,7 +257,7 @@ func TestRawReadsWait(t *testing.T) {
 		t.Errorf("read %+v", r)
 	}
 	got = read()
-	u.Stop()
+	u.askStop()
 	if r := receive(t, got, "the end"); !errors.Is(r.err, net.ErrClosed) {
 		t.Errorf("at the end: %+v", r)
 	}

@@ -13,11 +13,12 @@ import (
 	"time"
 )
 
-// HTTP gives an actor that serves ln with srv, to be handed to a
-// [github.com/oklog/run.Group] or, with [Pair], to [Upgrader.Run]. execute
-// serves until this process has handed over and drained, or has stopped, and
-// returns nil then; what ends the server by itself is its error. interrupt is
-// [Upgrader.Close].
+// HTTP gives u a server to run: srv, on ln. [Upgrader.Run] runs it. A program with a
+// [github.com/oklog/run.Group] of its own hands it what HTTP returns, g.Add(u.HTTP(srv, ln)),
+// beside [Upgrader.Actor]. execute serves until this process has handed over and
+// drained, or has stopped, and returns nil then; what ends the server by itself is its
+// error. It runs once: a second call waits, and returns the same. interrupt is
+// [Upgrader.Abort].
 //
 // ln is one that [Upgrader.Listen] gave, or that wraps one. srv may serve
 // several, with a call of HTTP for each. HTTP sets srv's Handler, ConnState,
@@ -42,7 +43,7 @@ import (
 // [DrainTimeout] cuts off the rest.
 func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error, interrupt func(error)) {
 	if srv == nil || ln == nil {
-		return nilServer("HTTP"), func(error) {}
+		return u.actor(nilServer("HTTP"))
 	}
 	s := u.httpServer(srv)
 	own := u.listensWith(&s.conns, ln)
@@ -52,22 +53,22 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 		u.takes(l, protocolHTTP1)
 	}
 	s.seesWrapper(ln)
-	return func() error { return s.serveHTTP(ln, own) }, func(error) { u.Close() }
+	return u.actor(func() error { return s.serveHTTP(ln, own) })
 }
 
 // HTTPS is [Upgrader.HTTP] over TLS; the files and srv.TLSConfig are used as by
 // [net/http.Server.ServeTLS].
 func (u *Upgrader) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile string) (execute func() error, interrupt func(error)) {
 	if srv == nil || ln == nil {
-		return nilServer("HTTPS"), func(error) {}
+		return u.actor(nilServer("HTTPS"))
 	}
 	s := u.httpServer(srv)
 	s.seesWrapper(ln)
 	own := u.listensWith(&s.conns, ln)
-	return func() error { return s.serveTLS(ln, own, certFile, keyFile) }, func(error) { u.Close() }
+	return u.actor(func() error { return s.serveTLS(ln, own, certFile, keyFile) })
 }
 
-// nilServer is the actor of a server that was not given.
+// nilServer runs a server that was not given.
 func nilServer(method string) func() error {
 	return func() error { return fmt.Errorf("grace: %s: the server or the listener is nil", method) }
 }

@@ -71,7 +71,7 @@ func TestUserShutsHTTP2(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer receive(t, u.Done(), "Done")
-	defer u.Stop()
+	defer u.askStop()
 	c := dialHTTP2(t, ln.Addr().String())
 	if err := srv.Shutdown(canceled()); !errors.Is(err, context.Canceled) && err != nil {
 		t.Fatal(err)

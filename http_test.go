@@ -61,7 +61,7 @@ func TestWhatIsPromised(t *testing.T) {
 		if got := ln.(*listener).protocol(); got != c.want {
 			t.Errorf("with the protocols %v it takes %q, want %q", c.protocols, got, c.want)
 		}
-		u.Stop()
+		u.askStop()
 		receive(t, u.Done(), "Done")
 	}
 }

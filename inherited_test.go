@@ -53,5 +53,5 @@ func TestInherited(t *testing.T) {
 	if err := errors.Join(g.err, n.err, receive(t, done, "Upgrade")); err != nil {
 		t.Fatal(err)
 	}
-	n.Stop()
+	n.askStop()
 }

@@ -112,7 +112,7 @@ func TestListenConfigInEveryGeneration(t *testing.T) {
 					}
 				}
 			}
-			g.Stop()
+			g.askStop()
 			receive(t, g.Done(), "Done")
 		})
 	}

@@ -57,10 +57,11 @@ func TestServerThatComesAfterTheEnd(t *testing.T) {
 				case "foreign":
 					ln = foreign(t)
 				}
-				u.Stop()
+				u.askStop()
 				receive(t, u.Done(), "Done")
 				ran := make(chan error, 1)
-				go func() { ran <- u.Run(Pair(server(u, ln))) }()
+				server(u, ln)
+				go func() { ran <- u.Run(t.Context()) }()
 				if err := receive(t, ran, "the end of Run"); err != nil {
 					t.Errorf("Run returned %v", err)
 				}

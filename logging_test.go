@@ -46,7 +46,7 @@ func TestLogOfNewThatFails(t *testing.T) {
 	h := logtest.New(func(slog.Record) { time.Sleep(20 * time.Millisecond) })
 	before := runtime.NumGoroutine()
 	for range 3 {
-		_, err := newUpgrader(system{inheritedErr: errors.New("stale"), masterErr: ErrMaster}, []Option{Signals(), Logger(slog.New(h))})
+		_, err := newUpgrader(system{inheritedErr: errors.New("stale"), masterErr: ErrMaster}, []Option{NoSignals(), Logger(slog.New(h))})
 		wantErr(t, err, ErrMaster)
 	}
 	if got := h.Lines(); len(got) != 3 || !strings.Contains(got[2], "err=stale") {
@@ -86,7 +86,7 @@ func TestUpgradeWithALogThatIsStuck(t *testing.T) {
 	if got := ask(t, addr); got != "3" {
 		t.Errorf("generation %s answers after the upgrade, want 3", got)
 	}
-	next.Stop()
+	next.askStop()
 	receive(t, next.Done(), "Done of the new one")
 }
 
@@ -100,7 +100,7 @@ func TestLogIsWrittenBeforeDone(t *testing.T) {
 			case <-over:
 			}
 		})
-		u, err := newUpgrader(system{}, []Option{Signals(), Logger(slog.New(h))})
+		u, err := newUpgrader(system{}, []Option{NoSignals(), Logger(slog.New(h))})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +114,7 @@ func TestLogIsWrittenBeforeDone(t *testing.T) {
 		if err := u.Ready(); err != nil {
 			t.Fatal(err)
 		}
-		u.Stop()
+		u.askStop()
 		receive(t, u.Done(), "Done")
 		lines := h.Lines()
 		close(over)

@@ -75,7 +75,7 @@ type childState struct {
 	claimed    bool // its claims have come
 	pongs      bool // it answers when it is asked whether it is well
 	orderly    bool // it was asked to stop: its end is no reason to roll back
-	alone      bool // this process was told to end while the child serves on
+	alone      bool // an operator has told this process to end while the child serves on
 	handedOver bool // it has a child of its own that serves
 	deaf       bool // this process can't hear it any more; it lives
 	unkillable bool // a kill has failed
@@ -139,6 +139,8 @@ type machine struct {
 	child      childState
 	parent     parentStage
 	stop       stopStage
+	told       bool                     // an operator has asked for the stop: one more request cuts off
+	program    struct{ ends, now bool } // the program has asked for the end while the child serves on
 	drain      drainStage
 	hurried    bool // the drain that is to begin cuts off at once
 	leaveLater bool // this process gives up as soon as the child accepts, or is dead

@@ -14,11 +14,17 @@ import (
 type stopRequest struct {
 	signal   os.Signal // nil if it was not a signal
 	at       time.Time // when it has arrived; zero is now
-	now      bool      // cut off what is left
+	now      bool      // cut off what is left at once
 	passedOn bool      // the other process of a hand-over was told first
 	leave    bool      // only this process is to end, not the service
 	reason   string    // if it was neither a signal nor the program
 }
+
+// byOperator reports whether the request is one that a second of its kind makes
+// urgent: a signal, or the like. What the program asks for is urgent if it says so,
+// however often it asks: it may ask soft of several places, and for a signal that
+// this process handles as well (signal.NotifyContext).
+func (r *stopRequest) byOperator() bool { return r.signal != nil || r.reason != "" }
 
 // passOnFor is how long after the hand-over a stop that reaches the old process is
 // one of the service: whoever sent it had read the PID file a moment before. Later
@@ -37,7 +43,7 @@ func (m *machine) onStop(r stopRequest) {
 		return
 	}
 	if m.state == stopped {
-		if r.signal != nil { // not a program's Stop on its way out: the child serves
+		if r.signal != nil { // not a program's Shutdown on its way out: the child serves
 			m.passStop(r)
 		}
 		return
@@ -48,16 +54,24 @@ func (m *machine) onStop(r stopRequest) {
 		m.leaveLater = true
 		return
 	}
+	again := m.told && r.byOperator()
+	m.told = m.told || r.byOperator() || r.passedOn
 	if m.stop != notStopping {
-		if r.leave || r.passedOn && !r.now {
-			return // both processes may get the same signal: it counts once
+		if r.leave {
+			return
 		}
-		if m.underMaster && (r.signal != nil || r.reason != "") {
+		if m.underMaster && r.byOperator() {
 			return // masters repeat it: to all that are not the newest, at each upgrade
 		}
-		r.now = true
+		r.now = r.now || again
+		if !r.now && (r.passedOn || m.stop == stopService) { // both processes may get the same signal: it counts once
+			if r.byOperator() {
+				m.do.sayStop(noticeStopBegins, r)
+			}
+			return
+		}
 	}
-	if r.signal != nil || r.reason != "" {
+	if r.byOperator() {
 		m.do.sayStop(noticeStopBegins, r)
 		m.answerAsked(slices.Clone(m.asked), nil) // how an upgrade by a master succeeds
 	}
@@ -75,7 +89,7 @@ func (m *machine) onStop(r stopRequest) {
 	case m.state == holding: // only the child is waited for
 	case m.state == resuming: // it is over first
 		m.refuseAll()
-		m.hurried = r.now
+		m.hurried = m.hurried || r.now
 	case m.state == draining: // it is under way already
 	case handedOver:
 		m.answer(nil)
@@ -110,8 +124,8 @@ func (m *machine) repeatedStop(r stopRequest) bool {
 	case r.passedOn:
 		m.stops.again(fromPeer, r.at) // of several, onStop takes the first
 		return false
-	case r.signal == nil: // a program's second Stop is meant
-		return m.stops.passedOn(r.at)
+	case r.signal == nil: // what the program asks for is no repetition
+		return r.reason != "" && m.stops.passedOn(r.at)
 	case !m.stops.again(signalName(r.signal), r.at):
 		return false
 	}
@@ -123,15 +137,23 @@ func (m *machine) repeatedStop(r stopRequest) bool {
 // process.
 func (m *machine) concernsThisAlone(r stopRequest) bool {
 	c := &m.child
+	if m.state == stopped && !r.byOperator() { // a program's Shutdown on its way out
+		return false
+	}
 	return c.stage == accepting && !c.orderly && m.stop == notStopping && !r.leave && !r.passedOn &&
 		r.at.Sub(c.since) > passOnFor && !m.do.isService()
 }
 
 // endAlone: this process alone is to end. It drains already, or does from now on;
 // the first signal cuts off nothing here either, since the child may have got the
-// same one, and pass it on.
+// same one, and pass it on. If the child dies after all, this process serves on as if
+// no signal had come; but a program that has asked for the end is not prepared for that.
 func (m *machine) endAlone(r stopRequest) {
-	r.now, m.child.alone = m.child.alone, true
+	if r.byOperator() {
+		r.now, m.child.alone = r.now || m.child.alone, true
+	} else {
+		m.program.ends, m.program.now = true, m.program.now || r.now
+	}
 	m.do.sayStop(noticeStopAlone, r)
 	switch {
 	case m.state == stopped:
@@ -139,13 +161,14 @@ func (m *machine) endAlone(r stopRequest) {
 			m.do.endSignals()
 		}
 	case m.state == standingBy:
+		m.hurried = m.hurried || r.now
 		m.onProbationOver()
 	case r.now && m.drain == running:
 		m.do.hurryDrain()
 	}
 }
 
-// leave goes on with a Close that has waited for the child.
+// leave goes on with an Abort that has waited for the child.
 func (m *machine) leave() {
 	if m.leaveLater {
 		m.leaveLater = false

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 var update = flag.Bool("update", false, "write testdata/machine.txt anew")
@@ -39,6 +40,11 @@ var situations = []struct {
 	{"draining", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong") }},
 	{"draining, over", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong drained") }},
 	{"draining, told to stop", func(w *sim) { w.to("ready stop") }},
+	{"draining, told to stop by the program", func(w *sim) { w.to("ready shutdown") }},
+	{"draining, given up", func(w *sim) { w.to("ready leave") }},
+	{"draining, the program wants the end of this process alone", func(w *sim) {
+		w.to("ready upgrade launch line claims accept probation pong shutdownLate")
+	}},
 	{"draining, child told as well", func(w *sim) { w.to("ready upgrade launch line claims accept stop") }},
 	{"draining, launching", func(w *sim) { w.to("ready upgrade stop") }},
 	{"draining, for a child that starts", func(w *sim) { w.to("ready upgrade launch leave") }},
@@ -68,6 +74,13 @@ var kinds = []struct {
 	{"upgrade", func(w *sim) event { return evUpgrade{make(reply, 1)} }},
 	{"signal", func(w *sim) event { return evSignal{"user defined signal 2", w.m.now()} }},
 	{"stop", func(w *sim) event { return evStop{stopRequest{signal: syscall.SIGTERM}} }},
+	{"stopLate", func(w *sim) event {
+		return evStop{stopRequest{signal: syscall.SIGTERM, at: w.m.now().Add(time.Minute)}}
+	}},
+	{"shutdown", func(w *sim) event { return evStop{} }},
+	{"shutdownLate", func(w *sim) event { return evStop{stopRequest{at: w.m.now().Add(time.Minute)}} }},
+	{"close", func(w *sim) event { return evStop{stopRequest{now: true}} }},
+	{"closeLate", func(w *sim) event { return evStop{stopRequest{now: true, at: w.m.now().Add(time.Minute)}} }},
 	{"leave", func(w *sim) event { return evStop{stopRequest{leave: true}} }},
 	{"stopPassedOn", func(w *sim) event { return evStop{stopRequest{passedOn: true}} }},
 	{"parentGone", func(w *sim) event { return evParentGone{} }},

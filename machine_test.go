@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,7 @@ type sim struct {
 	replies    []reply
 	doneClosed bool
 	broken     []string
+	ends       bool // the program has asked for the end
 	systemd    bool
 }
 
@@ -168,7 +170,14 @@ func (w *sim) on(e event) {
 	if w.pending[what] > 0 {
 		w.pending[what]--
 	}
+	urgent := w.m.hurried
 	w.m.on(e)
+	if stop, ok := e.(evStop); ok && !stop.byOperator() && !stop.passedOn {
+		w.ends = w.ends || !stop.leave
+		if !stop.now && !urgent && slices.Contains(w.did, "hurry") {
+			w.breaks("the program asks for a soft stop, and what is left is cut off")
+		}
+	}
 	w.log = append(w.log, fmt.Sprintf("%-10v %-9v %s %+v -> %v, %v, %v: %s", before, w.m.child.stage, strings.TrimPrefix(fmt.Sprintf("%T", e), "grace."), e, w.m.state, w.m.child.stage, w.m.drain, strings.Join(w.did, ", ")))
 	m := w.m
 	if m.pending && m.inTheWay() == "" {
@@ -246,7 +255,9 @@ var happenings = []func(w *sim, n byte){
 	func(w *sim, n byte) { w.on(evSignal{name: "user defined signal 2", at: w.m.now()}) },
 	func(w *sim, n byte) { w.on(evStop{stopRequest{signal: syscall.SIGTERM}}) },
 	func(w *sim, n byte) { w.on(evStop{stopRequest{leave: true}}) },
-	func(w *sim, n byte) { w.on(evStop{stopRequest{}}) },
+	func(w *sim, n byte) { w.on(evStop{stopRequest{at: w.later(n)}}) },
+	func(w *sim, n byte) { w.on(evStop{stopRequest{now: true, at: w.later(n)}}) },
+	func(w *sim, n byte) { w.on(evStop{stopRequest{signal: syscall.SIGINT, at: w.later(n)}}) },
 	func(w *sim, n byte) { w.on(evStop{stopRequest{passedOn: true, now: n&1 == 1}}) },
 	func(w *sim, n byte) {
 		if w.m.parent == parentAlive {
@@ -285,6 +296,15 @@ var happenings = []func(w *sim, n byte){
 	func(w *sim, n byte) { w.child(evDeaf{id: w.m.child.id, err: errors.New("deaf"), ours: n&1 == 0}) },
 	func(w *sim, n byte) { w.exit() },
 	func(w *sim, n byte) { w.unkillable = !w.unkillable },
+}
+
+// later is a moment from now, or long after the child has begun to accept.
+func (w *sim) later(n byte) time.Time {
+	at := w.m.now()
+	if n&1 == 1 {
+		at = at.Add(2 * passOnFor)
+	}
+	return at
 }
 
 // advance is what happens next if all goes well.
@@ -372,7 +392,10 @@ func runSim(t *testing.T, data []byte) {
 	if w.wasReady && w.m.stop == notStopping && w.m.state != serving && w.m.state != stopped {
 		t.Fatalf("no child is left, and the state is %v\n%s", w.m.state, strings.Join(w.log, "\n"))
 	}
-	w.on(evStop{stopRequest{}})
+	if w.ends && w.m.state != stopped {
+		t.Fatalf("the program has asked for the end, no child is left, and the state is %v\n%s", w.m.state, strings.Join(w.log, "\n"))
+	}
+	w.on(evStop{})
 	w.settleAll(t)
 	w.exit()
 	w.settleAll(t)

@@ -348,6 +348,10 @@ func (m *machine) rollBack(err error) {
 	if m.drain == over { // it has waited only for the child to say that it is well
 		m.onDrained()
 	}
+	m.hurried = false
+	if m.program.ends {
+		m.onStop(stopRequest{now: m.program.now})
+	}
 }
 
 // restore puts back what the child may have taken, and answers then. The next

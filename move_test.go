@@ -379,7 +379,7 @@ func TestOldDiesWhileConnectionsMove(t *testing.T) {
 // move it.
 func TestConnectionThatBeginsLate(t *testing.T) {
 	u, ln := newSolo(t)
-	t.Cleanup(u.Stop)
+	t.Cleanup(u.askStop)
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}

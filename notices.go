@@ -41,6 +41,7 @@ func (p performer) say(n notice, err error) {
 		u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
 		u.tellFailed("the upgrade was rolled back", err)
 	case noticeDrained:
+		u.cut.Store(int64(u.drain.report.cut))
 		u.drain.log(u.log)
 	case noticeParentGone:
 		u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)

@@ -23,7 +23,8 @@ type options struct {
 	readyTimeout  time.Duration
 	drainTimeout  time.Duration
 	probation     time.Duration
-	signals       []os.Signal
+	upgradeOn     []os.Signal
+	stopOn        []os.Signal
 	noSignals     bool
 	log           *slog.Logger // what the program gave; then ours, which queues for it
 	flushLog      func() bool  // of that queue
@@ -37,8 +38,6 @@ type options struct {
 	dir           string
 	move          bool
 	idleGrace     time.Duration
-
-	readTimeout, readHeaderTimeout, writeTimeout, idleTimeout time.Duration
 }
 
 func newOptions(opts []Option) (options, error) {
@@ -47,7 +46,6 @@ func newOptions(opts []Option) (options, error) {
 		readyTimeout: time.Minute,
 		drainTimeout: 30 * time.Second,
 		probation:    time.Second,
-		signals:      upgradeSignals,
 		move:         canMove,
 		idleGrace:    5 * time.Second,
 	}
@@ -58,6 +56,9 @@ func newOptions(opts []Option) (options, error) {
 		if err := opt(&o); err != nil {
 			return o, fmt.Errorf("grace: %w", err)
 		}
+	}
+	if err := o.settleSignals(); err != nil {
+		return o, fmt.Errorf("grace: %w", err)
 	}
 	var logs logqueue.Queue
 	o.log, o.flushLog = logs.Logger(o.log), logs.Flush
@@ -104,9 +105,6 @@ func DrainTimeout(d time.Duration) Option {
 	return notNegative("DrainTimeout", d, func(o *options) { o.drainTimeout = d })
 }
 
-// ShutdownTimeout is another name for [DrainTimeout].
-func ShutdownTimeout(d time.Duration) Option { return DrainTimeout(d) }
-
 // Probation is how long the old process stands by after the new one is ready,
 // with its sockets and its connections, to take over again should the new one
 // die. At its end, and during the drain, the new one must answer the old one
@@ -134,23 +132,61 @@ func IdleGrace(d time.Duration) Option {
 	return positive("IdleGrace", d, func(o *options) { o.idleGrace = d })
 }
 
-// Signals are those that ask for an upgrade. Default SIGUSR2. Those of SIGTERM,
-// SIGINT and SIGQUIT that are not among them drain and stop, and a second one of
-// these stops at once. Signals() with no argument leaves every signal to the
-// program, which calls Upgrade and Stop itself.
-func Signals(upgrade ...os.Signal) Option {
+// UpgradeSignals are those that ask for an upgrade; none: only [Upgrader.Upgrade] does.
+// Default SIGUSR2, if that is none of StopSignals.
+func UpgradeSignals(signals ...os.Signal) Option {
+	return signalOption("UpgradeSignals", signals, func(o *options) *[]os.Signal { return &o.upgradeOn })
+}
+
+// StopSignals are those that drain and stop; a second one of them stops at once. None:
+// only [Upgrader.Shutdown] and the like do. Default those of SIGTERM, SIGINT and
+// SIGQUIT that are none of UpgradeSignals.
+func StopSignals(signals ...os.Signal) Option {
+	return signalOption("StopSignals", signals, func(o *options) *[]os.Signal { return &o.stopOn })
+}
+
+// NoSignals leaves every signal to the program, which calls Upgrade and Shutdown itself,
+// but for those that UpgradeSignals and StopSignals name. One that the program does not
+// handle has Go's default effect then: SIGTERM ends the process at once, without a drain,
+// and leaves the PID file behind.
+func NoSignals() Option {
+	return func(o *options) error { o.noSignals = true; return nil }
+}
+
+func signalOption(name string, signals []os.Signal, of func(*options) *[]os.Signal) Option {
 	return func(o *options) error {
-		for _, s := range upgrade {
+		for _, s := range signals {
 			if s == nil {
-				return errors.New("Signals: a signal is nil")
+				return fmt.Errorf("%s: a signal is nil", name)
 			}
 			if slices.Contains(uncatchable, s) {
-				return fmt.Errorf("Signals: a process can't handle %v (%d); use another signal, as SIGUSR2", s, s)
+				return fmt.Errorf("%s: a process can't handle %v (%d); use another signal, as SIGUSR2", name, s, s)
 			}
 		}
-		o.signals, o.noSignals = upgrade, len(upgrade) == 0
+		*of(o) = append([]os.Signal{}, signals...) // not nil: the option was given
 		return nil
 	}
+}
+
+// settleSignals sets the signals that no option names.
+func (o *options) settleSignals() error {
+	upgrades, stops := o.upgradeOn, o.stopOn
+	for _, s := range upgrades {
+		if slices.Contains(stops, s) {
+			return fmt.Errorf("UpgradeSignals, StopSignals: %v is in both", s)
+		}
+	}
+	if o.noSignals {
+		o.noSignals = len(upgrades)+len(stops) == 0
+		return nil
+	}
+	if upgrades == nil {
+		o.upgradeOn = without(upgradeSignals, stops)
+	}
+	if stops == nil {
+		o.stopOn = without(stopSignals, upgrades)
+	}
+	return nil
 }
 
 // Logger is where the log lines go; the README lists those that an operator
@@ -247,30 +283,6 @@ func Dir(path string) Option {
 		o.dir = path
 		return nil
 	}
-}
-
-// ReadTimeout is [net/http.Server.ReadTimeout] of the server that Serve makes.
-// Default 0: none.
-func ReadTimeout(d time.Duration) Option {
-	return notNegative("ReadTimeout", d, func(o *options) { o.readTimeout = d })
-}
-
-// ReadHeaderTimeout is [net/http.Server.ReadHeaderTimeout] of the server that
-// Serve makes. Default 0: ReadTimeout's.
-func ReadHeaderTimeout(d time.Duration) Option {
-	return notNegative("ReadHeaderTimeout", d, func(o *options) { o.readHeaderTimeout = d })
-}
-
-// WriteTimeout is [net/http.Server.WriteTimeout] of the server that Serve
-// makes. Default 0: none.
-func WriteTimeout(d time.Duration) Option {
-	return notNegative("WriteTimeout", d, func(o *options) { o.writeTimeout = d })
-}
-
-// IdleTimeout is [net/http.Server.IdleTimeout] of the server that Serve makes.
-// Default 0: ReadTimeout's.
-func IdleTimeout(d time.Duration) Option {
-	return notNegative("IdleTimeout", d, func(o *options) { o.idleTimeout = d })
 }
 
 func positive(name string, d time.Duration, set func(*options)) Option {

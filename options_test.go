@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -14,17 +16,14 @@ import (
 func TestBadOptions(t *testing.T) {
 	const second = time.Second
 	for want, opt := range map[string]Option{
-		"grace: ReadyTimeout: 0s is not above zero":                                         ReadyTimeout(0),
-		"grace: ReadyTimeout: -1s is not above zero":                                        ReadyTimeout(-second),
-		"grace: DrainTimeout: -1s is below zero":                                            DrainTimeout(-second),
-		"grace: Probation: -1ns is below zero":                                              Probation(-1),
-		"grace: ReadTimeout: -1s is below zero":                                             ReadTimeout(-second),
-		"grace: ReadHeaderTimeout: -1s is below zero":                                       ReadHeaderTimeout(-second),
-		"grace: WriteTimeout: -1s is below zero":                                            WriteTimeout(-second),
-		"grace: IdleTimeout: -1s is below zero":                                             IdleTimeout(-second),
-		"grace: Executable: the path is empty":                                              Executable(""),
-		"grace: Signals: a signal is nil":                                                   Signals(os.Interrupt, nil),
-		"grace: Signals: a process can't handle killed (9); use another signal, as SIGUSR2": Signals(os.Interrupt, os.Kill),
+		"grace: ReadyTimeout: 0s is not above zero":                                                ReadyTimeout(0),
+		"grace: ReadyTimeout: -1s is not above zero":                                               ReadyTimeout(-second),
+		"grace: DrainTimeout: -1s is below zero":                                                   DrainTimeout(-second),
+		"grace: Probation: -1ns is below zero":                                                     Probation(-1),
+		"grace: Executable: the path is empty":                                                     Executable(""),
+		"grace: UpgradeSignals: a signal is nil":                                                   UpgradeSignals(os.Interrupt, nil),
+		"grace: StopSignals: a signal is nil":                                                      StopSignals(os.Interrupt, nil),
+		"grace: UpgradeSignals: a process can't handle killed (9); use another signal, as SIGUSR2": UpgradeSignals(os.Interrupt, os.Kill),
 	} {
 		t.Run(want, func(t *testing.T) {
 			u, err := New(opt)
@@ -50,9 +49,41 @@ func TestDefaultOptions(t *testing.T) {
 	if o.pidFile != "from-env.pid" {
 		t.Errorf("PID file %q, want that of GRACE_PIDFILE", o.pidFile)
 	}
-	if o, _ = newOptions([]Option{PIDFile("mine"), ShutdownTimeout(5 * time.Second), Logger(nil), Signals()}); o.pidFile != "mine" ||
+	if o, _ = newOptions([]Option{PIDFile("mine"), DrainTimeout(5 * time.Second), Logger(nil), NoSignals()}); o.pidFile != "mine" ||
 		o.drainTimeout != 5*time.Second || !o.noSignals || o.log == nil {
 		t.Errorf("got %+v", o)
+	}
+}
+
+// TestSignalOptions: what is not said has its default, but for what the other option names.
+func TestSignalOptions(t *testing.T) {
+	term, interrupt := os.Signal(syscall.SIGTERM), os.Interrupt
+	for name, c := range map[string]struct {
+		opts            []Option
+		upgrades, stops []os.Signal
+	}{
+		"none":                        {nil, upgradeSignals, stopSignals},
+		"an upgrade signal":           {[]Option{UpgradeSignals(term)}, []os.Signal{term}, without(stopSignals, []os.Signal{term})},
+		"no upgrade signal":           {[]Option{UpgradeSignals()}, nil, stopSignals},
+		"a stop signal":               {[]Option{StopSignals(interrupt)}, upgradeSignals, []os.Signal{interrupt}},
+		"no stop signal":              {[]Option{StopSignals()}, upgradeSignals, nil},
+		"both":                        {[]Option{StopSignals(term), UpgradeSignals(interrupt)}, []os.Signal{interrupt}, []os.Signal{term}},
+		"NoSignals":                   {[]Option{NoSignals()}, nil, nil},
+		"NoSignals but one":           {[]Option{UpgradeSignals(term), NoSignals()}, []os.Signal{term}, nil},
+		"the default ones, crosswise": {[]Option{StopSignals(upgradeSignals...)}, nil, upgradeSignals},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o, err := newOptions(c.opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(o.upgradeOn, c.upgrades) || !slices.Equal(o.stopOn, c.stops) {
+				t.Errorf("%v upgrade and %v stop, want %v and %v", o.upgradeOn, o.stopOn, c.upgrades, c.stops)
+			}
+		})
+	}
+	if _, err := newOptions([]Option{UpgradeSignals(term), StopSignals(interrupt, term)}); err == nil || !strings.Contains(err.Error(), "terminated is in both") {
+		t.Errorf("got %v, want an error that says that one is in both", err)
 	}
 }
 
@@ -111,40 +142,16 @@ func TestAdviceForEveryReason(t *testing.T) {
 	}
 }
 
-func TestServerOptions(t *testing.T) {
-	for name, c := range map[string]struct {
-		opts []Option
-		want *http.Server
-		dies time.Duration // the drain timeout
-	}{
-		"none": {nil, &http.Server{}, 30 * time.Second},
-		"all": {
-			[]Option{ReadTimeout(1), ReadHeaderTimeout(2), WriteTimeout(3), IdleTimeout(4), ShutdownTimeout(5)},
-			&http.Server{ReadTimeout: 1, ReadHeaderTimeout: 2, WriteTimeout: 3, IdleTimeout: 4}, 5,
-		},
-		"a Config of the first version": {
-			Config{}.options(), &http.Server{ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second}, 10 * time.Second,
-		},
-		"a Config with all": {
-			Config{Timeout: 1, HTTPReadTimeout: 2, HTTPWriteTimeout: 3}.options(), &http.Server{ReadTimeout: 2, WriteTimeout: 3}, 1,
-		},
+// A Config of the first version has its defaults.
+func TestConfig(t *testing.T) {
+	for c, want := range map[Config][2]time.Duration{
+		{}: {5 * time.Second, 10 * time.Second},
+		{HTTPReadTimeout: 2, HTTPWriteTimeout: 3}: {2, 3},
 	} {
-		t.Run(name, func(t *testing.T) {
-			o, err := newOptions(c.opts)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := o.server("addr", http.NotFoundHandler())
-			if got.ReadTimeout != c.want.ReadTimeout || got.ReadHeaderTimeout != c.want.ReadHeaderTimeout ||
-				got.WriteTimeout != c.want.WriteTimeout || got.IdleTimeout != c.want.IdleTimeout {
-				t.Errorf("the server has %v, %v, %v, %v; want %v, %v, %v, %v",
-					got.ReadTimeout, got.ReadHeaderTimeout, got.WriteTimeout, got.IdleTimeout,
-					c.want.ReadTimeout, c.want.ReadHeaderTimeout, c.want.WriteTimeout, c.want.IdleTimeout)
-			}
-			if got.Addr != "addr" || got.Handler == nil || o.drainTimeout != c.dies {
-				t.Errorf("address %q, handler %v, drain timeout %v", got.Addr, got.Handler, o.drainTimeout)
-			}
-		})
+		got := c.server("addr", http.NotFoundHandler())
+		if got.ReadTimeout != want[0] || got.WriteTimeout != want[1] || got.Addr != "addr" || got.Handler == nil {
+			t.Errorf("%+v: the server has %v, %v, %q; want %v", c, got.ReadTimeout, got.WriteTimeout, got.Addr, want)
+		}
 	}
 }
 

@@ -18,21 +18,23 @@ import (
 // Config is what [ServeWithConfig] takes. A zero field means its default.
 type Config struct {
 	Timeout          time.Duration // DrainTimeout; default 10 seconds
-	HTTPReadTimeout  time.Duration // ReadTimeout; default 5 seconds
-	HTTPWriteTimeout time.Duration // WriteTimeout; default 10 seconds
+	HTTPReadTimeout  time.Duration // http.Server's ReadTimeout; default 5 seconds
+	HTTPWriteTimeout time.Duration // http.Server's WriteTimeout; default 10 seconds
 }
 
 // ServeWithConfig is [Serve] with the timeouts of conf, which a program that
 // wants more than these gives Serve as options.
 func ServeWithConfig(hport string, conf Config, handler http.Handler) error {
-	return Serve(hport, handler, conf.options()...)
+	return serve(hport, []Option{DrainTimeout(cmp.Or(conf.Timeout, 10*time.Second))}, func(u *Upgrader, ln net.Listener) {
+		u.HTTP(conf.server(hport, handler), ln)
+	})
 }
 
-func (c Config) options() []Option {
-	return []Option{
-		DrainTimeout(cmp.Or(c.Timeout, 10*time.Second)),
-		ReadTimeout(cmp.Or(c.HTTPReadTimeout, 5*time.Second)),
-		WriteTimeout(cmp.Or(c.HTTPWriteTimeout, 10*time.Second)),
+func (c Config) server(addr string, h http.Handler) *http.Server {
+	return &http.Server{
+		Addr: addr, Handler: h,
+		ReadTimeout:  cmp.Or(c.HTTPReadTimeout, 5*time.Second),
+		WriteTimeout: cmp.Or(c.HTTPWriteTimeout, 10*time.Second),
 	}
 }
 
@@ -84,7 +86,7 @@ func checkConfig(addr string, opts []Option) error {
 	if err != nil {
 		return err
 	}
-	network, addr := splitAddr(addr)
+	network, addr := splitAddr(addr, "http")
 	if network == "tcp" {
 		_, port, err := net.SplitHostPort(addr)
 		if err == nil {
@@ -130,7 +132,7 @@ func Listen(hport string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln, err := u.Listen(splitAddr(addr))
+	ln, err := u.Listen(splitAddr(addr, "http"))
 	if err != nil {
 		return nil, err
 	}

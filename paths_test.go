@@ -105,7 +105,7 @@ func TestSocketRemovedBeforeListen(t *testing.T) {
 	if got := ask(t, &net.UnixAddr{Net: "unix", Name: path}); got != "3" {
 		t.Errorf("on the path answers %q, want generation 3", got)
 	}
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) > 0 {
 		t.Errorf("after the last stop %v are left", left)

@@ -92,7 +92,7 @@ func TestClientsThatStop(t *testing.T) {
 					}
 					io.Copy(io.Discard, resp.Body)
 				}
-				u.Stop()
+				u.askStop()
 				receive(t, u.Done(), "Done")
 			})
 		}
@@ -115,7 +115,7 @@ func TestClientsThatStopInTheHandshake(t *testing.T) {
 		}
 		defer c.Close()
 		io.WriteString(c, send)
-		u.Stop()
+		u.askStop()
 		receive(t, u.Done(), fmt.Sprintf("Done, after %q", send))
 	}
 }

@@ -313,7 +313,7 @@ func TestUpgradeToATakenPIDFile(t *testing.T) {
 	}
 	receive(t, g.Done(), "Done")
 	alone(t, dir, ".b.lock", ".c.lock", "b", "c")
-	next.Stop()
+	next.askStop()
 	receive(t, next.Done(), "Done")
 	alone(t, dir, ".b.lock", "b")
 }
@@ -410,7 +410,7 @@ func TestAdviceWhereThePIDFileCanNotBeLent(t *testing.T) {
 	if do := advice(err); !errors.Is(err, ErrStart) || !strings.Contains(do, "PID file") || strings.Contains(do, "binary") {
 		t.Errorf("the error is %v, the advice %q", err, do)
 	}
-	u.Stop()
+	u.askStop()
 	receive(t, u.Done(), "Done")
 }
 

@@ -94,7 +94,7 @@ func (h *house) begin(sys system) *generation {
 }
 
 func (g *generation) run(sys system) {
-	opts := append([]Option{Signals(), Logger(nil), DrainTimeout(limit), ReadyTimeout(limit)}, g.house.opts(g.n)...)
+	opts := append([]Option{NoSignals(), Logger(nil), DrainTimeout(limit), ReadyTimeout(limit)}, g.house.opts(g.n)...)
 	g.Upgrader, g.err = newUpgrader(sys, opts)
 	close(g.made)
 	if g.err == nil {
@@ -116,6 +116,9 @@ func (g *generation) exit() {
 	<-g.made
 	g.endOnce.Do(func() {
 		defer close(g.ended)
+		if g.Upgrader == nil && g.given == nil {
+			panic(g.err)
+		}
 		if g.Upgrader == nil { // New has closed the channel and the pipe
 			for i := range g.given.count {
 				unix.Close(g.given.first + i)
@@ -348,3 +351,6 @@ func (g *generation) await(want state) {
 		}
 	}
 }
+
+// askStop is Shutdown that does not wait.
+func (u *Upgrader) askStop() { u.happen(evStop{}) }

@@ -54,7 +54,7 @@ func TestLateChildTakesNothing(t *testing.T) {
 			receive(t, called, "the start")
 			want := ErrReadyTimeout
 			if stops {
-				g.Stop()
+				g.askStop()
 				want = ErrStopped
 			}
 			wantErr(t, receive(t, done, "Upgrade"), want)
@@ -142,7 +142,7 @@ func TestListenerClosedInProbation(t *testing.T) {
 	if _, err := os.Lstat(claimed); !os.IsNotExist(err) {
 		t.Errorf("the path is there again: error %v", err)
 	}
-	g.Stop()
+	g.askStop()
 	receive(t, again, "Upgrade")
 	receive(t, g.Done(), "Done")
 }
@@ -338,7 +338,7 @@ func (w *stepper) mustEnd(want string) {
 			}
 		}
 		until(w.t, "the PID file", func() bool { return w.old.Upgrader.pid.names() })
-		w.old.Stop()
+		w.old.askStop()
 	}
 	receive(w.t, w.old.ended, "the end of old")
 	for _, path := range []string{w.path, w.pid} {

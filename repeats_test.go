@@ -289,7 +289,7 @@ func TestStopOnTheWayOut(t *testing.T) {
 		g.serversMu.Unlock()
 		g.house.born <- g
 		<-g.Done()
-		g.Stop()
+		g.askStop()
 		return nil
 	}
 	old := h.first()
@@ -308,13 +308,13 @@ func TestStopOnTheWayOut(t *testing.T) {
 	})
 }
 
-// A stopper is a server whose Serve, when it has returned, is followed by Stop.
+// A stopper is a server whose Serve, when it has returned, is followed by Shutdown.
 type stopper struct{ g *generation }
 
 func (s *stopper) drain(*drain) drainReport { return drainReport{} }
 func (s *stopper) offer(*mover)             {}
 func (s *stopper) resume()                  {}
-func (s *stopper) shutdown()                { s.g.Stop() }
+func (s *stopper) shutdown()                { s.g.askStop() }
 
 // TestStopOfNewThatHasGivenUp: a signal to a new process that was rolled back long
 // ago ends that one, and not the service. One of a moment later was meant for the
@@ -323,13 +323,16 @@ func TestStopOfNewThatHasGivenUp(t *testing.T) {
 	for name, long := range map[string]bool{"a moment ago": false, "long ago": true} {
 		t.Run(name, func(t *testing.T) {
 			p := handsOver(t, standingBy)
-			p.new.Close()
+			p.new.Abort()
 			p.old.await(serving)
 			if long {
 				p.handedOverLongAgo(2 * passOnFor)
 			}
 			newDrain := p.newServer.mustDrain(t, "new")
-			p.new.signalled(time.Now())
+			at := time.Now()
+			p.new.signalled(at)
+			mustBeCut(t, newDrain, "new", false) // it is the first
+			p.new.signalled(at.Add(sameSignal))
 			mustBeCut(t, newDrain, "new", true)
 			receive(t, p.new.Done(), "Done of new")
 			if !long {

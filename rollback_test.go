@@ -18,7 +18,7 @@ import (
 // newSolo gives an Upgrader of a process that has no other, and a listener.
 func newSolo(t *testing.T, opts ...Option) (*Upgrader, net.Listener) {
 	t.Helper()
-	u, err := newUpgrader(system{}, append([]Option{Signals(), Logger(nil), DrainTimeout(limit)}, opts...))
+	u, err := newUpgrader(system{}, append([]Option{NoSignals(), Logger(nil), DrainTimeout(limit)}, opts...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestShutdownAndRollBack(t *testing.T) {
 			if len(shut) > 0 {
 				t.Error("Shutdown was called after the roll back")
 			}
-			u.Stop()
+			u.askStop()
 			receive(t, u.Done(), "Done")
 			if err := receive(t, served, "execute"); err != nil {
 				t.Errorf("execute returned %v", err)
@@ -139,7 +139,7 @@ func TestStopRightAfterRollBack(t *testing.T) {
 	receive(t, slow.begun, "the drain of the upgrade")
 	next.die()
 	g.await(resuming)
-	g.Stop()
+	g.askStop()
 	g.await(resuming) // the loop has seen it
 	slow.notice <- struct{}{}
 	select {
@@ -198,7 +198,7 @@ func TestCloseBeforeNewAccepts(t *testing.T) {
 	}
 	done := old.upgrade()
 	receive(t, agreed, "go")
-	old.Close()
+	old.Abort()
 	old.await(upgrading) // the loop has seen it
 	close(accept)
 	next := h.next()
@@ -219,7 +219,7 @@ func TestCloseBeforeNewAccepts(t *testing.T) {
 	if _, err := os.Lstat(dropped); !os.IsNotExist(err) {
 		t.Errorf("the path of a socket that nobody has any more is there: error %v", err)
 	}
-	next.Stop()
+	next.askStop()
 	receive(t, next.Done(), "Done of the new one")
 	for _, p := range []string{path, late} {
 		if _, err := os.Lstat(p); !os.IsNotExist(err) {
@@ -248,7 +248,7 @@ func TestCloseBeforeNewDies(t *testing.T) {
 	addr := <-addrs
 	done := old.upgrade()
 	receive(t, agreed, "go")
-	old.Close()
+	old.Abort()
 	old.await(upgrading)
 	if got := ask(t, addr); got != "1" {
 		t.Errorf("generation %s answers, want 1", got)
@@ -290,7 +290,7 @@ func TestAnswersAfterACalledOffDrain(t *testing.T) {
 		t.Error("an answer after the roll back says that the connection is closed")
 	}
 	u.httpServer(srv).resume()
-	u.Stop()
+	u.askStop()
 	receive(t, u.Done(), "Done")
 	if err := receive(t, served, "execute"); err != nil {
 		t.Errorf("execute returned %v", err)
@@ -310,7 +310,7 @@ func TestStopRightAfterTheStart(t *testing.T) {
 	u.serversMu.Lock()
 	u.servers = append(u.servers, slow)
 	u.serversMu.Unlock()
-	u.Stop()
+	u.askStop()
 	receive(t, slow.begun, "the drain")
 	parked := make(chan struct{})
 	go func() {
@@ -407,7 +407,7 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 				u.m.onDrained()
 			})
 			ask().Close()
-			u.Stop()
+			u.askStop()
 			receive(t, u.Done(), "Done")
 			if err := receive(t, served, "execute"); err != nil {
 				t.Errorf("execute returned %v", err)

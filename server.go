@@ -35,13 +35,13 @@ type Server struct {
 	Protocol string
 }
 
-// Server gives an actor that runs s, like [Upgrader.HTTP]. execute returns nil
+// Server gives u the server s to run, as [Upgrader.HTTP] does. execute returns nil
 // when the process has handed over, or was stopped, and all connections that
 // came from the listener are closed or moved; those that are left when
 // [DrainTimeout] is up are cut off. Other errors are Serve's.
 func (u *Upgrader) Server(s Server) (execute func() error, interrupt func(error)) {
 	if s.Listener == nil || s.Serve == nil {
-		return nilServer("Server"), func(error) {}
+		return u.actor(nilServer("Server"))
 	}
 	o := &otherServer{
 		u: u, Server: s, finished: make(chan struct{}), resumed: make(chan struct{}), closed: make(chan struct{}), wanted: make(chan struct{}),
@@ -58,7 +58,7 @@ func (u *Upgrader) Server(s Server) (execute func() error, interrupt func(error)
 	u.serversMu.Lock()
 	u.addServer(o)
 	u.serversMu.Unlock()
-	return o.serve, func(error) { u.Close() }
+	return u.actor(o.serve)
 }
 
 type otherServer struct {

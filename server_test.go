@@ -69,7 +69,7 @@ func TestConnectionThatComesBackAfterShutdown(t *testing.T) {
 			receive(t, shut, "Shutdown for what has come back")
 			c.Close()
 			receive(t, drained, "the end of the drain")
-			u.Stop()
+			u.askStop()
 			receive(t, u.Done(), "Done")
 			if err := receive(t, served, "execute"); err != nil {
 				t.Errorf("execute returned %v", err)
@@ -123,7 +123,7 @@ func TestServeFromElsewhere(t *testing.T) {
 		defer client.Close()
 		receive(t, conns, "the connection").Close()
 	}
-	u.Stop()
+	u.askStop()
 	receive(t, u.Done(), "Done")
 	if err := receive(t, served, "execute"); err != nil {
 		t.Errorf("execute returned %v", err)
@@ -222,7 +222,7 @@ func TestWrapperIsClosedOnceAtTheEnd(t *testing.T) {
 				t.Errorf("a drain that was called off has closed it %d times", n)
 			}
 			c.Close()
-			g.Stop()
+			g.askStop()
 			receive(t, g.Done(), "Done")
 			if err := receive(t, served, "execute"); err != nil {
 				t.Errorf("execute returned %v", err)

@@ -20,7 +20,7 @@ func (u *Upgrader) handleSignals() (release func()) {
 	if u.opt.noSignals {
 		return func() {}
 	}
-	asks, stops := u.opt.signals, slices.Clone(stopSignals)
+	asks, stops := u.opt.upgradeOn, slices.Clone(u.opt.stopOn)
 	if u.underMaster() {
 		stops = append(stops, u.master.drainSignals...)
 		asks = without(asks, u.master.drainSignals)
@@ -29,8 +29,8 @@ func (u *Upgrader) handleSignals() (release func()) {
 	if len(asks) > 0 {
 		signal.Notify(upgrade, asks...)
 	}
-	stop := make(chan os.Signal, 2)                   // the first and the second
-	if stops = without(stops, asks); len(stops) > 0 { // Notify without one means every signal
+	stop := make(chan os.Signal, 2) // the first and the second
+	if len(stops) > 0 {             // Notify without one means every signal
 		signal.Notify(stop, stops...)
 	}
 	// When a signal has arrived must not depend on how long the goroutine that

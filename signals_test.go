@@ -16,7 +16,7 @@ func TestStopSignalsThatUpgrade(t *testing.T) {
 		t.Fatalf("%v are left", got)
 	}
 	h := newHouse(t, func(g *generation) error { return g.Ready() })
-	h.opts = func(int) []Option { return []Option{Signals(stopSignals...), Probation(time.Hour)} }
+	h.opts = func(int) []Option { return []Option{UpgradeSignals(stopSignals...), Probation(time.Hour)} }
 	g := h.first()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGWINCH); err != nil {
 		t.Fatal(err)
@@ -28,6 +28,6 @@ func TestStopSignalsThatUpgrade(t *testing.T) {
 		t.Fatal(next.err)
 	}
 	g.await(standingBy)
-	g.Close()
+	g.Abort()
 	receive(t, g.Done(), "Done")
 }

@@ -364,7 +364,7 @@ func TestReusePortListenersMatchInOrder(t *testing.T) {
 	if a[0] == a[1] || a[0] != b[0] && a[0] != b[1] || a[1] != b[0] && a[1] != b[1] {
 		t.Errorf("the sockets are %v, and were %v", b, a)
 	}
-	next.Stop()
+	next.askStop()
 }
 
 // Listen that fails leaves nothing: no socket for the next process, whose descriptor

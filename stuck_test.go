@@ -31,7 +31,7 @@ func TestStopWhileBeforeUpgradeHangs(t *testing.T) {
 			done := g.upgrade()
 			receive(t, called, "BeforeUpgrade")
 			for i := range stops {
-				g.Stop()
+				g.askStop()
 				if i == 0 && stops > 1 {
 					g.awaitEither(draining, stopped)
 				}
@@ -107,7 +107,7 @@ func TestRollBackWhileThePIDFileHangs(t *testing.T) {
 	wantErr(t, receive(t, done, "Upgrade"), ErrRolledBack)
 	again := g.upgrade()
 	g.await(serving)
-	g.Stop()
+	g.askStop()
 	wantErr(t, receive(t, again, "an Upgrade that waits for the PID file"), ErrStopped)
 	receive(t, g.Done(), "Done")
 }
@@ -164,7 +164,7 @@ func TestRollBackWhileAListenerHangs(t *testing.T) {
 	g.awaitEither(serving, resuming)
 	slow.notice <- struct{}{} // of the drain that was called off, and of the last one
 	slow.notice <- struct{}{}
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 }
 
@@ -202,7 +202,7 @@ func TestServersThatHang(t *testing.T) {
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	u.Stop()
+	u.askStop()
 	s.notice <- struct{}{}
 	if got := receive(t, s.called, "a call"); got != "shutdown" {
 		t.Fatalf("%s was called, want shutdown", got)
@@ -224,7 +224,7 @@ func (s *stuckDrainer) shutdown() { s.called <- "shutdown"; <-s.hang }
 func TestPassedUpgradeIsNotForgotten(t *testing.T) {
 	for name, end := range map[string]func(next *generation){
 		"it dies":     (*generation).die,
-		"it gives up": func(next *generation) { next.Close() },
+		"it gives up": func(next *generation) { next.Abort() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			addrs := make(chan net.Addr, 9)
@@ -257,7 +257,7 @@ func TestStopsWhileTheStartHangs(t *testing.T) {
 		close(called)
 		<-hang
 		return nil, errors.New("no")
-	}}, []Option{Signals(), Logger(nil), DrainTimeout(limit)})
+	}}, []Option{NoSignals(), Logger(nil), DrainTimeout(limit)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +267,7 @@ func TestStopsWhileTheStartHangs(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- u.Upgrade(t.Context()) }()
 	receive(t, called, "the start")
-	u.Stop()
+	u.askStop()
 	for drained := make(chan bool, 1); ; {
 		u.post(func() { drained <- u.m.state == holding })
 		if receive(t, drained, "the loop") {
@@ -275,8 +275,8 @@ func TestStopsWhileTheStartHangs(t *testing.T) {
 		}
 	}
 	for range 3 {
-		u.Stop()
-		u.Close()
+		u.askStop()
+		u.Abort()
 	}
 	wantErr(t, receive(t, done, "Upgrade"), ErrStopped)
 	receive(t, u.Done(), "Done")
@@ -306,7 +306,7 @@ func TestStartThatHangsIsLeftBehind(t *testing.T) {
 			close(ended)
 		}()
 	})
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 	unlock()
 	receive(t, ended, "the start to give up")

@@ -37,10 +37,12 @@ type Upgrader struct {
 	events chan func()
 	over   chan struct{} // closed when no event is handled any more
 
-	checking  atomic.Bool // BeforeUpgrade runs
+	checking  atomic.Bool  // BeforeUpgrade runs
+	cut       atomic.Int64 // connections that the last drain has cut off
 	readyOnce sync.Once
 	readyErr  error
 	extras    extras // files and connections
+	runs      runs   // the servers, as Run runs them
 	rule      idleRule
 
 	// Signals are handled before the PID file names this process: from then on

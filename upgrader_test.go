@@ -107,7 +107,7 @@ func TestUpgradeKeepsSocketsOverThreeGenerations(t *testing.T) {
 		}
 		g = next
 	}
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done of the last one")
 	for _, p := range []string{path, filepath.Join(dir, "pid")} {
 		if _, err := os.Lstat(p); !errors.Is(err, os.ErrNotExist) {
@@ -220,7 +220,7 @@ func TestUpgradeFails(t *testing.T) {
 			if got := ask(t, <-addrs); got != "1" {
 				t.Errorf("after the failure generation %s answers, want 1", got)
 			}
-			g.Stop()
+			g.askStop()
 			receive(t, g.Done(), "Done")
 		})
 	}
@@ -251,7 +251,7 @@ func TestRollBackInProbation(t *testing.T) {
 			t.Error("rolled back, and the PID file is not the old one's again")
 		}
 	}
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 }
 
@@ -263,7 +263,7 @@ func TestNewGivesUpInProbation(t *testing.T) {
 	addr := <-addrs
 	done := g.upgrade()
 	next := h.next()
-	next.Close()
+	next.Abort()
 	wantErr(t, receive(t, done, "Upgrade"), ErrRolledBack)
 	receive(t, next.Done(), "Done of the new one")
 	if got := ask(t, addr); got != "1" {
@@ -273,8 +273,8 @@ func TestNewGivesUpInProbation(t *testing.T) {
 
 func TestStopInProbationStopsBoth(t *testing.T) {
 	for name, stop := range map[string]func(old, new *generation){
-		"told to old": func(old, new *generation) { old.Stop() },
-		"told to new": func(old, new *generation) { new.Stop() },
+		"told to old": func(old, new *generation) { old.askStop() },
+		"told to new": func(old, new *generation) { new.askStop() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			addrs := make(chan net.Addr, 9)
@@ -328,7 +328,7 @@ func TestUpgradeAskedDuringAnother(t *testing.T) {
 	}
 	h.next()     // 2
 	g = h.next() // 3: the five are one
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 	if h.last != 3 {
 		t.Errorf("%d generations, want 3", h.last)
@@ -380,18 +380,18 @@ func TestDroppedListenerServesItsQueue(t *testing.T) {
 		}
 		t.Errorf("dial the dropped listener: %v, want connection refused", err)
 	}
-	next.Stop()
+	next.askStop()
 }
 
 func TestNewTwice(t *testing.T) {
-	u, err := New(Signals(), Logger(nil))
+	u, err := New(NoSignals(), Logger(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := New(); !errors.Is(err, ErrInUse) {
 		t.Errorf("a second New: %v, want ErrInUse", err)
 	}
-	u.Stop()
+	u.askStop()
 	receive(t, u.Done(), "Done")
 	wantErr(t, u.Ready(), ErrStopped)
 	receive(t, u.over, "the end of the loop")

@@ -76,7 +76,7 @@ func TestNewHangsAfterReady(t *testing.T) {
 				t.Fatal(err)
 			}
 			receive(t, g.Done(), "Done")
-			next.Stop()
+			next.askStop()
 			receive(t, next.Done(), "Done of the new one")
 		})
 	}
@@ -114,7 +114,7 @@ func TestNewHangsInTheDrain(t *testing.T) {
 	default:
 	}
 	slow.notice <- struct{}{}
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 }
 
@@ -140,7 +140,7 @@ func TestStopWhileNewHangs(t *testing.T) {
 			break
 		}
 	}
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 	next.die()
 }
@@ -205,7 +205,7 @@ func TestKillFailsAfterReady(t *testing.T) {
 	}
 	g.await(serving)
 	next.die()
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 }
 
@@ -314,7 +314,7 @@ func TestOldIsDeadThoughTheChannelIsOpen(t *testing.T) {
 			receive(t, next.parent.gone, "new to see that old is dead")
 			close(goOn)
 			askUntil(t, addr, "2")
-			next.Stop()
+			next.askStop()
 			receive(t, next.Done(), "Done")
 		})
 	}
@@ -380,7 +380,7 @@ func TestKillFailsTwice(t *testing.T) {
 		}
 	})
 	next.die()
-	g.Stop()
+	g.askStop()
 	receive(t, g.Done(), "Done")
 }
 

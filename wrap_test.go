@@ -68,7 +68,7 @@ func TestSilentClientOfWrapper(t *testing.T) {
 	u, dial := serveWrapped(t, DrainTimeout(0))
 	dial()
 	askWrapped(t, dial())
-	u.Stop()
+	u.askStop()
 	receive(t, u.Done(), "Done")
 }
 
@@ -77,7 +77,7 @@ func TestSilentClientOfWrapper(t *testing.T) {
 func TestIdleBehindWrapper(t *testing.T) {
 	u, dial := serveWrapped(t, DrainTimeout(time.Hour), IdleGrace(10*time.Millisecond))
 	askWrapped(t, dial())
-	u.Stop()
+	u.askStop()
 	receive(t, u.Done(), "Done")
 }
 
@@ -108,7 +108,7 @@ func TestHijackedBehindWrapper(t *testing.T) {
 	defer client.Close()
 	io.WriteString(client, "xGET / HTTP/1.1\r\nHost: test\r\n\r\n")
 	socket := receive(t, hijacked, "the request")
-	u.Stop()
+	u.askStop()
 	receive(t, goodbye, "the goodbye")
 	select {
 	case <-u.Done():
@@ -134,7 +134,7 @@ func (c *keepingConn) SetReadDeadline(d time.Time) error {
 // TestTrackBelow: the search leaves no trace.
 func TestTrackBelow(t *testing.T) {
 	u, ln := newSolo(t)
-	t.Cleanup(u.Stop)
+	t.Cleanup(u.askStop)
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}

@@ -29,8 +29,8 @@ func readmeCode(t *testing.T) (pieces []string) {
 	for _, m := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(b), -1) {
 		pieces = append(pieces, m[1])
 	}
-	if len(pieces) != 3 {
-		t.Fatalf("README.md has %d pieces of Go, want the smallest program, the embedding and the signals", len(pieces))
+	if len(pieces) != 4 {
+		t.Fatalf("README.md has %d pieces of Go, want the smallest program, the servers, the embedding and the signals", len(pieces))
 	}
 	return pieces
 }
@@ -73,22 +73,30 @@ func TestServeTLS(t *testing.T) {
 	mustUpgradePasted(t, path, "tcp", addr, "/", &tls.Config{RootCAs: roots, ServerName: "127.0.0.1"})
 }
 
+// TestREADMEServers: ListenAndServe.
+func TestREADMEServers(t *testing.T) {
+	addr := freeAddr(t)
+	code := strings.Replace(readmeCode(t)[1], `":9000"`, `"`+addr+`"`, 1)
+	path := paste(t, "fmt log net/http os time github.com/julofinance/grace/v3", readmeHandler+"func main() {\n"+code+"}\n")
+	mustUpgradePasted(t, path, "tcp", addr, "/", nil)
+	mustUpgradePasted(t, path, "unix", "admin.sock", "/", nil)
+}
+
 // TestREADMEEmbedding: the daemon's lines, with its own signals or without.
 func TestREADMEEmbedding(t *testing.T) {
 	pieces := readmeCode(t)
 	const servers = "	server, admin := &http.Server{Handler: fooBarHandler}, &http.Server{Handler: fooBarHandler}\n"
-	const end = "	if err != nil {\n		log.Fatal(err)\n	}\n}\n"
-	imports := "errors fmt log net/http os github.com/julofinance/grace/v3"
+	imports := "context errors fmt log net/http os time github.com/julofinance/grace/v3"
 	for name, own := range map[string]bool{"signals of grace": false, "signals of its own": true} {
 		t.Run(name, func(t *testing.T) {
 			addr := freeAddr(t)
-			code, imports := strings.Replace(pieces[1], `":9000"`, `"`+addr+`"`, 1), imports
+			code, imports := strings.Replace(pieces[2], `":9000"`, `"`+addr+`"`, 1), imports
 			if own {
-				code = strings.Replace(code, `grace.PIDFile("app.pid")`, `grace.PIDFile("app.pid"), grace.Signals()`, 1)
-				code = strings.Replace(code, "err = u.Run", pieces[2]+"err = u.Run", 1)
-				imports += " context os/signal syscall"
+				code = strings.Replace(code, `grace.PIDFile("app.pid")`, `grace.PIDFile("app.pid"), grace.NoSignals()`, 1)
+				code = strings.Replace(code, "u.HTTP(server", pieces[3]+"u.HTTP(server", 1)
+				imports += " os/signal syscall"
 			}
-			path := paste(t, imports, readmeHandler+"func main() {\n"+servers+code+end)
+			path := paste(t, imports, readmeHandler+"func main() {\n"+servers+code+"}\n")
 			mustUpgradePasted(t, path, "tcp", addr, "/", nil)
 			mustUpgradePasted(t, path, "unix", "admin.sock", "/", nil)
 		})

@@ -1,9 +1,14 @@
 package tableflip
 
-import "github.com/julofinance/grace/v3"
+import (
+	"context"
+
+	"github.com/julofinance/grace/v3"
+)
 
 // What this package needs of grace's public face and what may change there.
 
-func noSignals() grace.Option { return grace.Signals() }
+func noSignals() grace.Option { return grace.NoSignals() }
 
-func stopService(u *grace.Upgrader) { u.Stop() }
+// stopService returns at once.
+func stopService(u *grace.Upgrader) { go u.Shutdown(context.Background()) }

@@ -35,7 +35,7 @@ func main() {
 }
 
 func daemon(httpAddr, adminAddr, udpAddr string) error {
-	u, err := grace.New(grace.Signals()) // 1: no signals, they are ours
+	u, err := grace.New(grace.NoSignals()) // 1: no signals, they are ours
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func daemon(httpAddr, adminAddr, udpAddr string) error {
 	g.Add(u.HTTP(&http.Server{Handler: service()}, ln))      // 5: in place of srv.Serve(ln) and srv.Shutdown
 	g.Add(u.HTTP(&http.Server{Handler: operators()}, admin)) // 6
 	g.Add(func() error { return echo(packets) }, func(error) { packets.Close() })
-	g.Add(signals(func() { go u.Upgrade(context.Background()) }, u.Stop)) // 7: what to do on a signal
+	g.Add(signals(u)) // 7: what to do on a signal
 	return g.Run()
 }
 
@@ -93,7 +93,7 @@ func echo(conn net.PacketConn) error {
 }
 
 // signals upgrades on SIGHUP and stops on SIGTERM and SIGINT.
-func signals(upgrade, stop func()) (execute func() error, interrupt func(error)) {
+func signals(u *grace.Upgrader) (execute func() error, interrupt func(error)) {
 	c := make(chan os.Signal, 4)
 	signal.Notify(c, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
 	end := make(chan struct{})
@@ -102,9 +102,9 @@ func signals(upgrade, stop func()) (execute func() error, interrupt func(error))
 			select {
 			case s := <-c:
 				if s == syscall.SIGHUP {
-					upgrade()
+					go u.Upgrade(context.Background())
 				} else {
-					stop()
+					go u.Shutdown(context.Background())
 				}
 			case <-end:
 				return nil

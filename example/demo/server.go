@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"io"
 	"log/slog"
@@ -51,7 +52,8 @@ func serve(args []string) error {
 			}
 		}()
 	}
-	return u.Run(grace.Pair(u.HTTP(&http.Server{Handler: load.Handler()}, ln)))
+	u.HTTP(&http.Server{Handler: load.Handler()}, ln)
+	return u.Run(context.Background())
 }
 
 // read takes what the demo has left for this version.

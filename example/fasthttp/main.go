@@ -11,6 +11,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"log"
@@ -34,12 +35,12 @@ func main() {
 	}
 	fmt.Println("listening", ln.Addr())
 	srv := &fasthttp.Server{Handler: sayClose(hello), ConnState: connState}
-	server := grace.Server{
+	u.Server(grace.Server{
 		Listener: listener{ln},
 		Serve:    func(ln net.Listener) error { return srv.Serve(ln) },
 		Protocol: "http/1.1",
-	}
-	if err := u.Run(grace.Pair(u.Server(server))); err != nil {
+	})
+	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }

@@ -40,8 +40,8 @@ func main() {
 	}
 	fmt.Println("listening", ln.Addr())
 	var s server
-	actor := grace.Pair(u.Server(grace.Server{Listener: ln, Serve: s.serve, Shutdown: s.shutdown}))
-	if err := u.Run(actor); err != nil {
+	u.Server(grace.Server{Listener: ln, Serve: s.serve, Shutdown: s.shutdown})
+	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }

@@ -11,6 +11,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -41,8 +42,8 @@ func main() {
 		log.Fatal(err)
 	}
 	fmt.Println("listening", ln.Addr())
-	server := grace.Server{Listener: ln, Serve: serve, Protocol: "lines/1"}
-	if err := u.Run(grace.Pair(u.Server(server))); err != nil {
+	u.Server(grace.Server{Listener: ln, Serve: serve, Protocol: "lines/1"})
+	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }

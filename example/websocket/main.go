@@ -12,6 +12,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"log"
@@ -44,7 +45,8 @@ func main() {
 	if !*stay {
 		srv.RegisterOnShutdown(func() { close(leaving) })
 	}
-	if err := u.Run(grace.Pair(u.HTTP(srv, ln))); err != nil {
+	u.HTTP(srv, ln)
+	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }

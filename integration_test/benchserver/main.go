@@ -33,13 +33,12 @@ func main() {
 		log.Fatal(err)
 	}
 	srv := &http.Server{}
-	actors := []grace.Actor{}
 	for range *n {
 		ln, err := u.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			log.Fatal(err)
 		}
-		actors = append(actors, grace.Pair(u.HTTP(srv, ln)))
+		u.HTTP(srv, ln)
 	}
 	if err := u.Ready(); err != nil {
 		log.Fatal(err)
@@ -49,7 +48,7 @@ func main() {
 		u.WaitForParent(context.Background())
 		fmt.Printf("ready %d begun %d pid %d\n", ready, begun, os.Getpid())
 	}()
-	if err := u.Run(actors...); err != nil {
+	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }

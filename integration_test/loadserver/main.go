@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -57,48 +58,49 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	actors, err := listen(u)
-	if err != nil {
-		u.Close()
+	if err := listen(u); err != nil {
+		u.Abort()
 		<-u.Done()
 		return err
 	}
-	err = u.Run(actors...)
+	err = u.Run(context.Background())
 	fmt.Printf("begun pid=%d n=%d\n", os.Getpid(), begun.Load())
 	return err
 }
 
-func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
+func listen(u *grace.Upgrader) (err error) {
 	// One server for all that is plaintext HTTP/1: it has several listeners.
 	one := hooked("one")
-	add := func(how, network, addr string, serve func(net.Listener) grace.Actor) {
+	n := 0
+	add := func(how, network, addr string, serve func(net.Listener)) {
 		if addr == "" || err != nil {
 			return
 		}
 		var ln net.Listener
 		if ln, err = u.Listen(network, addr); err == nil {
 			fmt.Printf("listening %s %s pid=%d\n", how, ln.Addr(), os.Getpid())
-			actors = append(actors, serve(ln))
+			serve(ln)
+			n++
 		}
 	}
-	http1 := func(ln net.Listener) grace.Actor { return grace.Pair(u.HTTP(one, ln)) }
+	http1 := func(ln net.Listener) { u.HTTP(one, ln) }
 	add("plain", "tcp", *plain, http1)
 	add("unix", "unix", *unix, http1)
-	add("limited", "tcp", *limited, func(ln net.Listener) grace.Actor { return http1(limit(ln, *most)) })
-	add("tls", "tcp", *tls, func(ln net.Listener) grace.Actor {
-		return grace.Pair(u.HTTPS(hooked("tls"), ln, *certs+"/cert.pem", *certs+"/key.pem"))
+	add("limited", "tcp", *limited, func(ln net.Listener) { http1(limit(ln, *most)) })
+	add("tls", "tcp", *tls, func(ln net.Listener) {
+		u.HTTPS(hooked("tls"), ln, *certs+"/cert.pem", *certs+"/key.pem")
 	})
-	add("h2c", "tcp", *h2c, func(ln net.Listener) grace.Actor {
+	add("h2c", "tcp", *h2c, func(ln net.Listener) {
 		srv := hooked("h2c")
 		srv.Protocols = new(http.Protocols)
 		srv.Protocols.SetHTTP1(true)
 		srv.Protocols.SetUnencryptedHTTP2(true)
-		return grace.Pair(u.HTTP(srv, ln))
+		u.HTTP(srv, ln)
 	})
-	if err == nil && len(actors) == 0 {
+	if err == nil && n == 0 {
 		err = errors.New("nothing to listen on")
 	}
-	return actors, err
+	return err
 }
 
 // limit lets only so many connections in at once; the next waits in the queue.

@@ -13,6 +13,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"flag"
 	"fmt"
@@ -85,7 +86,6 @@ func run() error {
 			}
 		}
 	}
-	var actors []grace.Actor
 	for i, a := range []string{*listen, *second} {
 		if i == 0 && does("without") {
 			continue
@@ -107,15 +107,15 @@ func run() error {
 			ln = &counting{Listener: tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{pair}})}
 		}
 		if i == 0 && does("tls") {
-			actors = append(actors, grace.Pair(u.HTTPS(&http.Server{Handler: srv.Handler, TLSConfig: &tls.Config{}}, ln, *cert, *cert)))
+			u.HTTPS(&http.Server{Handler: srv.Handler, TLSConfig: &tls.Config{}}, ln, *cert, *cert)
 			continue
 		}
-		actors = append(actors, grace.Pair(u.HTTP(srv, ln)))
+		u.HTTP(srv, ln)
 	}
 	if *nofile > 0 && u.HasParent() {
 		limitFiles(openFiles() + *nofile)
 	}
-	return u.Run(actors...)
+	return u.Run(context.Background())
 }
 
 // counted are the connections that counting listeners have given.
@@ -152,7 +152,7 @@ func handlers(u *grace.Upgrader) http.Handler {
 		limitFiles(n)
 		fmt.Fprint(w, n)
 	})
-	mux.HandleFunc("/stop", func(http.ResponseWriter, *http.Request) { u.Stop() })
+	mux.HandleFunc("/stop", func(http.ResponseWriter, *http.Request) { go u.Shutdown(context.Background()) })
 	// Of two that ask for /pair, the first one's bytes are copied to the second.
 	mux.HandleFunc("/pair", func(w http.ResponseWriter, r *http.Request) {
 		c, _, err := http.NewResponseController(w).Hijack()

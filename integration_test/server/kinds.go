@@ -165,7 +165,7 @@ var theCertificate = sync.OnceValue(func() tls.Certificate {
 })
 
 // listenKinds listens on what the flags say.
-func listenKinds(u *grace.Upgrader) (actors []grace.Actor, err error) {
+func listenKinds(u *grace.Upgrader) error {
 	all := append(addrs(nil), served...)
 	if u.HasParent() {
 		all = append(all, servedLater...)
@@ -176,7 +176,7 @@ func listenKinds(u *grace.Upgrader) (actors []grace.Actor, err error) {
 		parts := strings.SplitN(flag, ",", 3)
 		ln, err := listenOn(u, parts[0]+"-"+parts[1], parts[2])
 		if err != nil {
-			return nil, err
+			return err
 		}
 		switch parts[0] {
 		case "limit":
@@ -202,14 +202,14 @@ func listenKinds(u *grace.Upgrader) (actors []grace.Actor, err error) {
 		srv := &http.Server{Handler: h, TLSConfig: &tls.Config{Certificates: []tls.Certificate{theCertificate()}}, TLSNextProto: nil}
 		switch parts[1] {
 		case "http":
-			actors = append(actors, grace.Pair(u.HTTP(srv, ln)))
+			u.HTTP(srv, ln)
 		case "https":
-			actors = append(actors, grace.Pair(u.HTTPS(srv, ln, "", "")))
+			u.HTTPS(srv, ln, "", "")
 		case "server":
-			actors = append(actors, grace.Pair(u.Server(echoServer(ln))))
+			u.Server(echoServer(ln))
 		}
 	}
-	return actors, nil
+	return nil
 }
 
 // echoServer closes its listener in Shutdown, as gRPC's does, and waits for its

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3"
+	"github.com/oklog/run"
 )
 
 // version is changed by tests with -ldflags "-X main.version=2".
@@ -64,7 +65,7 @@ func main() {
 	if *reap {
 		reapAll()
 	}
-	err := run()
+	err := serve()
 	for *stay != "" {
 		if _, err := os.Stat(*stay); err != nil {
 			break
@@ -89,7 +90,7 @@ func dieWithTest() {
 	}()
 }
 
-func run() error {
+func serve() error {
 	m := loadMisbehaviour(*misbehave)
 	m.at("start")
 	opts := []grace.Option{
@@ -115,36 +116,40 @@ func run() error {
 	}
 	m.at("manifest")
 	if m.mode == "stop" { // as if SIGTERM had come
-		u.Stop()
-		<-u.Done()
+		u.Shutdown(context.Background())
 	}
-	actors, err := listen(u)
+	others, err := listen(u)
 	if err != nil {
-		u.Close()
+		u.Abort()
 		<-u.Done()
 		return err
 	}
 	m.at("listen")
 	go m.afterReady(u)
-	return u.Run(actors...)
+	var g run.Group
+	stop := func(error) { u.Abort() }
+	g.Add(func() error { return u.Run(context.Background()) }, stop)
+	for _, execute := range others {
+		g.Add(execute, stop)
+	}
+	return g.Run()
 }
 
-func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
-	if actors, err = listenMore(u); err != nil {
+// listen gives the servers to u, and gives what is to run besides.
+func listen(u *grace.Upgrader) (others []func() error, err error) {
+	if others, err = listenMore(u); err != nil {
 		return nil, err
 	}
-	more, err := listenKinds(u)
-	if err != nil {
+	if err := listenKinds(u); err != nil {
 		return nil, err
 	}
-	actors = append(actors, more...)
 	srv := &http.Server{Handler: handlers(u)}
 	for _, a := range httpAddrs {
 		ln, err := listenOn(u, "http", a)
 		if err != nil {
 			return nil, err
 		}
-		actors = append(actors, grace.Pair(u.HTTP(srv, ln)))
+		u.HTTP(srv, ln)
 	}
 	for _, a := range rawAddrs {
 		ln, err := listenOn(u, "raw", a)
@@ -154,10 +159,7 @@ func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
 		if err := makeBlocking(ln); err != nil {
 			return nil, err
 		}
-		actors = append(actors, grace.Actor{
-			Execute:   func() error { return serveRaw(u, ln) },
-			Interrupt: func(error) { u.Close() },
-		})
+		others = append(others, func() error { return serveRaw(u, ln) })
 	}
 	packets := packetAddrs
 	for i := 0; i < len(packets); i++ {
@@ -175,12 +177,9 @@ func listen(u *grace.Upgrader) (actors []grace.Actor, err error) {
 		if err := makeBlocking(pc); err != nil {
 			return nil, err
 		}
-		actors = append(actors, grace.Actor{
-			Execute:   func() error { return servePackets(u, pc) },
-			Interrupt: func(error) { u.Close() },
-		})
+		others = append(others, func() error { return servePackets(u, pc) })
 	}
-	return actors, nil
+	return others, nil
 }
 
 // listenOn listens and says where.

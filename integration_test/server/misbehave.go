@@ -99,6 +99,6 @@ func (m *misbehaviour) afterReady(u *grace.Upgrader) {
 		p, _ := os.FindProcess(os.Getpid())
 		p.Kill()
 	case "close-after-ready":
-		u.Close()
+		u.Abort()
 	}
 }

@@ -22,14 +22,14 @@ var rightsAddrs addrs
 
 func init() {
 	flag.Var(&rightsAddrs, "rights", "method,network=addr to take messages with descriptors on; may be repeated")
-	listenElse = append(listenElse, func(u *grace.Upgrader) (actors []grace.Actor, err error) {
+	listenElse = append(listenElse, func(u *grace.Upgrader) error {
 		for _, a := range rightsAddrs {
 			method, a, _ := strings.Cut(a, ",")
 			ln, err := listenOn(u, "rights", a)
 			if err != nil {
-				return nil, err
+				return err
 			}
-			actors = append(actors, grace.Pair(u.Server(grace.Server{Listener: ln, Protocol: "rights/1", Serve: func(ln net.Listener) error {
+			u.Server(grace.Server{Listener: ln, Protocol: "rights/1", Serve: func(ln net.Listener) error {
 				for {
 					c, err := ln.Accept()
 					if err != nil {
@@ -37,9 +37,9 @@ func init() {
 					}
 					go serveRights(c.(*grace.UnixConn), method)
 				}
-			}})))
+			}})
 		}
-		return actors, nil
+		return nil
 	})
 }
 

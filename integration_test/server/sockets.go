@@ -62,7 +62,7 @@ func socketOptions() (opts []grace.Option) {
 const generationVariable = "TEST_LATER"
 
 // listenMore changes what is listened on, and takes what was handed over.
-func listenMore(u *grace.Upgrader) ([]grace.Actor, error) {
+func listenMore(u *grace.Upgrader) (others []func() error, err error) {
 	if u.HasParent() {
 		rawAddrs = append(rawAddrs, laterOnly...)
 		httpAddrs = append(httpAddrs, onlyHTTP2...)
@@ -70,7 +70,6 @@ func listenMore(u *grace.Upgrader) ([]grace.Actor, error) {
 		rawAddrs = append(rawAddrs, firstOnly...)
 		httpAddrs = append(httpAddrs, onlyHTTP1...)
 	}
-	var actors []grace.Actor
 	var listening []string
 	for range *many {
 		ln, err := u.Listen("tcp", "127.0.0.1:0")
@@ -78,32 +77,27 @@ func listenMore(u *grace.Upgrader) ([]grace.Actor, error) {
 			return nil, err
 		}
 		listening = append(listening, ln.Addr().String())
-		actors = append(actors, grace.Actor{
-			Execute:   func() error { return serveRaw(u, ln) },
-			Interrupt: func(error) { u.Close() },
-		})
+		others = append(others, func() error { return serveRaw(u, ln) })
 	}
 	if *many > 0 {
 		fmt.Printf("many pid=%d %s\n", os.Getpid(), strings.Join(listening, " "))
 	}
 	for _, listen := range listenElse {
-		more, err := listen(u)
-		if err != nil {
+		if err := listen(u); err != nil {
 			return nil, err
 		}
-		actors = append(actors, more...)
 	}
 	if err := takeExtras(u); err != nil {
 		return nil, err
 	}
 	if *chdir != "" {
-		return actors, os.Chdir(*chdir)
+		return others, os.Chdir(*chdir)
 	}
-	return actors, nil
+	return others, nil
 }
 
 // listenElse is for what only some systems have.
-var listenElse []func(*grace.Upgrader) ([]grace.Actor, error)
+var listenElse []func(*grace.Upgrader) error
 
 var (
 	theFile *os.File

@@ -43,7 +43,7 @@ func startOptions() (opts []grace.Option) {
 		opts = append(opts, grace.Dir(*dirPath))
 	}
 	if *onHup {
-		opts = append(opts, grace.Signals(syscall.SIGHUP))
+		opts = append(opts, grace.UpgradeSignals(syscall.SIGHUP))
 	}
 	return opts
 }

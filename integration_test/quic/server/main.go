@@ -64,7 +64,8 @@ func main() {
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	})}
-	if err := u.Run(grace.Pair(u.HTTP(srv, ln))); err != nil {
+	u.HTTP(srv, ln)
+	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }

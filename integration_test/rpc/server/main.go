@@ -55,10 +55,9 @@ func main() {
 	}
 	fmt.Printf("listening %s pid=%d\n", ln.Addr(), os.Getpid())
 	var s server
-	var actors []grace.Actor
 	switch *how {
 	case "grpc":
-		actors = append(actors, grace.Pair(u.Server(grace.Server{Listener: ln, Serve: s.serve, Shutdown: s.shutdown})))
+		u.Server(grace.Server{Listener: ln, Serve: s.serve, Shutdown: s.shutdown})
 	case "cmux":
 		m := cmux.New(ln)
 		rpc := m.MatchWithWriters(cmux.HTTP2MatchHeaderFieldSendSettings("content-type", "application/grpc"))
@@ -67,9 +66,8 @@ func main() {
 			io.Copy(io.Discard, r.Body)
 			fmt.Fprintf(w, "%d", os.Getpid())
 		})}
-		actors = append(actors,
-			grace.Pair(u.Server(grace.Server{Listener: rpc, Serve: s.serve, Shutdown: s.shutdown})),
-			grace.Pair(u.HTTP(srv, rest)))
+		u.Server(grace.Server{Listener: rpc, Serve: s.serve, Shutdown: s.shutdown})
+		u.HTTP(srv, rest)
 		go func() {
 			if err := m.Serve(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, cmux.ErrListenerClosed) && !errors.Is(err, cmux.ErrServerClosed) {
 				fmt.Printf("cmux pid=%d: %v\n", os.Getpid(), err)
@@ -84,7 +82,7 @@ func main() {
 		}
 		os.Exit(3)
 	}
-	if err := u.Run(actors...); err != nil {
+	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }

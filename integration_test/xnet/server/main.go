@@ -5,6 +5,7 @@ package main
 //lint:file-ignore SA1019 h2c.NewHandler is deprecated, and what many programs use
 
 import (
+	"context"
 	"crypto/tls"
 	"flag"
 	"fmt"
@@ -71,11 +72,12 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	actor := grace.Pair(u.HTTP(srv, ln))
 	if *how == "configure" {
-		actor = grace.Pair(u.HTTPS(srv, ln, *cert, *cert))
+		u.HTTPS(srv, ln, *cert, *cert)
+	} else {
+		u.HTTP(srv, ln)
 	}
-	if err := u.Run(actor); err != nil {
+	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }
