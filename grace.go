@@ -33,10 +33,6 @@ func ServeTLS(addr, certFile, keyFile string, h http.Handler, opts ...Option) er
 }
 
 func serve(addr string, opts []Option, add func(*Upgrader, net.Listener)) error {
-	addr = flagAddr(addr)
-	if flags.test {
-		return checkConfig(addr, opts)
-	}
 	u, err := New(opts...)
 	if err != nil {
 		return err

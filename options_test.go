@@ -4,7 +4,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -142,31 +141,11 @@ func TestAdviceForEveryReason(t *testing.T) {
 	}
 }
 
-// A Config of the first version has its defaults.
-func TestConfig(t *testing.T) {
-	for c, want := range map[Config][2]time.Duration{
-		{}: {5 * time.Second, 10 * time.Second},
-		{HTTPReadTimeout: 2, HTTPWriteTimeout: 3}: {2, 3},
-	} {
-		got := c.server("addr", http.NotFoundHandler())
-		if got.ReadTimeout != want[0] || got.WriteTimeout != want[1] || got.Addr != "addr" || got.Handler == nil {
-			t.Errorf("%+v: the server has %v, %v, %q; want %v", c, got.ReadTimeout, got.WriteTimeout, got.Addr, want)
-		}
-	}
-}
-
-// Only who asks for the flags of the first version has them.
-func TestFlagsAreAskedFor(t *testing.T) {
+// The import adds no flags, as the first version's did.
+func TestNoFlags(t *testing.T) {
 	for _, name := range []string{"p", "t"} {
 		if f := flag.CommandLine.Lookup(name); f != nil {
 			t.Errorf("the package has registered -%s", name)
-		}
-	}
-	fs := flag.NewFlagSet("", flag.ContinueOnError)
-	RegisterFlags(fs)
-	for _, name := range []string{"p", "t"} {
-		if fs.Lookup(name) == nil {
-			t.Errorf("RegisterFlags has not registered -%s", name)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"net/http"
 	"os"
 
-	"github.com/julofinance/grace/v3"
+	"github.com/julofinance/grace/v3/compat/v1"
 )
 
 var (
@@ -20,7 +20,6 @@ var (
 )
 
 func main() {
-	grace.RegisterFlags(nil)
 	flag.Parse()
 	fmt.Printf("port %q\n", grace.GetListenPort(*hport))
 	http.HandleFunc("/pid", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, os.Getpid()) })
