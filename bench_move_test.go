@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
@@ -93,7 +94,7 @@ func moveMany(b *testing.B, n int) (took, cpu, floor time.Duration) {
 // gives the processor time that one takes.
 func sendFloor(b *testing.B, tracks []*track) time.Duration {
 	b.Helper()
-	from, theirs, err := controlPair()
+	from, theirs, err := control.Pair()
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 )
 
@@ -21,7 +22,7 @@ import (
 type child struct {
 	id       int // names it in events
 	proc     process
-	ch       *channel
+	ch       *control.Channel
 	pipe     *os.File  // read end of the readiness pipe
 	handed   []*socket // by their index in the manifest
 	mover    *mover
@@ -42,15 +43,15 @@ type childPlan struct {
 // startChild gives the child everything that it gets, and starts it. It may wait
 // for a disk.
 func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
-	conn, theirs, err := controlPair()
+	conn, theirs, err := control.Pair()
 	if err != nil {
 		return nil, err
 	}
 	defer fd.CloseAll([]int{theirs})
-	ch := newChannel(conn)
+	ch := control.New(conn)
 	pipe, theirPipe, err := os.Pipe()
 	if err != nil {
-		ch.close()
+		ch.Close()
 		return nil, err
 	}
 	defer theirPipe.Close()
@@ -58,7 +59,7 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 	defer func() {
 		if err != nil {
 			pipe.Close()
-			ch.close()
+			ch.Close()
 		}
 	}()
 	var lock []int // of the PID file, or none
@@ -81,14 +82,14 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 			for range lock {
 				m.Sockets = append(m.Sockets, entry{Kind: kindPIDLock})
 			}
-			if err := ch.prewrite(newMessage(msgManifest, m)); err != nil {
+			if err := ch.Prewrite(control.NewMessage(msgManifest, m)); err != nil {
 				return fmt.Errorf("control channel: %w", err)
 			}
 			c.handed = socks
 			c.mover = newMover(ch, socks)
 			c.mover.grace = plan.grace
-			ch.most += maxPerSocket * min(len(socks), 1<<14)
-			told := context.AfterFunc(ctx, ch.sayLeft)
+			ch.Allow(len(socks))
+			told := context.AfterFunc(ctx, func() { sayLeft(ch) })
 			defer told()
 			c.proc, err = plan.start(int(ready), theirs, append(fds, lock...))
 			return err
@@ -114,8 +115,8 @@ func (c *child) watch(post func(event)) {
 		post(evLine{c.id, line, err})
 	}()
 	channelRead := make(chan struct{})
-	c.ch.run(func(m message) {
-		defer func() { fd.CloseAll(m.fds) }()
+	c.ch.Run(func(m control.Message) {
+		defer func() { fd.CloseAll(m.FDs) }()
 		if e := c.event(m); e != nil {
 			post(e)
 		}
@@ -132,7 +133,7 @@ func (c *child) watch(post func(event)) {
 		// process itself has written is read, and nobody is waited for.
 		end := time.Now().Add(500 * time.Millisecond)
 		c.pipe.SetReadDeadline(end)
-		c.ch.conn.SetReadDeadline(end)
+		c.ch.Socket().SetReadDeadline(end)
 		<-lineRead
 		<-channelRead
 		c.pipe.Close()
@@ -150,40 +151,40 @@ func readLine(r io.Reader) (string, error) {
 }
 
 // event gives what the message m says; nil: it is not for the machine.
-func (c *child) event(m message) event {
+func (c *child) event(m control.Message) event {
 	var claimed claims
-	switch m.typ {
+	switch m.Type {
 	case msgTook:
-		if took, refused, err := decodeIDs(m.payload); err == nil {
+		if took, refused, err := decodeIDs(m.Payload); err == nil {
 			c.mover.onTook(took, refused)
 		}
 	case msgTakes:
-		if m.decode(&claimed) == nil {
+		if m.Decode(&claimed) == nil {
 			c.mover.learn(claimed)
 			return evTakes{c.id}
 		}
 	case msgClaims:
-		if err := m.decode(&claimed); err != nil {
+		if err := m.Decode(&claimed); err != nil {
 			return evClaims{id: c.id, err: err}
 		}
 		c.learn(&claimed)
 		return evClaims{id: c.id, pongs: claimed.Pongs}
 	case msgAccepting:
-		if len(m.payload) > 0 && m.decode(&claimed) == nil && c.claims.Load() != nil { // they have changed since
+		if len(m.Payload) > 0 && m.Decode(&claimed) == nil && c.claims.Load() != nil { // they have changed since
 			c.learn(&claimed)
 		}
 		return evAccepting{c.id, time.Now()}
 	case msgPong:
 		return evPong{c.id}
 	case msgHanded:
-		return evHandedOver{c.id, len(m.payload) > 0}
+		return evHandedOver{c.id, len(m.Payload) > 0}
 	case msgStop:
 		var stop stopMessage
-		if m.decode(&stop) == nil {
+		if m.Decode(&stop) == nil {
 			return evChildStop{c.id, time.Now(), stop.Now, stop.Leave, stop.Early}
 		}
 	case msgFailed:
-		return evFailed{c.id, errors.New(strings.TrimPrefix(string(m.payload), "grace: "))}
+		return evFailed{c.id, errors.New(strings.TrimPrefix(string(m.Payload), "grace: "))}
 	}
 	return nil
 }
@@ -196,8 +197,8 @@ func (c *child) learn(claimed *claims) {
 // ping asks the child whether it is well; failed is called if the kernel does not
 // take the question within limit, and it is not the child that does not read.
 func (c *child) ping(limit time.Duration, failed func(error)) {
-	c.ch.sendWithin(limit, newMessage(msgPing, nil), func(err error) {
-		if err != nil && isOurs(err) && !errors.Is(err, errNotRead) && !errors.Is(err, errCutShort) {
+	c.ch.SendWithin(limit, control.NewMessage(msgPing, nil), func(err error) {
+		if err != nil && isOurs(err) && !errors.Is(err, control.ErrNotRead) && !errors.Is(err, control.ErrCutShort) {
 			failed(err)
 		}
 	})
@@ -217,7 +218,7 @@ func isOurs(err error) bool {
 // abandon ends a child that nobody knows: it waits for a go that never comes.
 func (c *child) abandon() {
 	c.proc.kill()
-	c.ch.close()
+	c.ch.Close()
 	c.pipe.Close()
 	c.proc.wait()
 }

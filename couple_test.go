@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 )
 
@@ -29,7 +30,7 @@ type side struct {
 	srv  *http.Server
 	l    *listener
 	http *httpServer
-	ch   *channel
+	ch   *control.Channel
 	done chan struct{} // its Serve has returned
 	seen chan net.Conn // the connections that it was given
 }
@@ -107,7 +108,7 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	p.old.open()
 	m := manifest{Sockets: []entry{socks[0].entry}}
 	p.new = newSide(t, &m, first, handler("new"))
-	theirs, n, err := controlPair()
+	theirs, n, err := control.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,24 +116,24 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.old.ch, p.new.ch = newChannel(theirs), newChannel(ours)
+	p.old.ch, p.new.ch = control.New(theirs), control.New(ours)
 	p.mover = newMover(p.old.ch, socks)
 	p.mover.patience = limit // for who tests something else
 	p.mover.learn(p.new.u.socks.claims())
 	p.recv = &receiver{ch: p.new.ch, find: p.new.u.socks.taker, held: map[uint32]received{}}
-	t.Cleanup(func() { p.old.ch.close(); p.new.ch.close() })
+	t.Cleanup(func() { p.old.ch.Close(); p.new.ch.Close() })
 	return p
 }
 
 // runOld and runNew let a process read its end of the channel.
 func (p *couple) runOld() {
 	c := &child{mover: p.mover}
-	p.old.ch.run(func(m message) { c.event(m) }, func(error) { p.mover.stop() })
+	p.old.ch.Run(func(m control.Message) { c.event(m) }, func(error) { p.mover.stop() })
 }
 
 func (p *couple) runNew() {
-	p.new.ch.run(func(m message) {
-		switch m.typ {
+	p.new.ch.Run(func(m control.Message) {
+		switch m.Type {
 		case msgConns:
 			p.recv.onConns(m)
 		case msgVerdict:

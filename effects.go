@@ -2,6 +2,8 @@ package grace
 
 import (
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/control"
 )
 
 // A performer does what the machine says. All of it runs in the goroutine that owns
@@ -59,13 +61,13 @@ func (p performer) launch(id int) {
 	}()
 }
 
-func (p performer) sendGo() { p.u.child.ch.send(newMessage(msgGo, nil)) }
+func (p performer) sendGo() { p.u.child.ch.Send(control.NewMessage(msgGo, nil)) }
 func (p performer) sendUpgrade() {
-	p.u.tellPeer(p.u.child.ch, p.u.child.proc.pid(), newMessage(msgUpgrade, nil), "upgrade")
+	p.u.tellPeer(p.u.child.ch, p.u.child.proc.pid(), control.NewMessage(msgUpgrade, nil), "upgrade")
 }
 
 func (p performer) sendStop(now bool) {
-	p.u.tellPeer(p.u.child.ch, p.u.child.proc.pid(), newMessage(msgStop, &stopMessage{Now: now}), "stop")
+	p.u.tellPeer(p.u.child.ch, p.u.child.proc.pid(), control.NewMessage(msgStop, &stopMessage{Now: now}), "stop")
 }
 
 func (p performer) ping() {
@@ -77,7 +79,7 @@ func (p performer) stopMoves()  { p.u.child.mover.stop() }
 func (p performer) kill() error { return p.u.child.proc.kill() }
 
 func (p performer) forget() {
-	p.u.child.ch.close()
+	p.u.child.ch.Close()
 	p.u.child.mover.stop()
 	p.u.child = nil
 }
@@ -93,20 +95,20 @@ func (p performer) tellParentOfChild(serves bool) {
 		if serves {
 			gone = ""
 		}
-		p.u.parent.ch.send(message{typ: msgHanded, payload: []byte(gone)})
+		p.u.parent.ch.Send(control.Message{Type: msgHanded, Payload: []byte(gone)})
 	}
 }
 
 func (p performer) sendParentStop(now bool) {
 	parent := p.u.parent
-	p.u.tellPeer(parent.ch, parent.m.Pid, newMessage(msgStop, &stopMessage{Now: now, Early: !parent.mayAccept()}), "stop")
+	p.u.tellPeer(parent.ch, parent.m.Pid, control.NewMessage(msgStop, &stopMessage{Now: now, Early: !parent.mayAccept()}), "stop")
 }
 
 func (p performer) sendParentLeave() {
-	p.u.parent.ch.send(newMessage(msgStop, &stopMessage{Leave: true}))
+	p.u.parent.ch.Send(control.NewMessage(msgStop, &stopMessage{Leave: true}))
 }
 
-func (p performer) sendPong()   { p.u.parent.ch.send(newMessage(msgPong, nil)) }
+func (p performer) sendPong()   { p.u.parent.ch.Send(control.NewMessage(msgPong, nil)) }
 func (p performer) becomeMain() { p.u.onMain(true) }
 
 // tellPatience is less than what the end of this process waits for what is queued.
@@ -115,8 +117,8 @@ const tellPatience = 900 * time.Millisecond
 // tellPeer sends m to the other process of a hand-over, and logs what could not be
 // sent in time while that process lives: what is missing there, the operator knows
 // then.
-func (u *Upgrader) tellPeer(ch *channel, pid int, m message, what string) {
-	ch.sendWithin(tellPatience, m, func(err error) {
+func (u *Upgrader) tellPeer(ch *control.Channel, pid int, m control.Message, what string) {
+	ch.SendWithin(tellPatience, m, func(err error) {
 		if err != nil && isOurs(err) {
 			u.log.Error("grace: the other process of the hand-over can't be told", "what", what, "peer", pid, "err", err, "do", "send it the signal yourself")
 		}
@@ -167,7 +169,7 @@ func (p performer) stopping(service bool) {
 
 func (p performer) finish(gaveUp, last bool) {
 	p.u.cancel()
-	var peers []*channel
+	var peers []*control.Channel
 	if p.u.child != nil {
 		peers = append(peers, p.u.child.ch)
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
+
+	"github.com/julofinance/grace/v3/internal/control"
 )
 
 // The ways in which an upgrade or a start can fail, to be told apart with
@@ -40,7 +42,7 @@ var (
 
 	// ErrProtocol means that the new process does not speak this hand-over:
 	// it wrote something else, hung up, or speaks another version. It was killed.
-	ErrProtocol = errors.New("the new process does not speak this hand-over")
+	ErrProtocol = control.ErrProtocol
 
 	// ErrRolledBack means that the new process died after it was ready, or was
 	// killed since it did not answer, and that this one accepts connections again.

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 )
 
@@ -106,7 +107,7 @@ func pipeConn(t *testing.T) net.Conn {
 }
 
 func unixPair() (*net.UnixConn, *net.UnixConn, error) {
-	a, n, err := controlPair()
+	a, n, err := control.Pair()
 	if err != nil {
 		return nil, nil, err
 	}

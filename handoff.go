@@ -1,9 +1,9 @@
 package grace
 
 import (
-	"encoding/binary"
 	"fmt"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
@@ -100,67 +100,33 @@ type stopMessage struct {
 	Early bool
 }
 
-type messageType byte
-
 const (
-	msgManifest  messageType = 'M' // old -> new: manifest
-	msgClaims    messageType = 'R' // new -> old: claims
-	msgGo        messageType = 'G' // old -> new
-	msgAccepting messageType = 'A' // new -> old: claims, if they have changed
-	msgStop      messageType = 'S' // either: stopMessage
-	msgUpgrade   messageType = 'U' // old -> new: upgrade once old is gone
-	msgFailed    messageType = 'F' // new -> old: why new gives up, as text
-	msgMain      messageType = 'P' // old -> new: systemd takes new for the main process now
-	msgTakes     messageType = 'T' // new -> old: claims.Takes, more of them
-	msgConns     messageType = 'C' // old -> new: connections, see move.go
-	msgTook      messageType = 'K' // new -> old: their ids
-	msgVerdict   messageType = 'V' // old -> new: ids, and whether they are new's
-	msgPing      messageType = 'Q' // old -> new: is the goroutine that owns the state well?
-	msgPong      messageType = 'O' // new -> old: its answer
-	msgHanded    messageType = 'H' // new -> old: a third process serves; with a payload, no more
+	msgManifest  control.Type = 'M' // old -> new: manifest
+	msgClaims    control.Type = 'R' // new -> old: claims
+	msgGo        control.Type = 'G' // old -> new
+	msgAccepting control.Type = 'A' // new -> old: claims, if they have changed
+	msgStop      control.Type = 'S' // either: stopMessage
+	msgUpgrade   control.Type = 'U' // old -> new: upgrade once old is gone
+	msgFailed    control.Type = 'F' // new -> old: why new gives up, as text
+	msgMain      control.Type = 'P' // old -> new: systemd takes new for the main process now
+	msgTakes     control.Type = 'T' // new -> old: claims.Takes, more of them
+	msgConns     control.Type = 'C' // old -> new: connections, see move.go
+	msgTook      control.Type = 'K' // new -> old: their ids
+	msgVerdict   control.Type = 'V' // old -> new: ids, and whether they are new's
+	msgPing      control.Type = 'Q' // old -> new: is the goroutine that owns the state well?
+	msgPong      control.Type = 'O' // new -> old: its answer
+	msgHanded    control.Type = 'H' // new -> old: a third process serves; with a payload, no more
 )
 
-// A message is one frame of the control channel: type, number of descriptors,
-// two bytes of zero, length of the payload, payload. Descriptors travel with
-// the frame's first byte; the receiver owns them.
-type message struct {
-	typ     messageType
-	payload []byte
-	fds     []int
-}
+// sayLeft tells a process that hangs while it is started that this process has stopped
+// waiting for it. A process that forks (see command.fork) can't be killed before it has
+// executed its program, and by then this process may be gone. So this is the first message
+// that it reads: the end of the channel alone would mean that this process is dead, and the
+// new process would serve.
+func sayLeft(ch *control.Channel) { ch.Send(control.NewMessage(msgStop, &stopMessage{Now: true})) }
 
-const (
-	frameHeader = 8
-	maxFDs      = 253 // SCM_MAX_FD of Linux, see unix(7)
-
-	// maxPayload is that of a message. The manifest and the claims have a record
-	// for each socket besides: a path, quoted, is the longest that it has.
-	maxPayload   = 256 << 10
-	maxPerSocket = 32 << 10
-	// keptBuffer is how much a channel keeps to read into after a large message.
-	keptBuffer = 64 << 10
-)
-
-func newMessage(t messageType, v body) message {
-	if v == nil {
-		return message{typ: t}
-	}
-	var r records
-	v.encode(&r)
-	return message{typ: t, payload: r.b}
-}
-
-func (m message) frame() []byte {
-	b := make([]byte, frameHeader, frameHeader+len(m.payload))
-	b[0] = byte(m.typ)
-	b[1] = byte(len(m.fds))
-	binary.BigEndian.PutUint32(b[4:], uint32(len(m.payload)))
-	return append(b, m.payload...)
-}
-
-func (m message) decode(v body) error {
-	if err := v.decode(m.payload); err != nil {
-		return fmt.Errorf("%w: message %q on the control channel: %w", ErrProtocol, m.typ, err)
-	}
-	return nil
+// saysLeft reports whether the next message is that of sayLeft. It stays to be read.
+func saysLeft(ch *control.Channel) bool {
+	t, ok := ch.Peek()
+	return ok && t == msgStop
 }

@@ -21,7 +21,7 @@ type lifeline interface {
 
 // poll is await for who can only ask.
 func pollLife(over func() bool, stop <-chan struct{}) bool {
-	for pause := shortestPause; !over(); pause = min(2*pause, longestPause) {
+	for pause := time.Millisecond; !over(); pause = min(2*pause, 100*time.Millisecond) {
 		select {
 		case <-stop:
 			return false

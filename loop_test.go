@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"go/ast"
-	"go/build"
 	"go/importer"
 	"go/parser"
 	"go/token"
@@ -27,15 +26,15 @@ import (
 // call that asks the system or the network is listed here, each with the reason why
 // that does not wait.
 var loopMayCall = map[string]string{
-	"channel.close calls net.conn.Close":         "a socket without SO_LINGER",
-	"forked.kill calls os.Process.Kill":          "a signal",
-	"forked.process calls os.FindProcess":        "only without pidfd: the process is looked up",
-	"killPidfd calls unix.PidfdSendSignal":       "a signal",
-	"listener.give calls net.Conn.Close":         "a socket without SO_LINGER",
-	"socket.listenNow calls unix.Listen":         "listen(2) of a socket that is bound",
-	"writeNonblock calls syscall.RawConn.Write":  "its function says at once that it is done",
-	"writeNonblock calls unix.SendmsgN":          "the socket is non-blocking",
-	"markTakenBack calls unix.SetsockoptTimeval": "an option",
+	"control.Channel.Close calls net.conn.Close":        "a socket without SO_LINGER",
+	"forked.kill calls os.Process.Kill":                 "a signal",
+	"forked.process calls os.FindProcess":               "only without pidfd: the process is looked up",
+	"killPidfd calls unix.PidfdSendSignal":              "a signal",
+	"listener.give calls net.Conn.Close":                "a socket without SO_LINGER",
+	"socket.listenNow calls unix.Listen":                "listen(2) of a socket that is bound",
+	"control.writeNonblock calls syscall.RawConn.Write": "its function says at once that it is done",
+	"control.writeNonblock calls unix.SendmsgN":         "the socket is non-blocking",
+	"markTakenBack calls unix.SetsockoptTimeval":        "an option",
 }
 
 // harmless are functions that wait for nothing, of packages most of which do.
@@ -43,9 +42,9 @@ var harmless = strings.Fields(`Getpid Getppid Getenv LookupEnv Environ NewSyscal
 	Network Addr LocalAddr RemoteAddr SplitHostPort JoinHostPort SyscallConn Control SetDeadline SetReadDeadline SetWriteDeadline
 	Signal Signaled Exited ExitStatus UnixRights NsecToTimeval Nano ClockGettime Getsid`)
 
-// calledLater are functions of this package that let another goroutine call what they
+// calledLater are functions of this module that let another goroutine call what they
 // are given.
-var calledLater = []string{"run", "watch", "ping", "restore", "sendWithin"}
+var calledLater = []string{"run", "watch", "ping", "restore", "Run", "SendWithin"}
 
 // whatWaits reports whether f, of another package, may wait for something outside.
 func whatWaits(f *types.Func) bool {
@@ -62,10 +61,11 @@ func whatWaits(f *types.Func) bool {
 	return false
 }
 
-// A loopGraph knows which functions of the package the loop calls.
+// A loopGraph knows which functions the loop calls: those of the root, and of the internal
+// packages.
 type loopGraph struct {
 	info  *types.Info
-	pkg   *types.Package
+	pkgs  map[*types.Package]bool
 	decls map[*types.Func]*ast.FuncDecl
 	seen  map[*types.Func]bool
 	found map[string]bool
@@ -89,7 +89,7 @@ func TestLoopWaitsForNothing(t *testing.T) {
 		})
 	}
 	if len(g.seen) < 100 {
-		t.Errorf("the loop calls %d functions of this package, want at least 100: the test does not see them", len(g.seen))
+		t.Errorf("the loop calls %d functions of this module, want at least 100: the test does not see them", len(g.seen))
 	}
 	for _, f := range slices.Sorted(maps.Keys(g.found)) {
 		if loopMayCall[f] == "" {
@@ -125,7 +125,7 @@ func (g *loopGraph) walk(n ast.Node, from string) {
 		case *ast.FuncLit:
 			return !later[n]
 		case *ast.CallExpr:
-			if f := g.callee(n.Fun); f != nil && (f.Name() == "AfterFunc" || f.Pkg() == g.pkg && slices.Contains(calledLater, f.Name())) {
+			if f := g.callee(n.Fun); f != nil && (f.Name() == "AfterFunc" || g.pkgs[f.Pkg()] && slices.Contains(calledLater, f.Name())) {
 				postpone(n.Args...)
 			}
 			if g.isPost(n) {
@@ -144,21 +144,28 @@ func (g *loopGraph) follow(fun ast.Expr, from string) {
 	if f == nil || f.Pkg() == nil {
 		return
 	}
-	if f.Pkg() != g.pkg {
+	if !g.pkgs[f.Pkg()] {
 		if whatWaits(f) {
-			g.found[from+" calls "+strings.NewReplacer("golang.org/x/sys/", "", "(", "", ")", "", "*", "").Replace(f.FullName())] = true
+			g.found[from+" calls "+shortName(f)] = true
 		}
 		return
 	}
 	for _, f := range g.behind(f) {
 		if decl := g.decls[f]; decl != nil && !g.seen[f] {
 			g.seen[f] = true
-			g.walk(decl.Body, strings.TrimPrefix(strings.NewReplacer("(", "", ")", "", "*", "").Replace(f.FullName()), g.pkg.Path()+"."))
+			g.walk(decl.Body, shortName(f))
 		}
 	}
 }
 
-// behind gives f, or the methods of this package that a call of an interface's may be.
+const thisModule = "github.com/julofinance/grace/v3"
+
+// shortName is the name of f without what all have in common, as control.Channel.Close.
+func shortName(f *types.Func) string {
+	return strings.NewReplacer(thisModule+"/internal/", "", thisModule+".", "", "golang.org/x/sys/", "", "(", "", ")", "", "*", "").Replace(f.FullName())
+}
+
+// behind gives f, or the methods of this module that a call of an interface's may be.
 func (g *loopGraph) behind(f *types.Func) []*types.Func {
 	recv := f.Signature().Recv()
 	if recv == nil || !types.IsInterface(recv.Type()) {
@@ -190,53 +197,70 @@ func (g *loopGraph) callee(fun ast.Expr) *types.Func {
 
 func (g *loopGraph) isPost(call *ast.CallExpr) bool {
 	f := g.callee(call.Fun)
-	return f != nil && f.Pkg() == g.pkg && f.Name() == "post" && len(call.Args) == 1
+	return f != nil && g.pkgs[f.Pkg()] && f.Name() == "post" && len(call.Args) == 1
 }
 
+// loadLoopGraph type-checks this module's packages from source, and takes the others from
+// their export data.
 func loadLoopGraph(t *testing.T) *loopGraph {
-	dir, err := build.ImportDir(".", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	list := exec.Command("go", append([]string{"list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}"}, dir.Imports...)...)
+	list := exec.Command("go", "list", "-export", "-deps", "-f", `{{.ImportPath}}|{{.Export}}|{{.Dir}}|{{join .GoFiles "|"}}`, ".")
 	list.Stderr = os.Stderr
 	out, err := list.Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
-	exports := map[string]string{}
-	for line := range strings.Lines(string(out)) {
-		path, file, _ := strings.Cut(strings.TrimSpace(line), " ")
-		exports[path] = file
+	g := &loopGraph{
+		info: &types.Info{Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{}},
+		pkgs: map[*types.Package]bool{}, decls: map[*types.Func]*ast.FuncDecl{}, seen: map[*types.Func]bool{}, found: map[string]bool{},
 	}
-	fset, files := token.NewFileSet(), []*ast.File{}
-	for _, name := range dir.GoFiles {
-		f, err := parser.ParseFile(fset, overlaid(t, name), nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files = append(files, f)
-	}
-	open := func(path string) (io.ReadCloser, error) {
+	exports, fset := map[string]string{}, token.NewFileSet()
+	imports := moduleImporter{own: map[string]*types.Package{}, others: importer.ForCompiler(fset, "gc", func(path string) (io.ReadCloser, error) {
 		b, err := os.ReadFile(cmp.Or(exports[path], "no export data of "+path))
 		return io.NopCloser(bytes.NewReader(b)), err
-	}
-	g := &loopGraph{
-		info:  &types.Info{Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{}},
-		decls: map[*types.Func]*ast.FuncDecl{}, seen: map[*types.Func]bool{}, found: map[string]bool{},
-	}
-	conf := types.Config{Importer: importer.ForCompiler(fset, "gc", open)}
-	if g.pkg, err = conf.Check("github.com/julofinance/grace/v3", fset, files, g.info); err != nil {
-		t.Fatal(fmt.Errorf("type-check: %w", err))
-	}
-	for _, f := range files {
-		for _, d := range f.Decls {
-			if decl, ok := d.(*ast.FuncDecl); ok && decl.Body != nil {
-				g.decls[g.info.Defs[decl.Name].(*types.Func)] = decl
+	})}
+	for line := range strings.Lines(string(out)) { // what a package imports comes before it
+		part := strings.Split(strings.TrimSpace(line), "|")
+		path, dir := part[0], part[2]
+		if exports[path] = part[1]; path != thisModule && !strings.HasPrefix(path, thisModule+"/") {
+			continue
+		}
+		files := []*ast.File{}
+		for _, name := range part[3:] {
+			f, err := parser.ParseFile(fset, overlaid(t, filepath.Join(dir, name)), nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, f)
+		}
+		conf := types.Config{Importer: imports}
+		pkg, err := conf.Check(path, fset, files, g.info)
+		if err != nil {
+			t.Fatal(fmt.Errorf("type-check: %w", err))
+		}
+		imports.own[path], g.pkgs[pkg] = pkg, true
+		for _, f := range files {
+			for _, d := range f.Decls {
+				if decl, ok := d.(*ast.FuncDecl); ok && decl.Body != nil {
+					g.decls[g.info.Defs[decl.Name].(*types.Func)] = decl
+				}
 			}
 		}
 	}
 	return g
+}
+
+// A moduleImporter gives the packages of this module that were checked from source, and
+// others.
+type moduleImporter struct {
+	own    map[string]*types.Package
+	others types.Importer
+}
+
+func (m moduleImporter) Import(path string) (*types.Package, error) {
+	if pkg := m.own[path]; pkg != nil {
+		return pkg, nil
+	}
+	return m.others.Import(path)
 }
 
 // overlaid gives the file that the go command takes in the place of name.
@@ -255,7 +279,7 @@ func overlaid(t *testing.T, name string) string {
 			t.Fatal(err)
 		}
 		for of, by := range overlay.Replace {
-			if filepath.Base(of) == name && filepath.Dir(of) == filepath.Dir(absolute(name)) {
+			if filepath.Clean(of) == filepath.Clean(absolute(name)) {
 				return by
 			}
 		}

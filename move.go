@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 )
 
@@ -98,7 +99,7 @@ func Move(c net.Conn, unread []byte) error {
 
 // A mover moves connections from the old process to its successor.
 type mover struct {
-	ch      *channel
+	ch      *control.Channel
 	sockets map[*listener]int // their indexes in the manifest
 	// patience is how long new may take to say that it has taken a connection,
 	// and to read that it is not to.
@@ -132,7 +133,7 @@ type moving struct {
 }
 
 // newMover gives one for the process at the other end of ch, to which handed go.
-func newMover(ch *channel, handed []*socket) *mover {
+func newMover(ch *control.Channel, handed []*socket) *mover {
 	m := &mover{
 		ch: ch, patience: tookPatience,
 		sockets: make(map[*listener]int, len(handed)), takes: make([]string, len(handed)), sent: map[uint32]*moving{},
@@ -209,7 +210,7 @@ func (m *mover) flush() {
 	m.writing = true
 	m.window++
 	// Not here: a failed channel answers at once, and m.mu is held.
-	go m.ch.sendWithin(m.patience, encodeConns(batch), func(err error) { m.onWritten(batch, err) })
+	go m.ch.SendWithin(m.patience, encodeConns(batch), func(err error) { m.onWritten(batch, err) })
 }
 
 // onWritten: a message was written, or could not be: then its connections stay,
@@ -218,7 +219,7 @@ func (m *mover) onWritten(batch []*moving, err error) {
 	var back []*moving
 	m.mu.Lock()
 	m.writing = false
-	if err == nil || errors.Is(err, errCutShort) { // new has, or will have, the descriptors
+	if err == nil || errors.Is(err, control.ErrCutShort) { // new has, or will have, the descriptors
 		now := time.Now()
 		for _, c := range batch {
 			c.at = now
@@ -294,14 +295,14 @@ func (m *mover) giveUp(all []*moving) {
 	}
 	var once sync.Once
 	serve := func() { once.Do(func() { m.takeBack(back) }) }
-	m.ch.sendThen(message{typ: msgVerdict, payload: encodeIDs(nil, ids)}, func(error) { serve() })
+	m.ch.SendThen(control.Message{Type: msgVerdict, Payload: encodeIDs(nil, ids)}, func(error) { serve() })
 	time.AfterFunc(m.patience, serve)
 }
 
 // onTook: new has received these, and could not make use of those. A new process
 // that has died since took nothing with it.
 func (m *mover) onTook(ids, refused []uint32) {
-	if m.ch.hungUp() {
+	if m.ch.HungUp() {
 		return // stop follows
 	}
 	m.mu.Lock()
@@ -331,7 +332,7 @@ func (m *mover) onTook(ids, refused []uint32) {
 	for _, c := range gone {
 		c.t.inner.Close() // the socket lives on in new
 	}
-	m.ch.send(message{typ: msgVerdict, payload: encodeIDs(yours, mine)})
+	m.ch.Send(control.Message{Type: msgVerdict, Payload: encodeIDs(yours, mine)})
 	for _, c := range gone {
 		c.t.l.live.remove(c.t, false)
 	}
@@ -395,10 +396,10 @@ const (
 	connHeader = 16
 )
 
-func encodeConns(batch []*moving) message {
-	m := message{typ: msgConns}
+func encodeConns(batch []*moving) control.Message {
+	m := control.Message{Type: msgConns}
 	for _, c := range batch {
-		m.payload = binary.BigEndian.AppendUint32(m.payload, c.id)
+		m.Payload = binary.BigEndian.AppendUint32(m.Payload, c.id)
 		socket := uint32(c.socket)
 		if c.custom {
 			socket |= customBit
@@ -413,11 +414,11 @@ func encodeConns(batch []*moving) message {
 		if ms := c.past.left.Milliseconds(); ms <= math.MaxUint32 {
 			left = uint32(ms)
 		}
-		m.payload = binary.BigEndian.AppendUint32(m.payload, socket)
-		m.payload = binary.BigEndian.AppendUint32(m.payload, uint32(len(c.unread)))
-		m.payload = binary.BigEndian.AppendUint32(m.payload, left)
-		m.payload = append(m.payload, c.unread...)
-		m.fds = append(m.fds, c.fd)
+		m.Payload = binary.BigEndian.AppendUint32(m.Payload, socket)
+		m.Payload = binary.BigEndian.AppendUint32(m.Payload, uint32(len(c.unread)))
+		m.Payload = binary.BigEndian.AppendUint32(m.Payload, left)
+		m.Payload = append(m.Payload, c.unread...)
+		m.FDs = append(m.FDs, c.fd)
 	}
 	return m
 }
@@ -480,5 +481,5 @@ func (u *Upgrader) takes(l *listener, proto string) {
 	}
 	var c claims
 	c.add(l.sock.index, proto)
-	u.parent.ch.send(newMessage(msgTakes, &c))
+	u.parent.ch.Send(control.NewMessage(msgTakes, &c))
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
@@ -70,7 +71,7 @@ func (p *couple) ask() (net.Conn, *bufio.Reader) {
 // take lets new receive what old sends next.
 func (p *couple) take() {
 	p.t.Helper()
-	m, err := p.new.ch.next()
+	m, err := p.new.ch.Next()
 	if err == nil {
 		err = p.recv.onConns(m)
 	}
@@ -155,10 +156,10 @@ func TestConnectionThatNewDoesNotTake(t *testing.T) {
 		t.Errorf("after an answer with Connection: close: got %v, want %v", err, io.EOF)
 	}
 	receive(t, done, "the drain to end")
-	p.old.ch.close()
+	p.old.ch.Close()
 	gone := make(chan int, 1)
-	p.new.ch.run(func(m message) {
-		switch m.typ {
+	p.new.ch.Run(func(m control.Message) {
+		switch m.Type {
 		case msgConns:
 			p.recv.onConns(m)
 		case msgVerdict:
@@ -176,18 +177,18 @@ func TestNewDiesAfterItTook(t *testing.T) {
 	c, r := p.ask()
 	d, done := p.drain()
 	dead := make(chan struct{})
-	p.old.ch.run(func(m message) {
+	p.old.ch.Run(func(m control.Message) {
 		<-dead
-		took, refused, _ := decodeIDs(m.payload)
+		took, refused, _ := decodeIDs(m.Payload)
 		p.mover.onTook(took, refused)
 	}, func(error) { p.mover.stop() })
 	p.take()
-	go p.new.ch.writeLoop()
-	p.new.ch.flush(limit)
+	p.new.ch.Run(func(control.Message) {}, func(error) {})
+	p.new.ch.Flush(limit)
 	for _, c := range p.recv.held {
 		c.conn.Close()
 	}
-	p.new.ch.close()
+	p.new.ch.Close()
 	close(dead)
 	receive(t, p.old.seen, "the connection")
 	receive(t, p.old.seen, "the connection to come back")
@@ -205,15 +206,13 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 	p.runOld()
 	c, r := p.ask()
 	d, done := p.drain()
-	m, err := p.new.ch.next()
+	m, err := p.new.ch.Next()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.new.ch.mu.Lock()
-	p.new.ch.busy = true // what new has to say is not written yet
-	p.new.ch.mu.Unlock()
+	jam(p.new.ch) // what the new process answers is queued, and never written
 	p.recv.onConns(m)
-	p.new.ch.close()
+	p.new.ch.Close()
 	receive(t, p.old.seen, "the connection")
 	receive(t, p.old.seen, "the connection to come back")
 	p.recv.onEnd() // old dies
@@ -231,7 +230,7 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 func TestBadConnsMessage(t *testing.T) {
 	p := newCouple(t, saysSide)
 	for _, payload := range [][]byte{
-		nil, {1}, encodeConns([]*moving{{id: 1, unread: []byte("xyz")}}).payload[:connHeader+1],
+		nil, {1}, encodeConns([]*moving{{id: 1, unread: []byte("xyz")}}).Payload[:connHeader+1],
 		// Below 0 as an int of 32 bit.
 		binary.BigEndian.AppendUint64(make([]byte, 8), 1<<63), binary.BigEndian.AppendUint64(make([]byte, 8), math.MaxUint64),
 	} {
@@ -239,7 +238,7 @@ func TestBadConnsMessage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = p.recv.onConns(message{typ: msgConns, payload: payload, fds: []int{fd}})
+		err = p.recv.onConns(control.Message{Type: msgConns, Payload: payload, FDs: []int{fd}})
 		if (err == nil) != (len(payload) == 0) {
 			t.Errorf("%d bytes: got error %v", len(payload), err)
 		}
@@ -285,7 +284,7 @@ func TestResetConnectionIsRefused(t *testing.T) {
 	p.awaitMoves(1)
 	c.SetLinger(0)
 	c.Close()
-	m, err := p.new.ch.next()
+	m, err := p.new.ch.Next()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -368,7 +367,7 @@ func TestOldDiesWhileConnectionsMove(t *testing.T) {
 	c, r := p.ask()
 	p.drain()
 	p.take()
-	p.old.ch.close() // as the kernel does
+	p.old.ch.Close() // as the kernel does
 	p.runNew()
 	wantAnswer(t, c, r, "", "new")
 	receive(t, p.new.seen, "the connection")

@@ -5,6 +5,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/control"
 )
 
 // The goroutine that owns the state waits for nothing outside: not for a
@@ -121,14 +123,14 @@ func (u *Upgrader) endServers() {
 // end is the last part of finish: it waits for what is outside, and tells the
 // machine then. mayRemove: the PID file is this process's to remove; last: no other
 // process of the service has its lock.
-func (u *Upgrader) end(mayRemove, last bool, peers []*channel) {
+func (u *Upgrader) end(mayRemove, last bool, peers []*control.Channel) {
 	u.endServers()
 	if u.pid != nil {
 		within(endPatience, func() { u.pid.giveUp(mayRemove, last) })
 	}
 	// The program exits soon, and what is not written then is lost.
 	for _, ch := range peers {
-		ch.flush(time.Second)
+		ch.Flush(time.Second)
 	}
 	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
 	u.post(u.tellEnd)
@@ -147,7 +149,7 @@ func (u *Upgrader) tellEnd() {
 		}
 		u.opt.flushLog()
 		if next != nil && went {
-			next.ch.send(newMessage(msgMain, nil))
+			next.ch.Send(control.NewMessage(msgMain, nil))
 		}
 		u.happen(evFinished{})
 	}()

@@ -8,12 +8,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // A parent is the old process, as the new one sees it.
 type parent struct {
-	ch      *channel
+	ch      *control.Channel
 	ready   *os.File // readiness pipe
 	m       manifest
 	goAhead chan struct{} // closed when old has said go
@@ -34,39 +35,39 @@ func joinParent(h *handover, limit time.Duration) (*parent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("grace: control channel: %w", err)
 	}
-	p := &parent{ch: newChannel(conn), ready: ready, goAhead: make(chan struct{}), deaf: make(chan struct{}), gone: make(chan struct{})}
-	p.ch.most += maxPerSocket * min(h.count, 1<<14)
-	conn.SetReadDeadline(time.Now().Add(limit))
-	m, err := p.ch.next()
-	conn.SetReadDeadline(time.Time{})
-	if err == nil && m.typ != msgManifest {
-		err = fmt.Errorf("%w: it begins with a message %q", ErrProtocol, m.typ)
+	p := &parent{ch: control.New(conn), ready: ready, goAhead: make(chan struct{}), deaf: make(chan struct{}), gone: make(chan struct{})}
+	p.ch.Allow(h.count)
+	p.ch.Socket().SetReadDeadline(time.Now().Add(limit))
+	m, err := p.ch.Next()
+	p.ch.Socket().SetReadDeadline(time.Time{})
+	if err == nil && m.Type != msgManifest {
+		err = fmt.Errorf("%w: it begins with a message %q", ErrProtocol, m.Type)
 	}
 	if err == nil {
-		err = m.decode(&p.m)
+		err = m.Decode(&p.m)
 	}
 	if err == nil && len(p.m.Sockets) != h.count {
 		err = fmt.Errorf("%w: the manifest names %d sockets, and %d were passed", ErrProtocol, len(p.m.Sockets), h.count)
 	}
 	if err != nil {
 		err = fmt.Errorf("grace: the manifest of the old process can't be read: %w", err)
-	} else if p.ch.saysLeft() {
+	} else if saysLeft(p.ch) {
 		err = fmt.Errorf("grace: %w: it was started too late, and the old process, pid %d, does not wait for it any more", ErrStopped, p.m.Pid)
 	}
 	if err != nil {
-		p.ch.close()
+		p.ch.Close()
 		ready.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-// run listens to the parent until it is proven to be dead, and tells what it says.
+// run listens to the parent until it is proven to be dead, and posts what it says.
 // take gives the listener for a moved connection; over ends this process.
 func (p *parent) run(log *slog.Logger, take func(index int) *listener, over <-chan struct{}, post func(event) bool) {
 	r := &receiver{ch: p.ch, find: take, held: map[uint32]received{}}
-	p.ch.run(func(m message) {
-		switch m.typ {
+	p.ch.Run(func(m control.Message) {
+		switch m.Type {
 		case msgConns:
 			if err := r.onConns(m); err != nil {
 				log.Error("grace: connections that were moved here can't be taken; the old process keeps them", "err", err)
@@ -84,7 +85,7 @@ func (p *parent) run(log *slog.Logger, take func(index int) *listener, over <-ch
 			}
 		case msgStop:
 			var s stopMessage
-			if m.decode(&s) == nil {
+			if m.Decode(&s) == nil {
 				post(evStop{stopRequest{at: time.Now(), now: s.Now, passedOn: true}})
 			}
 		case msgPing: // in a goroutine: it may hang, and what else the parent sends is to be read
@@ -94,14 +95,14 @@ func (p *parent) run(log *slog.Logger, take func(index int) *listener, over <-ch
 		case msgMain:
 			post(evMain{})
 		}
-		fd.CloseAll(m.fds)
+		fd.CloseAll(m.FDs)
 	}, func(err error) {
 		close(p.deaf)
 		if !p.outlive(log, over, err) {
 			return // this process ends first
 		}
 		r.onEnd()
-		p.ch.close()
+		p.ch.Close()
 		p.life.close()
 		close(p.gone)
 		post(evParentGone{})
@@ -115,7 +116,7 @@ func (p *parent) run(log *slog.Logger, take func(index int) *listener, over <-ch
 // shut down for reading gives what is queued, and then its end.
 func (p *parent) watchLife(over <-chan struct{}) {
 	if p.life.await(over) {
-		p.ch.conn.CloseRead()
+		p.ch.Socket().CloseRead()
 	}
 }
 

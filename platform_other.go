@@ -46,18 +46,11 @@ func startProcess(context.Context, command, int, int, []int) (process, error) {
 	return nil, ErrNotSupported
 }
 
-func controlPair() (*net.UnixConn, int, error)                { return nil, -1, ErrNotSupported }
-func growSendBuffer(*net.UnixConn, int)                       {}
-func writeNonblock(*net.UnixConn, []byte, []int) (int, error) { return 0, ErrNotSupported }
-func writeSome(*net.UnixConn, []byte, []int) (int, error)     { return 0, ErrNotSupported }
-func passes(error) bool                                       { return false }
-func (c *channel) receive() error                             { return ErrNotSupported }
-func (c *channel) readable() bool                             { return false }
-func parentLife(*net.UnixConn, int) lifeline                  { return nil }
-func fileID(string) (dev, ino uint64, err error)              { return 0, 0, ErrNotSupported }
-func whenGone(int, func())                                    {}
-func alive(int) bool                                          { return false }
-func killedBySIGKILL(*os.ProcessState) bool                   { return false }
+func parentLife(*net.UnixConn, int) lifeline     { return nil }
+func fileID(string) (dev, ino uint64, err error) { return 0, 0, ErrNotSupported }
+func whenGone(int, func())                       {}
+func alive(int) bool                             { return false }
+func killedBySIGKILL(*os.ProcessState) bool      { return false }
 
 // readable: the queue can't be looked at, so it counts as empty.
 func readable(*socket) bool { return false }
@@ -87,8 +80,6 @@ func openLate(lc net.ListenConfig, network, addr string) (fd.Listener, net.Liste
 	l, err := lc.Listen(context.Background(), network, addr)
 	return nil, l, err
 }
-
-func (c *channel) hungUp() bool { return false }
 
 // whoSet: supervisors that leave a variable are those of unix.
 func whoSet(string, string) int { return 0 }

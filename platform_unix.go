@@ -65,3 +65,12 @@ func killedBySIGKILL(state *os.ProcessState) bool {
 func alive(pid int) bool {
 	return pid > 0 && unix.Kill(pid, 0) != unix.ESRCH && !onlyANumber(pid)
 }
+
+var (
+	errBrokenPipe error = unix.EPIPE
+	errConnReset  error = unix.ECONNRESET
+	errAddrInUse  error = unix.EADDRINUSE
+	errTextBusy   error = unix.ETXTBSY
+	errShort            = []error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM} // not the binary's fault
+	errReadOnly   error = unix.EROFS
+)

@@ -114,7 +114,7 @@ func (w *world) move(t *testing.T) {
 	w.conn.mu.Lock()
 	p := w.conn.past()
 	w.conn.mu.Unlock()
-	batch, err := decodeConns(encodeConns([]*moving{{past: p}}).payload)
+	batch, err := decodeConns(encodeConns([]*moving{{past: p}}).Payload)
 	if err != nil {
 		panic(err)
 	}

@@ -127,12 +127,12 @@ func (g *generation) exit() {
 		}
 		u := g.Upgrader
 		if u.parent != nil {
-			u.parent.ch.close()
+			u.parent.ch.Close()
 			u.parent.ready.Close()
 		}
 		u.post(func() {
 			if u.child != nil {
-				u.child.ch.close()
+				u.child.ch.Close()
 				u.child, u.m.child = nil, childState{}
 			}
 			if u.m.state != stopped { // else it ends by itself
@@ -154,7 +154,7 @@ func (g *generation) die() {
 	g.death.CompareAndSwap(nil, deaths().killed)
 	<-g.made
 	if u := g.Upgrader; u != nil && u.parent != nil {
-		u.parent.ch.close() // first: the dead say nothing
+		u.parent.ch.Close() // first: the dead say nothing
 	}
 	g.dieOnce.Do(func() { close(g.dying) })
 	g.exit()

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/control"
 )
 
 // Ready says that this process can serve: the listeners begin to accept, the
@@ -66,7 +68,7 @@ func (u *Upgrader) accept() error {
 	}
 	if u.parent != nil {
 		// Should the program exit next, old is to know that it had begun.
-		u.parent.ch.flush(time.Second)
+		u.parent.ch.Flush(time.Second)
 	}
 	return err
 }
@@ -85,7 +87,7 @@ func (u *Upgrader) handshake() error {
 		}
 	}
 	c.Pongs = true
-	p.ch.send(newMessage(msgClaims, &c))
+	p.ch.Send(control.NewMessage(msgClaims, &c))
 	_, err := p.ready.WriteString(readyLine)
 	p.ready.Close()
 	if err != nil && !errors.Is(err, errBrokenPipe) {
@@ -109,11 +111,11 @@ func (u *Upgrader) handshake() error {
 // by now is old's.
 func (u *Upgrader) sayAccepting() {
 	c, dropped := u.socks.seal()
-	m := newMessage(msgAccepting, nil)
+	m := control.NewMessage(msgAccepting, nil)
 	if !slices.Equal(c.Sockets, u.parent.told) {
-		m = newMessage(msgAccepting, &c)
+		m = control.NewMessage(msgAccepting, &c)
 	}
-	u.parent.ch.send(m)
+	u.parent.ch.Send(m)
 	if len(dropped) > 0 {
 		go closeInherited(dropped) // a file's end may wait for its disk
 	}
@@ -126,8 +128,8 @@ func (u *Upgrader) sayAccepting() {
 func (u *Upgrader) failReady(err error) error {
 	if u.parent != nil {
 		why := err.Error()
-		u.parent.ch.send(message{typ: msgFailed, payload: []byte(why[:min(len(why), maxPayload)])})
-		u.parent.ch.flush(time.Second)
+		u.parent.ch.Send(control.Message{Type: msgFailed, Payload: []byte(why[:min(len(why), control.MaxPayload)])})
+		u.parent.ch.Flush(time.Second)
 	}
 	return err
 }

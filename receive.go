@@ -3,13 +3,14 @@ package grace
 import (
 	"net"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 )
 
 // A receiver takes moved connections in the new process. All of it runs in the
 // goroutine that reads the channel.
 type receiver struct {
-	ch   *channel
+	ch   *control.Channel
 	find func(index int) *listener // nil if this process has none that takes them
 	held map[uint32]received
 }
@@ -24,19 +25,19 @@ type received struct {
 
 // onConns makes connections of the descriptors, and keeps them until old has
 // given them up. A descriptor that did not arrive, or can't be used, stays old's.
-func (r *receiver) onConns(m message) error {
-	batch, err := decodeConns(m.payload)
+func (r *receiver) onConns(m control.Message) error {
+	batch, err := decodeConns(m.Payload)
 	if err != nil {
-		fd.CloseAll(m.fds)
+		fd.CloseAll(m.FDs)
 		return err
 	}
-	if len(m.fds) > len(batch) {
-		fd.CloseAll(m.fds[len(batch):])
+	if len(m.FDs) > len(batch) {
+		fd.CloseAll(m.FDs[len(batch):])
 	}
 	var took, refused []uint32
 	listeners := map[int]*listener{}
 	for i, c := range batch {
-		if i >= len(m.fds) {
+		if i >= len(m.FDs) {
 			refused = append(refused, c.id)
 			continue
 		}
@@ -46,11 +47,11 @@ func (r *receiver) onConns(m message) error {
 			listeners[c.socket] = l
 		}
 		if l == nil || !l.gate.Reserve() { // until deliver, or drop
-			fd.CloseAll(m.fds[i : i+1])
+			fd.CloseAll(m.FDs[i : i+1])
 			refused = append(refused, c.id)
 			continue
 		}
-		conn, err := receiveConn(m.fds[i], c.custom)
+		conn, err := receiveConn(m.FDs[i], c.custom)
 		if err != nil {
 			l.gate.Unreserve()
 			refused = append(refused, c.id)
@@ -59,12 +60,12 @@ func (r *receiver) onConns(m message) error {
 		r.held[c.id] = received{conn, l, c.unread, c.custom, c.past}
 		took = append(took, c.id)
 	}
-	r.ch.send(message{typ: msgTook, payload: encodeIDs(took, refused)})
+	r.ch.Send(control.Message{Type: msgTook, Payload: encodeIDs(took, refused)})
 	return nil
 }
 
-func (r *receiver) onVerdict(m message) error {
-	yours, mine, err := decodeIDs(m.payload)
+func (r *receiver) onVerdict(m control.Message) error {
+	yours, mine, err := decodeIDs(m.Payload)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/birth"
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 	"golang.org/x/sys/unix"
 )
@@ -47,12 +48,12 @@ func TestTakeHandover(t *testing.T) {
 		"other version with no more": {format: "version=9,parent=%[1]d,socket=%[2]d,ready=%[3]d,control=%[4]d", taken: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ours, control, err := controlPair()
+			ours, theirs, err := control.Pair()
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer ours.Close()
-			defer unix.Close(control)
+			defer unix.Close(theirs)
 			_, fds := pipes(t, 3)
 			base, err := dupInOrder(fds)
 			if err != nil {
@@ -60,13 +61,13 @@ func TestTakeHandover(t *testing.T) {
 			}
 			fd.CloseAll(fds)
 			defer fd.CloseAll([]int{base, base + 1, base + 2})
-			for _, fd := range []int{control, base, base + 1, base + 2} { // as exec leaves them
+			for _, fd := range []int{theirs, base, base + 1, base + 2} { // as exec leaves them
 				if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 					t.Fatal(err)
 				}
 			}
 			var st unix.Stat_t
-			if err := unix.Fstat(control, &st); err != nil {
+			if err := unix.Fstat(theirs, &st); err != nil {
 				t.Fatal(err)
 			}
 			if tc.parent == 0 {
@@ -75,7 +76,7 @@ func TestTakeHandover(t *testing.T) {
 			if tc.format == "" {
 				tc.format = all
 			}
-			named := control
+			named := theirs
 			if tc.change != nil {
 				tc.change(&named)
 			}
@@ -107,10 +108,10 @@ func TestTakeHandover(t *testing.T) {
 			if err != nil || h == nil {
 				t.Fatalf("got %v and error %v", h, err)
 			}
-			if h.control != control || h.ready != base {
-				t.Errorf("got %+v, want control %d and ready %d", *h, control, base)
+			if h.control != theirs || h.ready != base {
+				t.Errorf("got %+v, want control %d and ready %d", *h, theirs, base)
 			}
-			marked := []int{control, base}
+			marked := []int{theirs, base}
 			if h.version == protocolVersion {
 				marked = append(marked, base+1, base+2)
 				if h.first != base+1 || h.count != 2 {
@@ -131,13 +132,13 @@ func TestTakeHandover(t *testing.T) {
 
 // What startProcess says is what takeHandover of the child reads.
 func TestHandoverVariable(t *testing.T) {
-	_, control, err := controlPair()
+	_, theirs, err := control.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(control)
+	defer unix.Close(theirs)
 	want := handover{version: protocolVersion, ready: 3, control: 4, first: 5, count: 17}
-	v, err := want.variable(control)
+	v, err := want.variable(theirs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,8 +152,8 @@ func TestHandoverVariable(t *testing.T) {
 	if got != want || parent != os.Getpid() {
 		t.Errorf("%q: got %+v of parent %d, want %+v of %d", v, got, parent, want, os.Getpid())
 	}
-	unix.Close(control)
-	if _, err := want.variable(control); err == nil {
+	unix.Close(theirs)
+	if _, err := want.variable(theirs); err == nil {
 		t.Error("no error for a closed descriptor")
 	}
 }
@@ -246,7 +247,7 @@ func TestByGoRun(t *testing.T) {
 
 // The numbers of a hand-over that has failed may be other files' by now.
 func TestSecondNewAfterAFailedOne(t *testing.T) {
-	conn, control, err := controlPair()
+	conn, theirs, err := control.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,11 +259,11 @@ func TestSecondNewAfterAFailedOne(t *testing.T) {
 	unix.CloseOnExec(pipe[0])
 	unix.CloseOnExec(pipe[1])
 	defer unix.Close(pipe[0])
-	h := &handover{version: protocolVersion, control: control, ready: pipe[1]}
+	h := &handover{version: protocolVersion, control: theirs, ready: pipe[1]}
 	if _, err := joinParent(h, limit); err == nil || errors.Is(err, ErrStopped) {
 		t.Fatalf("without a manifest: error %v", err)
 	}
-	other, err := unix.FcntlInt(uintptr(pipe[0]), unix.F_DUPFD_CLOEXEC, control)
+	other, err := unix.FcntlInt(uintptr(pipe[0]), unix.F_DUPFD_CLOEXEC, theirs)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -147,9 +147,9 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 		}
 		u.endSignals()
 		if u.parent != nil {
-			go u.parent.ch.writeLoop()
+			u.parent.ch.StartWriting()
 			u.failReady(err)
-			u.parent.ch.close()
+			u.parent.ch.Close()
 			u.parent.life.close()
 		}
 		close(u.over)
@@ -189,7 +189,7 @@ func (u *Upgrader) findPlace() (err error) {
 		return err
 	}
 	m := &u.parent.m
-	u.parent.life = u.sys.parentLife(u.parent.ch.conn, m.Pid)
+	u.parent.life = u.sys.parentLife(u.parent.ch.Socket(), m.Pid)
 	u.generation = m.Generation
 	u.home = home{dir: m.Dir, path: m.Path, real: m.Binary}
 	if last := len(m.Sockets) - 1; last >= 0 && m.Sockets[last].Kind == kindPIDLock {

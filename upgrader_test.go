@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"golang.org/x/sys/unix"
 )
 
@@ -158,7 +159,7 @@ func TestUpgradeFails(t *testing.T) {
 		},
 		"claims that are no records": {
 			main: func(g *generation) error {
-				g.parent.ch.send(message{typ: msgClaims, payload: []byte("{")})
+				g.parent.ch.Send(control.Message{Type: msgClaims, Payload: []byte("{")})
 				<-g.ended
 				return boom
 			},

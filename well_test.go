@@ -226,7 +226,7 @@ func TestAcceptingIsLost(t *testing.T) {
 		if err := g.handshake(); err != nil {
 			return err
 		}
-		g.parent.ch.conn.CloseWrite()
+		g.parent.ch.Socket().CloseWrite()
 		ready := make(chan error, 1)
 		g.post(func() { ready <- g.m.onReady() })
 		return <-ready
@@ -253,7 +253,7 @@ func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
 		t.Fatal(next.err)
 	}
 	g.await(standingBy)
-	g.post(func() { g.child.ch.conn.CloseWrite() })
+	g.post(func() { g.child.ch.Socket().CloseWrite() })
 	receive(t, next.parent.deaf, "the end of the channel")
 	again := next.upgrade()
 	next.await(serving)
@@ -304,7 +304,7 @@ func TestOldIsDeadThoughTheChannelIsOpen(t *testing.T) {
 			until(t, "old to know new", func() bool {
 				g.ask(func() {
 					if g.child != nil {
-						theirs, _ = g.child.ch.conn.File()
+						theirs, _ = g.child.ch.Socket().File()
 					}
 				})
 				return theirs != nil

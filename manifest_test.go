@@ -7,12 +7,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
-func TestRecords(t *testing.T) {
+func TestManifestAndMessages(t *testing.T) {
 	odd := "a \"quoted\" = b\nc\x00\xff ä"
-	for _, want := range []body{
+	for _, want := range []control.Body{
 		&manifest{Version: 1, Pid: 7, Generation: 3, Dir: "/", Path: "/bin/app", Sockets: []entry{}},
 		&manifest{
 			Version: 1, Pid: 1 << 30, Generation: 1000, Dir: odd, Path: odd,
@@ -28,19 +29,19 @@ func TestRecords(t *testing.T) {
 		&stopMessage{},
 		&stopMessage{Now: true, Leave: true, Early: true},
 	} {
-		m := newMessage('x', want)
-		got := reflect.New(reflect.TypeOf(want).Elem()).Interface().(body)
-		if err := m.decode(got); err != nil {
-			t.Errorf("%q: %v", m.payload, err)
+		m := control.NewMessage('x', want)
+		got := reflect.New(reflect.TypeOf(want).Elem()).Interface().(control.Body)
+		if err := m.Decode(got); err != nil {
+			t.Errorf("%q: %v", m.Payload, err)
 		}
 		if !reflect.DeepEqual(got, want) {
-			t.Errorf("%q: got %+v, want %+v", m.payload, got, want)
+			t.Errorf("%q: got %+v, want %+v", m.Payload, got, want)
 		}
 	}
 }
 
 // What a later version adds is passed over, what is wrong is an error.
-func TestRecordsOfOthers(t *testing.T) {
+func TestManifestOfAnotherVersion(t *testing.T) {
 	for text, want := range map[string]*manifest{
 		"":            {Sockets: []entry{}},
 		"\n":          {Sockets: []entry{}},
@@ -55,7 +56,7 @@ func TestRecordsOfOthers(t *testing.T) {
 		"{\"pid\":1}\n":    nil,
 	} {
 		var got manifest
-		err := message{payload: []byte(text)}.decode(&got)
+		err := control.Message{Payload: []byte(text)}.Decode(&got)
 		if want == nil {
 			wantErr(t, err, ErrProtocol)
 		} else if err != nil || !reflect.DeepEqual(&got, want) {
@@ -65,13 +66,13 @@ func TestRecordsOfOthers(t *testing.T) {
 }
 
 // Nothing that comes over the channel may be a panic.
-func FuzzRecords(f *testing.F) {
+func FuzzManifestAndMessages(f *testing.F) {
 	f.Add([]byte("version=1 dir=\"/\"\nkind=\"listener\" dev=1\n"))
 	f.Add([]byte("\nsocket=1 takes=\"x\"\n"))
 	f.Fuzz(func(_ *testing.T, b []byte) {
-		for _, v := range []body{&manifest{}, &claims{}, &stopMessage{}} {
-			if v.decode(b) == nil {
-				newMessage('x', v)
+		for _, v := range []control.Body{&manifest{}, &claims{}, &stopMessage{}} {
+			if v.Decode(b) == nil {
+				control.NewMessage('x', v)
 			}
 		}
 	})

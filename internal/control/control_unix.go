@@ -1,6 +1,6 @@
 //go:build unix
 
-package grace
+package control
 
 import (
 	"cmp"
@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// controlPair makes the control channel: old's end, and the descriptor of new's.
-func controlPair() (*net.UnixConn, int, error) {
+// Pair makes a control channel: this process's end, and the descriptor of the other
+// process's end, both close-on-exec.
+func Pair() (*net.UnixConn, int, error) {
 	syscall.ForkLock.RLock()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	if err == nil {
@@ -40,7 +41,7 @@ func growSendBuffer(c *net.UnixConn, size int) {
 	}
 }
 
-// writeNonblock writes what the kernel takes now of b, and fds with its first byte.
+// writeNonblock writes what the kernel takes of b now, and fds with its first byte.
 func writeNonblock(c *net.UnixConn, b []byte, fds []int) (n int, err error) {
 	rc, err := c.SyscallConn()
 	if err != nil {
@@ -82,10 +83,10 @@ func writeSome(c *net.UnixConn, b []byte, fds []int) (n int, err error) {
 	return n, err
 }
 
-// passes says whether what the kernel refuses now with this error may work in a
-// moment: it is short of something, or the user has too many descriptors in
-// flight. Anything that does not say that the other end, or this one, is gone
-// may pass: the peer's end is proven otherwise.
+// passes reports whether what the kernel refuses now with err may work in a moment: the
+// kernel is short of something, or the user has too many descriptors in flight. So it is
+// with every error but those that say that one of the ends is gone: whether the other
+// process is dead is proven in other ways.
 func passes(err error) bool {
 	var errno unix.Errno
 	if !errors.As(err, &errno) {
@@ -99,17 +100,17 @@ func passes(err error) bool {
 }
 
 // readable reports whether receive returns at once.
-func (c *channel) readable() (ok bool) {
+func (c *Channel) readable() (ok bool) {
 	if raw, err := c.conn.SyscallConn(); err == nil {
 		raw.Control(func(n uintptr) { ok = fd.IsReadable(int(n)) })
 	}
 	return ok
 }
 
-// receive reads once.
-func (c *channel) receive() error {
+// receive reads once into c.in and c.inFDs.
+func (c *Channel) receive() error {
 	var buf [16 << 10]byte
-	var oob [maxFDs*4 + 64]byte
+	var oob [MaxFDs*4 + 64]byte
 	n, oobn, _, _, err := c.conn.ReadMsgUnix(buf[:], oob[:])
 	if err != nil && !errors.Is(err, io.EOF) { // an EOF comes wrapped
 		return err
@@ -135,9 +136,9 @@ func (c *channel) receive() error {
 	return nil
 }
 
-// hungUp says whether the other end is closed, though it may have written
-// something before that is not read yet.
-func (c *channel) hungUp() bool {
+// HungUp reports whether the other end is closed. What it has written before may still be
+// there to be read.
+func (c *Channel) HungUp() bool {
 	rc, err := c.conn.SyscallConn()
 	if err != nil {
 		return true
@@ -146,12 +147,3 @@ func (c *channel) hungUp() bool {
 	err = rc.Control(func(n uintptr) { hungUp = fd.IsHungUp(int(n)) })
 	return hungUp || err != nil
 }
-
-var (
-	errBrokenPipe error = unix.EPIPE
-	errConnReset  error = unix.ECONNRESET
-	errAddrInUse  error = unix.EADDRINUSE
-	errTextBusy   error = unix.ETXTBSY
-	errShort            = []error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM} // not the binary's fault
-	errReadOnly   error = unix.EROFS
-)
