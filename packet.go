@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/pktinfo"
 )
 
 // A UDPConn is what [Upgrader.ListenPacket] gives for udp, udp4 and udp6: a
@@ -16,6 +17,13 @@ import (
 // it has handed over; after Done they return net.ErrClosed. Writes always
 // work. What SyscallConn gives reads like that too, as golang.org/x/net's ReadBatch
 // and quic-go do; what is read in its Control, or of File's copy, does not wait.
+//
+// One that is bound to a wildcard address, as to ":53", answers from the address that
+// was asked, on Linux: what ReadFrom, ReadFromUDP or ReadFromUDPAddrPort has read of a
+// peer is remembered, for at least 16,384 peers, and WriteTo, WriteToUDP and
+// WriteToUDPAddrPort send to that peer from where its last packet came to. A plain
+// net.UDPConn leaves the choice to the kernel there. ReadMsgUDP and WriteMsgUDP are left
+// alone: with the control messages of golang.org/x/net a program does that itself.
 //
 // One with SO_REUSEPORT that was not handed over, beside others of the same
 // address, is given packets by the kernel from ListenPacket on. They wait until
@@ -30,12 +38,16 @@ import (
 type UDPConn struct {
 	*net.UDPConn
 	packet[net.UDPConn, *net.UDPConn]
+	sources pktinfo.Sources
 }
 
 // ReadFrom is [net.UDPConn.ReadFrom].
 func (c *UDPConn) ReadFrom(b []byte) (n int, addr net.Addr, err error) {
-	err = c.read(func() (int, error) { n, addr, err = c.inner().ReadFrom(b); return n, err })
-	return n, addr, err
+	n, from, err := c.ReadFromUDPAddrPort(b)
+	if err != nil {
+		return n, nil, err
+	}
+	return n, net.UDPAddrFromAddrPort(from), nil
 }
 
 // Read is [net.UDPConn.Read].
@@ -46,13 +58,16 @@ func (c *UDPConn) Read(b []byte) (n int, err error) {
 
 // ReadFromUDP is [net.UDPConn.ReadFromUDP].
 func (c *UDPConn) ReadFromUDP(b []byte) (n int, addr *net.UDPAddr, err error) {
-	err = c.read(func() (int, error) { n, addr, err = c.inner().ReadFromUDP(b); return n, err })
-	return n, addr, err
+	n, from, err := c.ReadFromUDPAddrPort(b)
+	if err != nil {
+		return n, nil, err
+	}
+	return n, net.UDPAddrFromAddrPort(from), nil
 }
 
 // ReadFromUDPAddrPort is [net.UDPConn.ReadFromUDPAddrPort].
 func (c *UDPConn) ReadFromUDPAddrPort(b []byte) (n int, addr netip.AddrPort, err error) {
-	err = c.read(func() (int, error) { n, addr, err = c.inner().ReadFromUDPAddrPort(b); return n, err })
+	err = c.read(func() (int, error) { n, addr, err = c.sources.Read(c.inner(), b); return n, err })
 	return n, addr, err
 }
 

@@ -162,19 +162,34 @@ func (p *packet[T, P]) install(ctx context.Context, c P) bool {
 
 // WriteTo is [net.UDPConn.WriteTo].
 func (c *UDPConn) WriteTo(b []byte, addr net.Addr) (int, error) {
-	n, err := c.inner().WriteTo(b, addr)
-	return n, c.wrote(err)
+	if udp, ok := addr.(*net.UDPAddr); ok {
+		return c.WriteToUDP(b, udp)
+	}
+	return c.inner().WriteTo(b, addr)
 }
 
 // WriteToUDP is [net.UDPConn.WriteToUDP].
-func (c *UDPConn) WriteToUDP(b []byte, addr *net.UDPAddr) (int, error) {
-	n, err := c.inner().WriteToUDP(b, addr)
+func (c *UDPConn) WriteToUDP(b []byte, addr *net.UDPAddr) (n int, err error) {
+	peer := addr.AddrPort()
+	if source, ok := c.sources.To(peer); ok {
+		n, _, err = c.inner().WriteMsgUDP(b, source.Bytes(), addr)
+		if !c.sources.Refused(peer, err) {
+			return n, c.wrote(err)
+		}
+	}
+	n, err = c.inner().WriteToUDP(b, addr)
 	return n, c.wrote(err)
 }
 
 // WriteToUDPAddrPort is [net.UDPConn.WriteToUDPAddrPort].
-func (c *UDPConn) WriteToUDPAddrPort(b []byte, addr netip.AddrPort) (int, error) {
-	n, err := c.inner().WriteToUDPAddrPort(b, addr)
+func (c *UDPConn) WriteToUDPAddrPort(b []byte, addr netip.AddrPort) (n int, err error) {
+	if source, ok := c.sources.To(addr); ok {
+		n, _, err = c.inner().WriteMsgUDPAddrPort(b, source.Bytes(), addr)
+		if !c.sources.Refused(addr, err) {
+			return n, c.wrote(err)
+		}
+	}
+	n, err = c.inner().WriteToUDPAddrPort(b, addr)
 	return n, c.wrote(err)
 }
 
