@@ -28,7 +28,14 @@ func listen(t testing.TB, network, addr string) *net.UDPConn {
 func dial(t testing.TB, server *net.UDPConn, host string) *net.UDPConn {
 	t.Helper()
 	port := server.LocalAddr().(*net.UDPAddr).Port
-	c, err := net.Dial("udp", net.JoinHostPort(host, fmt.Sprint(port)))
+	var d net.Dialer
+	switch addr := netip.MustParseAddr(host); { // the kernel would choose the client's own address
+	case addr.IsLinkLocalUnicast():
+		d.LocalAddr = &net.UDPAddr{IP: net.ParseIP("fe80::1"), Zone: "lo"}
+	case addr.Is6() && !addr.IsLoopback():
+		d.LocalAddr = &net.UDPAddr{IP: net.ParseIP("2001:db8::1")}
+	}
+	c, err := d.Dial("udp", net.JoinHostPort(host, fmt.Sprint(port)))
 	if err != nil {
 		t.Fatal(err)
 	}
