@@ -13,8 +13,8 @@ type Inherited struct {
 
 // Inherited lists what was handed over to this process, by the old process, a
 // master or systemd, and what no Listen, ListenPacket, File or Conn has asked for
-// yet: first all of it, and nothing once [Upgrader.Ready] has returned, since what
-// is left is the old process's then.
+// yet. What is left of an old process's when [Upgrader.Ready] returns is that one's,
+// and is listed no more.
 func (u *Upgrader) Inherited() []Inherited {
 	u.socks.mu.Lock()
 	defer u.socks.mu.Unlock()

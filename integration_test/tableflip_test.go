@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -259,10 +260,12 @@ func TestTableflipFailedUpgrades(t *testing.T) {
 func TestTableflipUpgradeTimeout(t *testing.T) {
 	_, p := startFlip(t, "timeout=200ms")
 	p.want("ok", "ready")
-	done := p.begin("upgrade")
-	n := p.born() // and never ready
-	p.result(done, "error")
-	p.p.WaitGone(n.pid)
+	got := p.do("upgrade") // of a process that is never ready
+	m := regexp.MustCompile(`^error: .*\(pid (\d+), signal: killed\)`).FindStringSubmatch(got)
+	if m == nil {
+		t.Fatalf("Upgrade gave %q", got)
+	}
+	p.p.WaitGone(atoi(t, m[1]))
 	p.want("false", "exiting")
 }
 

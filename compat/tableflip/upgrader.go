@@ -92,7 +92,7 @@ func (o Options) grace() []grace.Option {
 	if timeout <= 0 {
 		timeout = DefaultUpgradeTimeout
 	}
-	opts := []grace.Option{noSignals(), grace.ReadyTimeout(timeout), grace.DrainTimeout(queueTimeout)}
+	opts := []grace.Option{grace.NoSignals(), grace.ReadyTimeout(timeout), grace.DrainTimeout(queueTimeout)}
 	if o.PIDFile != "" {
 		opts = append(opts, grace.PIDFile(o.PIDFile))
 	}
@@ -145,7 +145,7 @@ func (u *Upgrader) Stop() {
 	u.stopOnce.Do(func() {
 		u.stopping.Store(true)
 		u.Fds.stop()
-		stopService(u.u)
+		go u.u.Shutdown(context.Background()) // it waits for Done, and Stop does not
 	})
 }
 

@@ -1,6 +1,5 @@
 //go:build linux
 
-// Package compat sets the packages of compat/ against what they stand in for.
 package compat
 
 import (
@@ -11,14 +10,12 @@ import (
 	"go/token"
 	"go/types"
 	"io"
-	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -275,28 +272,12 @@ func readPID(t *testing.T, path string) (pid int) {
 	return pid
 }
 
-// listensOn gives the address of the one TCP listener of a process, see proc_net(5).
+// listensOn gives the address of the one TCP listener of a process.
 func listensOn(t *testing.T, pid int) string {
 	t.Helper()
-	fds, err := proctest.FDs(pid)
-	if err != nil {
-		t.Fatal(err)
+	all, err := proctest.Listens(pid)
+	if err != nil || len(all) != 1 {
+		t.Fatalf("process %d listens on %v, %v, want one address", pid, all, err)
 	}
-	table, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(table)) {
-		f := strings.Fields(line) // number, local, remote, state and so on, the tenth is the inode
-		if len(f) < 10 || f[3] != "0A" || !slices.Contains(slices.Collect(maps.Values(fds)), "socket:["+f[9]+"]") {
-			continue
-		}
-		var ip uint32
-		var port int
-		if _, err := fmt.Sscanf(f[1], "%X:%X", &ip, &port); err == nil {
-			return fmt.Sprintf("%d.%d.%d.%d:%d", byte(ip), byte(ip>>8), byte(ip>>16), byte(ip>>24), port)
-		}
-	}
-	t.Fatalf("process %d listens on no TCP port: %v", pid, fds)
-	return ""
+	return all[0].String()
 }

@@ -1,0 +1,239 @@
+package endless
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/julofinance/grace/v3"
+)
+
+// All servers of a process share its Upgrader, which comes with the first of them.
+
+// forever is a drain without an end.
+const forever = 10 * 365 * 24 * time.Hour
+
+// settleTime is how long a new process waits for servers that have not begun, and for
+// inherited sockets that nothing listens on, before it says that it is ready.
+const settleTime = 5 * time.Second
+
+// coming are the servers that were made and have not begun.
+var coming servers
+
+type servers struct {
+	mu  sync.Mutex
+	all []*endlessServer // guarded by mu
+}
+
+func (s *servers) add(srv *endlessServer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, srv)
+}
+
+func (s *servers) remove(srv *endlessServer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = slices.DeleteFunc(s.all, func(o *endlessServer) bool { return o == srv })
+}
+
+func (s *servers) list() []*endlessServer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.all)
+}
+
+// A process is an Upgrader with its servers.
+type process struct {
+	u       *grace.Upgrader
+	running servers
+	signals chan os.Signal
+	hooks   sync.RWMutex // held for reading by what runs at a signal
+	ending  atomic.Bool  // told to stop, or upgraded
+
+	readyOnce sync.Once
+	readyErr  error // of Ready; set once
+
+	mu     sync.Mutex
+	settle *time.Timer // until Ready is called in any case; guarded by mu
+}
+
+var current struct {
+	mu sync.Mutex
+	p  *process // guarded by mu; nil: there was none yet
+}
+
+// theProcess gives the one of now. It ends with its Upgrader, and another one may follow.
+func theProcess() (*process, error) {
+	current.mu.Lock()
+	defer current.mu.Unlock()
+	if p := current.p; p != nil && !p.isOver() {
+		return p, nil
+	}
+	drain := DefaultHammerTime
+	if drain < 0 {
+		drain = forever
+	}
+	// First the signals: once New has returned, SIGHUP ends a process that does not
+	// handle it.
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, hookableSignals...)
+	u, err := grace.New(grace.NoSignals(), grace.DrainTimeout(drain))
+	if err != nil {
+		signal.Stop(signals)
+		return nil, err
+	}
+	p := &process{u: u, signals: signals}
+	go p.handleSignals()
+	current.p = p
+	return p, nil
+}
+
+// endIfIdle ends a process that has no server and that none will come to.
+func endIfIdle() {
+	current.mu.Lock()
+	p := current.p
+	current.mu.Unlock()
+	if p == nil || len(p.running.list()) > 0 || len(coming.list()) > 0 {
+		return
+	}
+	p.u.Abort()
+	<-p.u.Done()
+}
+
+func (p *process) isOver() bool {
+	select {
+	case <-p.u.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// serve runs srv until it, or the process, has ended.
+func (p *process) serve(srv *endlessServer) error {
+	p.running.add(srv)
+	coming.remove(srv)
+	var execute func() error
+	if srv.secure {
+		execute, _ = p.u.HTTPS(&srv.Server, srv.EndlessListener, "", "")
+	} else {
+		execute, _ = p.u.HTTP(&srv.Server, srv.EndlessListener)
+	}
+	p.mayBeReady()
+	err := execute()
+	p.running.remove(srv)
+	if err != nil && !(p.ending.Load() && errors.Is(err, http.ErrServerClosed)) {
+		endIfIdle() // the others serve on
+		return err
+	}
+	<-p.u.Done()
+	p.awaitHooks()
+	p.readyOnce.Do(func() {}) // or wait for the one who is at it
+	if errors.Is(p.readyErr, grace.ErrStopped) {
+		return nil
+	}
+	return p.readyErr
+}
+
+// hookPatience is how long a process that ends waits for hooks that run. One may wait
+// for Serve to return.
+const hookPatience = 5 * time.Second
+
+func (p *process) awaitHooks() {
+	over := make(chan struct{})
+	go func() {
+		p.hooks.Lock()
+		p.hooks.Unlock() //lint:ignore SA2001 it is only waited for
+		close(over)
+	}()
+	select {
+	case <-over:
+	case <-time.After(hookPatience):
+	}
+}
+
+// mayBeReady calls Ready once all servers of before have begun: what has not by then
+// would find its address in use by the old process. A first process has none of before.
+func (p *process) mayBeReady() {
+	if !p.u.HasParent() || len(coming.list()) == 0 && !slices.ContainsFunc(p.u.Inherited(), isListener) {
+		p.ready()
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.settle != nil {
+		p.settle.Stop()
+	}
+	p.settle = time.AfterFunc(settleTime, p.ready)
+}
+
+func isListener(in grace.Inherited) bool { return in.Kind == "listener" }
+
+func (p *process) ready() {
+	p.readyOnce.Do(func() {
+		if p.readyErr = p.u.Ready(); p.readyErr != nil {
+			p.u.Abort() // and all servers return
+		}
+	})
+}
+
+func (p *process) handleSignals() {
+	defer signal.Stop(p.signals)
+	for {
+		select {
+		case s := <-p.signals:
+			p.hooks.RLock()
+			p.runHooks(PRE_SIGNAL, s)
+			if s == syscall.SIGHUP { // takes its time, and others may come meanwhile
+				go p.upgrade()
+				continue
+			}
+			p.act(s)
+			p.runHooks(POST_SIGNAL, s)
+			p.hooks.RUnlock()
+		case <-p.u.Done():
+			return
+		}
+	}
+}
+
+func (p *process) runHooks(prePost int, s os.Signal) {
+	for _, srv := range p.running.list() {
+		srv.runHooks(prePost, s)
+	}
+}
+
+func (p *process) upgrade() {
+	defer p.hooks.RUnlock()
+	servers := p.running.list() // they may have ended when it is over
+	if p.u.Upgrade(context.Background()) == nil {
+		p.ending.Store(true)
+	}
+	for _, srv := range servers {
+		srv.runHooks(POST_SIGNAL, syscall.SIGHUP)
+	}
+}
+
+// act does what a signal asks for.
+func (p *process) act(s os.Signal) {
+	switch {
+	case s == syscall.SIGINT || s == syscall.SIGTERM:
+		if !p.ending.Swap(true) {
+			go p.u.Shutdown(context.Background())
+		}
+	case isHammer(s) && p.ending.Load():
+		slog.Warn("endless: what is left is cut off, as SIGUSR2 says", "pid", os.Getpid())
+		for _, srv := range p.running.list() {
+			srv.Close()
+		}
+	}
+}

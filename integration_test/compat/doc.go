@@ -1,0 +1,2 @@
+// Package compat sets the packages of compat/ against what they stand in for.
+package compat
