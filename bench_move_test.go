@@ -178,17 +178,6 @@ func growTable(b *testing.B) {
 // variables: their ends would fill the table of open files.
 const idleClientsOf, idleClients = "GRACE_BENCH_CLIENTS_OF", "GRACE_BENCH_CLIENTS"
 
-func TestMain(m *testing.M) {
-	if addr := os.Getenv(idleClientsOf); addr != "" {
-		if err := beIdleClients(addr, os.Getenv(idleClients)); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
-
 // startIdleClients starts n clients that have asked once, and gives what ends them.
 func startIdleClients(b *testing.B, addr string, n int) (end func()) {
 	b.Helper()

@@ -171,9 +171,7 @@ func TestListenAfterReady(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.upgrade()
-	next := h.next()
-	g.await(standingBy)
+	next, _ := g.toProbation()
 	l, err := next.Listen("tcp", late.Addr().String())
 	if l != nil || !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "call Listen before Ready") {
 		t.Errorf("Listen after Ready: %v, %v", l, err)

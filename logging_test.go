@@ -67,9 +67,7 @@ func TestUpgradeWithALogThatIsStuck(t *testing.T) {
 	}
 	g := house.first()
 	addr := <-addrs
-	done := g.upgrade()
-	next := house.next()
-	g.await(standingBy)
+	next, done := g.toProbation()
 	next.die()
 	wantErr(t, receive(t, done, "Upgrade that is rolled back"), ErrRolledBack)
 	if got := ask(t, addr); got != "1" {

@@ -108,9 +108,7 @@ func TestListenerClosedInProbation(t *testing.T) {
 	h.opts = func(int) []Option { return []Option{Probation(time.Hour)} }
 	g := h.first()
 	addr := <-addrs
-	done := g.upgrade()
-	next := h.next()
-	g.await(standingBy)
+	next, done := g.toProbation()
 	var closed []net.Listener
 	for range 2 {
 		l := <-unwanted

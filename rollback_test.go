@@ -128,15 +128,7 @@ func TestStopRightAfterRollBack(t *testing.T) {
 	h.opts = func(int) []Option { return []Option{Probation(0)} }
 	g := h.first()
 	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{})}
-	g.serversMu.Lock()
-	g.servers = append(g.servers, slow)
-	g.serversMu.Unlock()
-	done := g.upgrade()
-	next := h.next()
-	if err := receive(t, done, "Upgrade"); err != nil {
-		t.Fatal(err)
-	}
-	receive(t, slow.begun, "the drain of the upgrade")
+	next := g.toDrain(slow, slow.begun)
 	next.die()
 	g.await(resuming)
 	g.askStop()

@@ -94,9 +94,7 @@ func TestRollBackWhileThePIDFileHangs(t *testing.T) {
 	h.opts = func(int) []Option { return []Option{Probation(time.Hour), PIDFile(path)} }
 	g := h.first()
 	addr := <-addrs
-	done := g.upgrade()
-	next := h.next()
-	g.await(standingBy)
+	next, done := g.toProbation()
 	askUntil(t, addr, "2")
 	g.Upgrader.pid.mu.Lock()
 	defer g.Upgrader.pid.mu.Unlock()
@@ -145,15 +143,7 @@ func TestRollBackWhileAListenerHangs(t *testing.T) {
 	addr := <-addrs
 	// A drain that lasts.
 	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
-	g.serversMu.Lock()
-	g.servers = append(g.servers, slow)
-	g.serversMu.Unlock()
-	done := g.upgrade()
-	next := h.next()
-	if err := receive(t, done, "Upgrade"); err != nil {
-		t.Fatal(err)
-	}
-	receive(t, slow.begun, "the drain")
+	next := g.toDrain(slow, slow.begun)
 	dropped := g.socks.snapshot()[0].listener
 	until(t, "the listener that new has dropped to be closed", dropped.isShut)
 	next.die()
@@ -177,15 +167,7 @@ func TestServersThatHang(t *testing.T) {
 	h.opts = func(int) []Option { return []Option{Probation(0)} }
 	g := h.first()
 	s := &stuckDrainer{slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}, make(chan string, 9), hang}
-	g.serversMu.Lock()
-	g.servers = append(g.servers, s)
-	g.serversMu.Unlock()
-	done := g.upgrade()
-	next := h.next()
-	if err := receive(t, done, "Upgrade"); err != nil {
-		t.Fatal(err)
-	}
-	receive(t, s.begun, "the drain")
+	next := g.toDrain(s, s.begun)
 	next.die()
 	g.awaitEither(serving, resuming)
 	s.notice <- struct{}{}
@@ -232,9 +214,7 @@ func TestPassedUpgradeIsNotForgotten(t *testing.T) {
 			h.opts = func(int) []Option { return []Option{Probation(time.Hour)} }
 			g := h.first()
 			addr := <-addrs
-			done := g.upgrade()
-			next := h.next()
-			g.await(standingBy)
+			next, done := g.toProbation()
 			wantErr(t, receive(t, g.upgrade(), "the second Upgrade"), ErrHandedOver)
 			end(next)
 			wantErr(t, receive(t, done, "the first Upgrade"), ErrRolledBack)

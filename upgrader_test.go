@@ -235,12 +235,7 @@ func TestRollBackInProbation(t *testing.T) {
 	g := h.first()
 	addr := <-addrs
 	for n := 2; n < 5; n++ { // it can be tried again and again
-		done := g.upgrade()
-		next := h.next()
-		if next.err != nil {
-			t.Fatal(next.err)
-		}
-		g.await(standingBy)
+		next, done := g.toProbation()
 		askUntil(t, addr, string(rune('0'+n)))
 		next.die()
 		err := receive(t, done, "Upgrade")
@@ -282,9 +277,7 @@ func TestStopInProbationStopsBoth(t *testing.T) {
 			h := newHouse(t, oneListener(addrs))
 			h.opts = func(int) []Option { return []Option{Probation(time.Hour)} }
 			old := h.first()
-			done := old.upgrade()
-			next := h.next()
-			old.await(standingBy)
+			next, done := old.toProbation()
 			stop(old, next)
 			receive(t, old.Done(), "Done of the old one")
 			receive(t, next.Done(), "Done of the new one")

@@ -89,15 +89,7 @@ func TestNewHangsInTheDrain(t *testing.T) {
 	h.opts = func(int) []Option { return []Option{Probation(0)} }
 	g := h.first()
 	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
-	g.serversMu.Lock()
-	g.servers = append(g.servers, slow)
-	g.serversMu.Unlock()
-	done := g.upgrade()
-	next := h.next()
-	if err := receive(t, done, "Upgrade"); err != nil {
-		t.Fatal(err)
-	}
-	receive(t, slow.begun, "the drain")
+	next := g.toDrain(slow, slow.begun)
 	next.hang()
 	g.post(func() {
 		g.m.limits.pong = soon
@@ -124,15 +116,7 @@ func TestStopWhileNewHangs(t *testing.T) {
 	h.opts = func(int) []Option { return []Option{Probation(0)} }
 	g := h.first()
 	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
-	g.serversMu.Lock()
-	g.servers = append(g.servers, slow)
-	g.serversMu.Unlock()
-	done := g.upgrade()
-	next := h.next()
-	if err := receive(t, done, "Upgrade"); err != nil {
-		t.Fatal(err)
-	}
-	receive(t, slow.begun, "the drain")
+	next := g.toDrain(slow, slow.begun)
 	next.hang()
 	slow.notice <- struct{}{}
 	for asked := make(chan bool, 1); ; {
@@ -247,12 +231,7 @@ func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
 	h := newHouse(t, oneListener(make(chan net.Addr, 9)))
 	h.opts = func(int) []Option { return []Option{Probation(time.Hour)} }
 	g := h.first()
-	g.upgrade()
-	next := h.next()
-	if next.err != nil {
-		t.Fatal(next.err)
-	}
-	g.await(standingBy)
+	next, _ := g.toProbation()
 	g.post(func() { g.child.ch.Socket().CloseWrite() })
 	receive(t, next.parent.deaf, "the end of the channel")
 	again := next.upgrade()

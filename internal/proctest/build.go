@@ -30,10 +30,6 @@ type build struct {
 	err  error
 }
 
-// RaceEnabled says whether this test binary, and with it what Build makes, has
-// the race detector.
-func RaceEnabled() bool { return raceEnabled }
-
 // Main runs the tests of a package and exits. It fails if a process is left.
 func Main(m *testing.M) {
 	// Who is started with SIGHUP ignored (nohup) passes that on to what it

@@ -322,6 +322,35 @@ func (g *generation) upgrade() <-chan error {
 	return c
 }
 
+// toProbation starts the next generation: that serves, and g stands by. done gives the
+// result of the upgrade.
+func (g *generation) toProbation() (next *generation, done <-chan error) {
+	g.house.t.Helper()
+	done = g.upgrade()
+	next = g.house.next()
+	if next.err != nil {
+		g.house.t.Fatal(next.err)
+	}
+	g.await(standingBy)
+	return next, done
+}
+
+// toDrain starts the next generation, and gives it once g drains, and d with it: d says
+// so by begun. The Probation of g is 0.
+func (g *generation) toDrain(d drainer, begun <-chan *drain) (next *generation) {
+	g.house.t.Helper()
+	g.serversMu.Lock()
+	g.servers = append(g.servers, d)
+	g.serversMu.Unlock()
+	done := g.upgrade()
+	next = g.house.next()
+	if err := receive(g.house.t, done, "Upgrade"); err != nil {
+		g.house.t.Fatal(err)
+	}
+	receive(g.house.t, begun, "the drain")
+	return next
+}
+
 func wantErr(t *testing.T, got, want error) {
 	t.Helper()
 	if !errors.Is(got, want) {
