@@ -1,6 +1,5 @@
 //go:build linux
 
-// Package integration_test runs upgrades of real processes.
 package integration_test
 
 import (

@@ -1,0 +1,53 @@
+// Package integration runs upgrades of real processes over real sockets, on Linux. The
+// root's own tests run whole upgrades too, several generations in one process: they are
+// faster and reach states that no signal reaches. What is here needs processes: what the
+// kernel hands on and forgets, who is dead, what other programs see.
+//
+// # Where a behaviour is proven
+//
+//	a request or a connection is lost    loss_*, upgrade, accept, drain, move, move_full, socket
+//	an upgrade that fails                broken, start, slow_exec, fault, enfile, inflight
+//	a new process that dies or hangs     rollback, rollback_matrix, fault, stuck
+//	an old process that dies             killed, steps, last_stop
+//	signals, and stops                   signals, group, hangup, steps, last_stop
+//	sockets that come, go and change     socket, socket_change, socket_binary, packet, nonblock, blocking
+//	what a new process inherits          env, start, socket_binary, rights
+//	the PID file                         pidfile, pidfile_fault
+//	supervisors and scripts              supervisors, scripts, group
+//	systemd                              systemd_*
+//	socketmaster, einhorn, start_server  master_*
+//	programs written for others          original (grace.v1), tableflip, tableflip_fds, compat/
+//	what the README and docs/ say        readme, systemd_docs, scripts
+//	nothing piles up                     thousand
+//	sendfile and splice still work       copy
+//	32 bit                               bits32
+//	the cost of an upgrade               bench
+//
+// Each stands for the file of that name, with _test.go.
+//
+// What needs modules that the library does not is a module of its own: quic (quic-go), rpc
+// (grpc-go and cmux), xnet (HTTP/2 of golang.org/x/net), dns (miekg/dns, and the source
+// of UDP answers) and compat (what the packages of compat/ stand in for).
+//
+// # Programs
+//
+//	server        what most tests run: its flags say what it serves, a file how it misbehaves
+//	loadserver    what the loss_* tests put under load, in every way that net/http serves
+//	moveserver    connections of other protocols, which move
+//	benchserver   what the benchmarks of an upgrade replace
+//	badchild      a new process that breaks the protocol
+//	inflight      uses up what the kernel allows of descriptors under way
+//	original      a program as it was written for grace.v1
+//	tableflip     a program of compat/tableflip, told what to do
+//	einhorn       stands in for the master of that name
+//	socketmaster  stands in for the two masters of that name
+//
+// # Helpers
+//
+// The files helpers_* hold no test: helpers_server starts server and asks for upgrades,
+// helpers_loss starts loadserver, helpers_master runs it under a master, helpers_move
+// compares sockets, and helpers_systemd boots a systemd in namespaces of its own. Package
+// internal/proctest starts programs, waits for their lines, and sees that no process is left;
+// internal/load makes requests and counts what was lost; internal/testing/netns runs a test in a
+// network of its own.
+package integration
