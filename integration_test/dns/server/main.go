@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/oklog/run"
 
 	"github.com/julofinance/grace/v3"
 )
@@ -49,26 +51,32 @@ func main() {
 		}
 		w.WriteMsg(a) // what goes wrong is the client's to notice
 	})
-	err = u.Run(overUDP(pc, handler), overTCP(u, ln, handler))
-	if err != nil {
+	var g run.Group
+	g.Add(u.Actor())
+	g.Add(overUDP(pc, handler))
+	g.Add(overTCP(u, ln, handler))
+	if err := g.Run(); err != nil {
 		log.Fatal(err)
 	}
 }
 
 // overUDP needs no more than the packet conn: this process reads while it is the one that
 // serves, and answers what it has read.
-func overUDP(pc net.PacketConn, handler dns.Handler) grace.Actor {
+func overUDP(pc net.PacketConn, handler dns.Handler) (execute func() error, interrupt func(error)) {
 	srv := &dns.Server{PacketConn: pc, Handler: handler}
-	return grace.Actor{
-		Execute:   srv.ActivateAndServe,
-		Interrupt: func(error) { srv.Shutdown() },
-	}
+	return func() error {
+		err := srv.ActivateAndServe()
+		if errors.Is(err, net.ErrClosed) { // this process ends
+			return nil
+		}
+		return err
+	}, func(error) { srv.Shutdown() }
 }
 
 // overTCP drains connections, and serves again if an upgrade is rolled back.
-func overTCP(u *grace.Upgrader, ln net.Listener, handler dns.Handler) grace.Actor {
+func overTCP(u *grace.Upgrader, ln net.Listener, handler dns.Handler) (execute func() error, interrupt func(error)) {
 	var now atomic.Pointer[dns.Server]
-	return grace.Pair(u.Server(grace.Server{
+	return u.Server(grace.Server{
 		Listener: ln,
 		Serve: func(ln net.Listener) error {
 			srv := &dns.Server{Listener: ln, Handler: handler}
@@ -81,5 +89,5 @@ func overTCP(u *grace.Upgrader, ln net.Listener, handler dns.Handler) grace.Acto
 			}
 			return nil
 		},
-	}))
+	})
 }
