@@ -26,8 +26,9 @@ import (
 // dies no third process can come in before the old one has put its pid back.
 //
 // Beside app.pid there are .app.pid.lock, as long as the service runs, and
-// .app.pid.PID, in the moment before it is renamed. One that was left by a process
-// that was killed in that moment is removed when the file changes hands next.
+// .app.pid.PID, in the moment in which the two trade their names, see swap. One that
+// was left by a process that was killed in that moment is removed when the file
+// changes hands next.
 //
 // While this process is the one to be named, keep looks every few seconds whether
 // it is: a cleaner of temporary files, or another program that was given the path
@@ -53,6 +54,7 @@ type pidFile struct {
 	written  fs.FileInfo // of the file that this process has put in place last
 	prepared fs.FileInfo // of the one that is to be put in place next
 	force    bool        // put ours in place whatever is there
+	untidy   bool        // what was there before ours is still to be removed
 	released bool
 	kept     bool          // keep runs
 	wake     chan struct{} // buffered 1: keep looks at once
@@ -152,6 +154,7 @@ func (p *pidFile) prepare() error {
 }
 
 // take puts the prepared file in place: the old process has agreed, or is dead.
+// tidy follows, once this process accepts: a disk takes its time to remove a file.
 func (p *pidFile) take() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -228,6 +231,7 @@ func (p *pidFile) giveUp(remove, last bool) {
 	p.released = true
 	close(p.over)
 	p.removePrepared()
+	p.removeReplaced()
 	ours, pid := p.read()
 	dead := pid > 0 && !alive(pid)
 	held := p.holdsLock()
@@ -323,13 +327,16 @@ func (p *pidFile) write() error {
 	if err := p.writeBeside(); err != nil {
 		return err
 	}
-	return p.putInPlace()
+	err := p.putInPlace()
+	p.removeReplaced()
+	return err
 }
 
 func (p *pidFile) besides() string { return hiddenBeside(p.path, strconv.Itoa(os.Getpid())) }
 
 // writeBeside writes our pid into a file that is not in place yet.
 func (p *pidFile) writeBeside() error {
+	p.removeReplaced() // it has the name
 	name := p.besides()
 	open := func() (*os.File, error) { return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) }
 	f, err := open()
@@ -359,14 +366,30 @@ func (p *pidFile) putInPlace() error {
 	if p.prepared == nil {
 		return errors.New("nothing is prepared")
 	}
-	err := os.Rename(p.besides(), p.path)
+	err := swap(p.besides(), p.path)
 	if err != nil {
 		p.removePrepared()
 		return err
 	}
-	p.written, p.prepared = p.prepared, nil
-	p.removeLeftovers()
+	p.written, p.prepared, p.untidy = p.prepared, nil, true
 	return nil
+}
+
+// tidy removes what a change of hands has left.
+func (p *pidFile) tidy() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.removeReplaced()
+}
+
+// removeReplaced is tidy; p.mu is held.
+func (p *pidFile) removeReplaced() {
+	if !p.untidy {
+		return
+	}
+	p.untidy = false
+	os.Remove(p.besides())
+	p.removeLeftovers()
 }
 
 func (p *pidFile) removePrepared() {

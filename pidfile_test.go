@@ -235,6 +235,8 @@ func TestPIDFileHandOver(t *testing.T) {
 		if err := next.take(); err != nil {
 			t.Fatal(err)
 		}
+		refused("in place")
+		next.tidy()
 		alone(t, dir, ".pid.lock", "pid")
 		refused("taken")
 		if old.names() || !next.names() {

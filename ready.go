@@ -47,7 +47,11 @@ func (u *Upgrader) sayReady() error {
 			return err
 		}
 	}
-	return u.accept()
+	err := u.accept()
+	if u.pid != nil {
+		u.pid.tidy()
+	}
+	return err
 }
 
 // accept is the last part of Ready: all is agreed.

@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
 var serving = regexp.MustCompile(`msg="grace: serving".* pid=(\d+) `)
@@ -96,17 +97,27 @@ func mustRefuse(t *testing.T, c proctest.Command, want string) {
 	}
 }
 
+// onlyFile waits until nothing is beside the PID file but its lock: a process that
+// has just put its own in place removes the one before when it accepts.
 func onlyFile(t *testing.T, path string) {
 	t.Helper()
-	entries, err := os.ReadDir(filepath.Dir(path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		name, base := e.Name(), filepath.Base(path)
-		if name != base && name != "."+base+".lock" && strings.Contains(name, base) {
-			t.Errorf("%s is left beside the PID file", name)
+	base := filepath.Base(path)
+	var left []string
+	gone := wait.Poll(func() bool {
+		entries, err := os.ReadDir(filepath.Dir(path))
+		if err != nil {
+			t.Error(err)
 		}
+		left = nil
+		for _, e := range entries {
+			if name := e.Name(); name != base && name != "."+base+".lock" && strings.Contains(name, base) {
+				left = append(left, name)
+			}
+		}
+		return len(left) == 0
+	})
+	if !gone {
+		t.Errorf("%q are left beside the PID file", left)
 	}
 }
 
