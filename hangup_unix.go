@@ -8,6 +8,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/julofinance/grace/v3/internal/hangup"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,16 +33,22 @@ func swallowHangup() chan os.Signal {
 	if inherited == nil || signal.Ignored(syscall.SIGHUP) {
 		return nil
 	}
+	if hangup.Supported {
+		hangup.Swallow()
+		return nil
+	}
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGHUP)
 	return c
 }
 
-// endEarlyHangup leaves SIGHUP to who handles it from New on.
-func endEarlyHangup() {
+// endEarlyHangup leaves SIGHUP to who handles it from New on, and reports whether one
+// has come.
+func endEarlyHangup() (came bool) {
 	if earlyHangup != nil {
 		signal.Stop(earlyHangup)
 	}
+	return hangup.Restore()
 }
 
 // handleHangup handles SIGHUP, unless it is one of others, until end is closed;
@@ -50,13 +57,16 @@ func (u *Upgrader) handleHangup(others []os.Signal, end <-chan struct{}) {
 	if signal.Ignored(syscall.SIGHUP) || slices.Contains(others, os.Signal(syscall.SIGHUP)) {
 		return
 	}
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
+	hungUp := make(chan os.Signal, 1)
+	signal.Notify(hungUp, syscall.SIGHUP)
 	terminal := hasTerminal()
+	if endEarlyHangup() { // the program may handle it as well
+		unix.Kill(os.Getpid(), syscall.SIGHUP)
+	}
 	go func() {
 		for {
 			select {
-			case <-hangup:
+			case <-hungUp:
 				if terminal && !hasTerminal() {
 					terminal = false
 					u.post(u.onTerminalGone)
