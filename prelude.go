@@ -1,7 +1,6 @@
 package grace
 
 import (
-	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"github.com/julofinance/grace/v3/internal/gate"
@@ -24,7 +23,7 @@ var preludeURI = "/" + newSecret()
 
 func newSecret() string {
 	var b [16]byte
-	rand.Read(b[:]) // never fails
+	readRandom(b[:])
 	return hex.EncodeToString(b[:])
 }
 

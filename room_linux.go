@@ -62,9 +62,25 @@ func (r room) check(what string, have, limit uint64) error {
 	return &startError{&noRoomError{what, have, limit, r.need}, "raise the limit that the error names, or end what else counts there, and send the signal again"}
 }
 
+// read reads a short file. Files of /proc say that they can be polled, so os.ReadFile
+// would wake the poller for each, right before the new process is started.
 func (r room) read(name string) string {
-	b, _ := os.ReadFile(filepath.Join(r.fs, name))
-	return strings.TrimSpace(string(b))
+	fd, err := unix.Open(filepath.Join(r.fs, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	var all []byte
+	for buf := make([]byte, 1024); ; {
+		n, err := unix.Read(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return strings.TrimSpace(string(all))
+		}
+		all = append(all, buf[:n]...)
+	}
 }
 
 // number is 0 if there is no such file, or no limit in it.

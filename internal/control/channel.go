@@ -43,6 +43,7 @@ type Channel struct {
 	err     error
 	refused error // why the kernel does not take what is being written
 
+	buf   []byte  // that is read into
 	in    []byte  // read, not yet parsed
 	inFDs []batch // received, not yet given to a message
 }
@@ -79,6 +80,10 @@ const (
 	shortestPause, longestPause = time.Millisecond, 100 * time.Millisecond
 	// longestTry is how long a full socket is waited for at a time.
 	longestTry = 200 * time.Millisecond
+	// What is read at a time: a new process reads little before it is ready, and a
+	// large buffer on its stack is memory that it touches first. Who moves
+	// connections reads more.
+	smallRead, largeRead = 2 << 10, 16 << 10
 	// readPatience is how long the kernel may refuse a read, again and again, until the
 	// Channel counts as broken.
 	readPatience = 5 * time.Second

@@ -109,16 +109,21 @@ func (c *Channel) readable() (ok bool) {
 
 // receive reads once into c.in and c.inFDs.
 func (c *Channel) receive() error {
-	var buf [16 << 10]byte
+	if c.buf == nil {
+		c.buf = make([]byte, smallRead)
+	}
 	var oob [MaxFDs*4 + 64]byte
-	n, oobn, _, _, err := c.conn.ReadMsgUnix(buf[:], oob[:])
+	n, oobn, _, _, err := c.conn.ReadMsgUnix(c.buf, oob[:])
 	if err != nil && !errors.Is(err, io.EOF) { // an EOF comes wrapped
 		return err
 	}
 	if n == 0 && oobn == 0 {
 		return io.EOF
 	}
-	c.in = append(c.in, buf[:n]...)
+	c.in = append(c.in, c.buf[:n]...)
+	if n == len(c.buf) && n < largeRead {
+		c.buf = make([]byte, largeRead)
+	}
 	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil {
 		return os.NewSyscallError("recvmsg", err)
