@@ -97,7 +97,7 @@ func (a *arrivals) all() (conns []net.Conn) {
 // mayArrive: others may not even be comparable.
 func mayArrive(c net.Conn) bool {
 	switch c.(type) {
-	case *TCPConn, *UnixConn, *peekedConn, *tls.Conn:
+	case *tcpConn, *unixConn, *peekedConn, *tls.Conn:
 		return true
 	}
 	_, ok := c.(handshaker)

@@ -13,11 +13,11 @@ import (
 	"time"
 )
 
-// A TCPConn is what the listeners of [Upgrader.Listen] accept for tcp: a
+// A tcpConn is what the listeners of [Upgrader.Listen] accept for tcp: a
 // [net.TCPConn] that its listener keeps track of. All methods of net.TCPConn
-// are there, sendfile and splice among them. [TCPConn.NetConn] gives it itself,
+// are there, sendfile and splice among them. tcpConn.NetConn gives it itself,
 // with the deadlines that were set; take it from there, not from the field.
-type TCPConn struct {
+type tcpConn struct {
 	*net.TCPConn
 	track
 }
@@ -28,11 +28,11 @@ type TCPConn struct {
 func tracked(c net.Conn, l *listener, unread []byte, old *track, stays *mover) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
-		t := &TCPConn{TCPConn: c}
+		t := &tcpConn{TCPConn: c}
 		t.begin(c, l, unread, old, stays)
 		return t
 	case *net.UnixConn:
-		t := &UnixConn{UnixConn: c}
+		t := &unixConn{UnixConn: c}
 		t.bare = true // it has more ways to read
 		t.begin(c, l, unread, old, stays)
 		return t
@@ -41,10 +41,10 @@ func tracked(c net.Conn, l *listener, unread []byte, old *track, stays *mover) n
 }
 
 // Read is [net.TCPConn.Read].
-func (c *TCPConn) Read(p []byte) (int, error) { return c.read(p) }
+func (c *tcpConn) Read(p []byte) (int, error) { return c.read(p) }
 
 // Write is [net.TCPConn.Write].
-func (c *TCPConn) Write(p []byte) (int, error) {
+func (c *tcpConn) Write(p []byte) (int, error) {
 	if c.muted {
 		return c.swallow(p)
 	}
@@ -52,7 +52,7 @@ func (c *TCPConn) Write(p []byte) (int, error) {
 }
 
 // WriteTo is [net.TCPConn.WriteTo].
-func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
+func (c *tcpConn) WriteTo(w io.Writer) (int64, error) {
 	first, err := c.bypass(w)
 	if err != nil {
 		return first, err
@@ -62,52 +62,52 @@ func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
 }
 
 // SetDeadline is [net.TCPConn.SetDeadline].
-func (c *TCPConn) SetDeadline(t time.Time) error {
+func (c *tcpConn) SetDeadline(t time.Time) error {
 	return firstError(c.setReadDeadline(t), c.setWriteDeadline(t))
 }
 
 // SetReadDeadline is [net.TCPConn.SetReadDeadline].
-func (c *TCPConn) SetReadDeadline(t time.Time) error { return c.setReadDeadline(t) }
+func (c *tcpConn) SetReadDeadline(t time.Time) error { return c.setReadDeadline(t) }
 
 // SetWriteDeadline is [net.TCPConn.SetWriteDeadline].
-func (c *TCPConn) SetWriteDeadline(t time.Time) error { return c.setWriteDeadline(t) }
+func (c *tcpConn) SetWriteDeadline(t time.Time) error { return c.setWriteDeadline(t) }
 
 // Close is [net.TCPConn.Close].
-func (c *TCPConn) Close() error { return c.close() }
+func (c *tcpConn) Close() error { return c.close() }
 
 // NetConn gives the net.TCPConn. Reading, closing or setting deadlines on it
 // passes this package by.
-func (c *TCPConn) NetConn() net.Conn { c.expose(); return c.TCPConn }
+func (c *tcpConn) NetConn() net.Conn { c.expose(); return c.TCPConn }
 
 // SyscallConn is [net.TCPConn.SyscallConn].
-func (c *TCPConn) SyscallConn() (syscall.RawConn, error) {
+func (c *tcpConn) SyscallConn() (syscall.RawConn, error) {
 	c.expose()
 	return c.TCPConn.SyscallConn()
 }
 
 // File is [net.TCPConn.File].
-func (c *TCPConn) File() (*os.File, error) { c.customize(); return c.TCPConn.File() }
+func (c *tcpConn) File() (*os.File, error) { c.customize(); return c.TCPConn.File() }
 
 // SetNoDelay is [net.TCPConn.SetNoDelay].
-func (c *TCPConn) SetNoDelay(noDelay bool) error {
+func (c *tcpConn) SetNoDelay(noDelay bool) error {
 	c.customize()
 	return c.TCPConn.SetNoDelay(noDelay)
 }
 
 // SetKeepAlive is [net.TCPConn.SetKeepAlive].
-func (c *TCPConn) SetKeepAlive(keepalive bool) error {
+func (c *tcpConn) SetKeepAlive(keepalive bool) error {
 	c.customize()
 	return c.TCPConn.SetKeepAlive(keepalive)
 }
 
 // SetKeepAlivePeriod is [net.TCPConn.SetKeepAlivePeriod].
-func (c *TCPConn) SetKeepAlivePeriod(d time.Duration) error {
+func (c *tcpConn) SetKeepAlivePeriod(d time.Duration) error {
 	c.customize()
 	return c.TCPConn.SetKeepAlivePeriod(d)
 }
 
 // SetKeepAliveConfig is [net.TCPConn.SetKeepAliveConfig].
-func (c *TCPConn) SetKeepAliveConfig(config net.KeepAliveConfig) error {
+func (c *tcpConn) SetKeepAliveConfig(config net.KeepAliveConfig) error {
 	c.customize()
 	return c.TCPConn.SetKeepAliveConfig(config)
 }
@@ -131,7 +131,7 @@ const (
 	phaseOther                 // of a Server with a Protocol of its own
 )
 
-// A track is what a listener knows of one connection. With its TCPConn it fills
+// A track is what a listener knows of one connection. With its tcpConn it fills
 // two lines of the processor's cache; what each Read looks at comes first.
 type track struct {
 	l     *listener
@@ -207,9 +207,9 @@ func (t *track) begin(c net.Conn, l *listener, unread []byte, old *track, stays 
 func trackOf(c net.Conn) *track {
 	for {
 		switch v := c.(type) {
-		case *TCPConn:
+		case *tcpConn:
 			return &v.track
-		case *UnixConn:
+		case *unixConn:
 			return &v.track
 		case *ruleConn:
 			return &v.track

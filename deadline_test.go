@@ -61,7 +61,7 @@ func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	client, accepted := connected(t, ln)
-	before := accepted.(*TCPConn)
+	before := accepted.(*tcpConn)
 	before.SetReadDeadline(gate.LongAgo)
 	before.mu.Lock()
 	before.closed, before.away = true, true // as Close does with one that is to move

@@ -13,6 +13,15 @@
 // and old stops accepting. Old stands by for a while, then drains and exits. No
 // request is lost, and no other program is needed.
 //
+// # The names that matter
+//
+//   - [Serve], [ServeTLS]: the one-liners; [ListenAndServe] for http.Servers of one's own
+//   - [New] makes the [Upgrader] of the process, with options as [PIDFile]
+//   - [Upgrader.Listen], [Upgrader.ListenPacket]: a socket, handed over or opened
+//   - [Upgrader.HTTP], [Upgrader.Server]: a server that is drained, and its connections moved
+//   - [Upgrader.Run] runs them all; [Upgrader.Actor] is for a run.Group
+//   - [Upgrader.Upgrade], as SIGUSR2; [Upgrader.Shutdown], as SIGTERM
+//
 // # What holds
 //
 // At any moment a ready process accepts on every socket. At most two

@@ -174,7 +174,7 @@ func (d *door) meet(c net.Conn) {
 		return
 	}
 	switch c.(type) {
-	case *TCPConn, *UnixConn:
+	case *tcpConn, *unixConn:
 	default:
 		d.s.peeks.Store(true)
 		c = &peekedConn{Conn: c}

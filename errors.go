@@ -16,7 +16,8 @@ var (
 	// ErrNotSupported is returned by Upgrade where the process is PID 1, whose
 	// end is that of its container, and where the platform can't hand
 	// sockets to another process (Windows, js, wasip1, plan9).
-	ErrNotSupported = errors.New("upgrade is not supported here")
+	// It matches [errors.ErrUnsupported].
+	ErrNotSupported error = notSupported{}
 
 	// ErrStopped is returned by calls on an Upgrader that is stopping or has stopped.
 	ErrStopped = errors.New("this process is stopping")
@@ -52,8 +53,8 @@ var (
 	// PID file. The error is a [*RunningError] too.
 	ErrAlreadyRunning = errors.New("already running")
 
-	// ErrInUse is returned by New if this process has an Upgrader already.
-	ErrInUse = errors.New("this process has an Upgrader already; use one for all its listeners")
+	// ErrUpgraderExists is returned by New if this process has an Upgrader already.
+	ErrUpgraderExists = errors.New("this process has an Upgrader already; use one for all its listeners")
 
 	// ErrMaster is returned by New and Listen if a variable by which a master
 	// (socketmaster, einhorn, start_server, systemd) passes its sockets is
@@ -62,10 +63,15 @@ var (
 	// the variable; nothing is served.
 	ErrMaster = errors.New("a variable of the program that has started this one can't be trusted")
 
-	// ErrAddrInUse is returned by Listen for a unix socket path on which
+	// ErrPathInUse is returned by Listen for a unix socket path on which
 	// another process answers.
-	ErrAddrInUse = errors.New("another process answers on this path")
+	ErrPathInUse = errors.New("another process answers on this path")
 )
+
+type notSupported struct{}
+
+func (notSupported) Error() string        { return "upgrade is not supported here" }
+func (notSupported) Is(target error) bool { return target == errors.ErrUnsupported }
 
 // An UpgradeError says why an upgrade failed, and what became of the new process.
 type UpgradeError struct {

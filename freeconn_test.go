@@ -92,7 +92,7 @@ func blockInWrite(c net.Conn) {
 }
 
 func makeBlocking(c net.Conn) {
-	raw, err := c.(*TCPConn).SyscallConn()
+	raw, err := c.(*tcpConn).SyscallConn()
 	if err != nil {
 		panic(err)
 	}

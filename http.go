@@ -320,7 +320,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 func (s *httpServer) begin(c net.Conn, t *track) {
 	direct := false
 	switch c.(type) {
-	case *TCPConn, *UnixConn, *ruleConn:
+	case *tcpConn, *unixConn, *ruleConn:
 		direct = true
 	}
 	t.setKnown(direct)

@@ -31,7 +31,7 @@ func TestNilServers(t *testing.T) {
 
 // What wraps a connection, such as TLS, may know more than its descriptor.
 func TestMoveOfWrappedConnection(t *testing.T) {
-	ours := &TCPConn{}
+	ours := &tcpConn{}
 	if err := Move(tls.Server(ours, nil), nil); !errors.Is(err, ErrNotMoved) {
 		t.Errorf("got %v, want ErrNotMoved", err)
 	}

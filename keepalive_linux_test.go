@@ -131,7 +131,7 @@ func optionsOf(t *testing.T, l net.Listener) string {
 		t.Fatal(err)
 	}
 	defer accepted.Close()
-	if c, ok := accepted.(*TCPConn); ok {
+	if c, ok := accepted.(*tcpConn); ok {
 		return connOptions(c.TCPConn)
 	}
 	return connOptions(accepted.(*net.TCPConn))

@@ -46,7 +46,7 @@ const protocolHTTP1 = "http/1.1"
 // when this process wants to be rid of it: the handler calls [Move] with what
 // it has read and not used yet, and returns. If it is not at a point where it
 // could, it reads on: nothing is lost, and Read says so again after more data. All
-// methods of [UnixConn] that read do the same.
+// methods of a unix connection that read do the same.
 var ErrMove = errors.New("the connection is to be moved to the new process: call grace.Move")
 
 // ErrNotMoved is returned by [Move] when the connection stays here.
@@ -66,9 +66,9 @@ var ErrNotMoved = errors.New("the connection can't be moved and stays in this pr
 func Move(c net.Conn, unread []byte) error {
 	var t *track
 	switch c := c.(type) {
-	case *TCPConn:
+	case *tcpConn:
 		t = &c.track
-	case *UnixConn:
+	case *unixConn:
 		t = &c.track
 	default: // a wrapper, such as TLS, knows what its descriptor does not
 		return fmt.Errorf("grace: %w: a %T is none that Listen's listener has accepted", ErrNotMoved, c)

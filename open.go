@@ -27,6 +27,13 @@ type opened struct {
 
 // listen gives the inherited listener, or opens one.
 func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, error) {
+	open := func(network, addr string) (opened, error) { return openListener(lc, network, addr) }
+	return s.listenBy(lc, open, open, network, addr)
+}
+
+// listenBy gives the inherited listener, or what open does; again opens it once more,
+// should this process need it anew.
+func (s *sockets) listenBy(lc net.ListenConfig, open, again func(network, addr string) (opened, error), network, addr string) (*listener, error) {
 	var inner opened
 	in, ok := s.claim(kindListener, network, addr)
 	if ok {
@@ -40,7 +47,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 		return nil, s.noSuchName(addr)
 	} else {
 		var err error
-		if inner, err = openListener(lc, network, addr); err != nil {
+		if inner, err = open(network, addr); err != nil {
 			return nil, err
 		}
 		in = inheritedSocket{entry: describe(kindListener, network, addr, inner.Listener), index: -1}
@@ -58,8 +65,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 	}
 	l := &listener{inner: inner, addr: inner.Addr(), gate: sock.gate, sock: sock, socks: s}
 	l.open = func() (opened, error) {
-		network, addr := sock.again()
-		return openListener(lc, network, addr)
+		return again(sock.again())
 	}
 	sock.listener, sock.whole = l, l.makeWhole
 	l.expired = &net.OpError{Op: "read", Net: l.addr.Network(), Source: l.addr, Err: os.ErrDeadlineExceeded}

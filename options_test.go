@@ -89,7 +89,7 @@ func TestSignalOptions(t *testing.T) {
 func TestErrorsCanBeToldApart(t *testing.T) {
 	all := []error{
 		ErrNotSupported, ErrStopped, ErrHandedOver, ErrRefused, ErrStart, ErrExited, ErrReadyTimeout,
-		ErrProtocol, ErrRolledBack, ErrAlreadyRunning, ErrInUse, ErrAddrInUse,
+		ErrProtocol, ErrRolledBack, ErrAlreadyRunning, ErrUpgraderExists, ErrPathInUse,
 	}
 	cause := errors.New("the cause")
 	for _, reason := range all {
@@ -120,7 +120,7 @@ func TestErrorsCanBeToldApart(t *testing.T) {
 			t.Errorf("error text %q, want one that begins with %q", err, want)
 		}
 		var re *RunningError
-		if !errors.Is(err, ErrAlreadyRunning) || errors.Is(err, ErrInUse) || !errors.As(fmt.Errorf("x: %w", err), &re) {
+		if !errors.Is(err, ErrAlreadyRunning) || errors.Is(err, ErrUpgraderExists) || !errors.As(fmt.Errorf("x: %w", err), &re) {
 			t.Errorf("%v is not ErrAlreadyRunning alone", err)
 		}
 	}

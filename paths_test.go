@@ -126,8 +126,8 @@ func TestBoundSocketStays(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, network := range []string{"unix", "unixpacket", "unixgram"} {
-				if _, err := newSockets(nil, 0).openAny(network, path); !errors.Is(err, ErrAddrInUse) {
-					t.Errorf("%s: %v, want ErrAddrInUse", network, err)
+				if _, err := newSockets(nil, 0).openAny(network, path); !errors.Is(err, ErrPathInUse) {
+					t.Errorf("%s: %v, want ErrPathInUse", network, err)
 				}
 			}
 			if _, err := os.Lstat(path); err != nil {

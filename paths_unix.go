@@ -101,11 +101,11 @@ func findStale(path, network string) error {
 		if pid := fd.PeerPID(c.(*net.UnixConn)); pid > 0 {
 			by = fmt.Sprintf(" (pid %d)", pid)
 		}
-		return fmt.Errorf("%w%s; stop it, or use another path", ErrAddrInUse, by)
+		return fmt.Errorf("%w%s; stop it, or use another path", ErrPathInUse, by)
 	case errors.Is(err, unix.ECONNREFUSED):
-		return fmt.Errorf("%w: its socket is bound, and does not listen yet; stop it, or use another path", ErrAddrInUse)
+		return fmt.Errorf("%w: its socket is bound, and does not listen yet; stop it, or use another path", ErrPathInUse)
 	}
-	return fmt.Errorf("%w; stop it, or use another path", ErrAddrInUse)
+	return fmt.Errorf("%w; stop it, or use another path", ErrPathInUse)
 }
 
 // bound connects a datagram socket to path. That gives ECONNREFUSED only where no

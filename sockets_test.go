@@ -197,8 +197,8 @@ func TestUnixPaths(t *testing.T) {
 			}
 			for _, other := range []string{"unix", "unixpacket", "unixgram"} {
 				_, err := newSockets(nil, 0).openAny(other, path)
-				if !errors.Is(err, ErrAddrInUse) || !errors.Is(err, syscall.EADDRINUSE) || strings.Count(fmt.Sprint(err), "grace: ") != 1 {
-					t.Errorf("%s on a path that somebody has: %v, want ErrAddrInUse", other, err)
+				if !errors.Is(err, ErrPathInUse) || !errors.Is(err, syscall.EADDRINUSE) || strings.Count(fmt.Sprint(err), "grace: ") != 1 {
+					t.Errorf("%s on a path that somebody has: %v, want ErrPathInUse", other, err)
 				}
 				if want := fmt.Sprintf("(pid %d)", os.Getpid()); other == network && network != "unixgram" && !strings.Contains(fmt.Sprint(err), want) {
 					t.Errorf("the error %v does not say %s", err, want)
@@ -272,8 +272,8 @@ func TestUnixPathHasOneOwner(t *testing.T) {
 				defer mu.Unlock()
 				if err == nil {
 					winners = append(winners, l)
-				} else if !errors.Is(err, ErrAddrInUse) {
-					t.Errorf("round %d: %v, want ErrAddrInUse", round, err)
+				} else if !errors.Is(err, ErrPathInUse) {
+					t.Errorf("round %d: %v, want ErrPathInUse", round, err)
 				}
 			})
 		}

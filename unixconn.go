@@ -6,18 +6,18 @@ import (
 	"time"
 )
 
-// A UnixConn is what the listeners of [Upgrader.Listen] accept for unix and
-// unixpacket; see [TCPConn].
-type UnixConn struct {
+// A unixConn is what the listeners of [Upgrader.Listen] accept for unix and
+// unixpacket; see tcpConn.
+type unixConn struct {
 	*net.UnixConn
 	track
 }
 
 // Read is [net.UnixConn.Read].
-func (c *UnixConn) Read(p []byte) (int, error) { return c.read(p) }
+func (c *unixConn) Read(p []byte) (int, error) { return c.read(p) }
 
 // Write is [net.UnixConn.Write].
-func (c *UnixConn) Write(p []byte) (int, error) {
+func (c *unixConn) Write(p []byte) (int, error) {
 	if c.muted {
 		return c.swallow(p)
 	}
@@ -25,21 +25,21 @@ func (c *UnixConn) Write(p []byte) (int, error) {
 }
 
 // SetDeadline is [net.UnixConn.SetDeadline].
-func (c *UnixConn) SetDeadline(t time.Time) error {
+func (c *unixConn) SetDeadline(t time.Time) error {
 	return firstError(c.setReadDeadline(t), c.UnixConn.SetWriteDeadline(t))
 }
 
 // SetReadDeadline is [net.UnixConn.SetReadDeadline].
-func (c *UnixConn) SetReadDeadline(t time.Time) error { return c.setReadDeadline(t) }
+func (c *unixConn) SetReadDeadline(t time.Time) error { return c.setReadDeadline(t) }
 
 // Close is [net.UnixConn.Close].
-func (c *UnixConn) Close() error { return c.close() }
+func (c *unixConn) Close() error { return c.close() }
 
-// NetConn gives the net.UnixConn; see [TCPConn.NetConn].
-func (c *UnixConn) NetConn() net.Conn { return c.UnixConn }
+// NetConn gives the net.UnixConn; see tcpConn.NetConn.
+func (c *unixConn) NetConn() net.Conn { return c.UnixConn }
 
 // ReadFrom is [net.UnixConn.ReadFrom], and like Read in all else.
-func (c *UnixConn) ReadFrom(p []byte) (n int, addr net.Addr, err error) {
+func (c *unixConn) ReadFrom(p []byte) (n int, addr net.Addr, err error) {
 	n, unread, err := c.readBy(p, func() (m int, err error) { m, addr, err = c.UnixConn.ReadFrom(p); return m, err })
 	if peer := c.peer(); unread && peer != nil {
 		addr = peer
@@ -48,7 +48,7 @@ func (c *UnixConn) ReadFrom(p []byte) (n int, addr net.Addr, err error) {
 }
 
 // ReadFromUnix is [net.UnixConn.ReadFromUnix], and like Read in all else.
-func (c *UnixConn) ReadFromUnix(p []byte) (n int, addr *net.UnixAddr, err error) {
+func (c *unixConn) ReadFromUnix(p []byte) (n int, addr *net.UnixAddr, err error) {
 	n, unread, err := c.readBy(p, func() (m int, err error) { m, addr, err = c.UnixConn.ReadFromUnix(p); return m, err })
 	if unread {
 		addr = c.peer()
@@ -57,7 +57,7 @@ func (c *UnixConn) ReadFromUnix(p []byte) (n int, addr *net.UnixAddr, err error)
 }
 
 // ReadMsgUnix is [net.UnixConn.ReadMsgUnix], and like Read in all else.
-func (c *UnixConn) ReadMsgUnix(p, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error) {
+func (c *unixConn) ReadMsgUnix(p, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error) {
 	n, unread, err := c.readBy(p, func() (m int, err error) {
 		m, oobn, flags, addr, err = c.UnixConn.ReadMsgUnix(p, oob)
 		return m, err
@@ -69,7 +69,7 @@ func (c *UnixConn) ReadMsgUnix(p, oob []byte) (n, oobn, flags int, addr *net.Uni
 }
 
 // peer is the address that these give: nil if the other end has no name.
-func (c *UnixConn) peer() *net.UnixAddr {
+func (c *unixConn) peer() *net.UnixAddr {
 	addr, ok := c.RemoteAddr().(*net.UnixAddr)
 	if !ok || addr.Name == "" || addr.Name == "@" { // the second on Linux
 		return nil

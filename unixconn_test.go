@@ -12,11 +12,11 @@ import (
 // TestUnixConnReadsUnread: bytes that came along with a connection come first,
 // however it is read.
 func TestUnixConnReadsUnread(t *testing.T) {
-	reads := map[string]func(c *UnixConn, b []byte) (int, net.Addr, error){
-		"Read":         func(c *UnixConn, b []byte) (int, net.Addr, error) { n, err := c.Read(b); return n, nil, err },
-		"ReadFrom":     func(c *UnixConn, b []byte) (int, net.Addr, error) { return c.ReadFrom(b) },
-		"ReadFromUnix": func(c *UnixConn, b []byte) (int, net.Addr, error) { return addrOrNil(c.ReadFromUnix(b)) },
-		"ReadMsgUnix": func(c *UnixConn, b []byte) (int, net.Addr, error) {
+	reads := map[string]func(c *unixConn, b []byte) (int, net.Addr, error){
+		"Read":         func(c *unixConn, b []byte) (int, net.Addr, error) { n, err := c.Read(b); return n, nil, err },
+		"ReadFrom":     func(c *unixConn, b []byte) (int, net.Addr, error) { return c.ReadFrom(b) },
+		"ReadFromUnix": func(c *unixConn, b []byte) (int, net.Addr, error) { return addrOrNil(c.ReadFromUnix(b)) },
+		"ReadMsgUnix": func(c *unixConn, b []byte) (int, net.Addr, error) {
 			n, _, _, addr, err := c.ReadMsgUnix(b, make([]byte, 8))
 			return addrOrNil(n, addr, err)
 		},
@@ -45,7 +45,7 @@ func TestUnixConnReadsUnread(t *testing.T) {
 			defer inner.Close()
 			client.Write([]byte("later"))
 			inner.SetDeadline(time.Now().Add(limit))
-			c := tracked(inner, &listener{}, []byte("first"), nil, nil).(*UnixConn)
+			c := tracked(inner, &listener{}, []byte("first"), nil, nil).(*unixConn)
 			b := make([]byte, 3)
 			var addrs []string
 			for _, want := range []string{"fir", "st", "lat", "er"} {

@@ -88,12 +88,12 @@ func realSystem() system {
 // signals. The process serves nothing before [Upgrader.Ready].
 //
 // Errors: ErrAlreadyRunning (a *RunningError) if another process holds the PID
-// file, ErrInUse if this process has an Upgrader that has not stopped, or looks
+// file, ErrUpgraderExists if this process has an Upgrader that has not stopped, or looks
 // after a new process still, ErrProtocol if the old process speaks another version,
 // and those of options and of the PID file's directory.
 func New(opts ...Option) (*Upgrader, error) {
 	if !inUse.take() {
-		return nil, fmt.Errorf("grace: %w", ErrInUse)
+		return nil, fmt.Errorf("grace: %w", ErrUpgraderExists)
 	}
 	u, err := newUpgrader(realSystem(), opts)
 	if err != nil {
@@ -281,58 +281,6 @@ func (u *Upgrader) Done() <-chan struct{} { return u.done }
 
 // Generation is 1 in a first process, and one more at each upgrade.
 func (u *Upgrader) Generation() int { return u.generation }
-
-// Listen gives the listener of that name that the old process handed over, or
-// opens one. network is tcp, tcp4, tcp6, unix or unixpacket. Names match by
-// what the old process asked for, several equal ones in order, then by what
-// the kernel has bound. Port 0 keeps the port that it got first. A socket that
-// systemd has passed is found by what it is bound to, and with the network
-// "systemd" by its FileDescriptorName=.
-//
-// Listen belongs before Ready: what nobody has asked for by then is left to the old
-// process, and its address is in use until that is gone.
-//
-// Accept waits until [Upgrader.Ready], stops when a new process accepts, and
-// returns net.ErrClosed after Done. The file of a unix socket stays until the
-// last stop; one that a crash has left behind is replaced, and if a process has a
-// socket bound there the error is ErrAddrInUse. A program must not remove it; one
-// that does all the same gets a new socket there.
-func (u *Upgrader) Listen(network, addr string) (net.Listener, error) {
-	l, err := u.socks.listen(u.opt.listenConfig, network, addr)
-	if err != nil {
-		return nil, u.listenError(network, addr, err) // not l, a nil pointer
-	}
-	if l.sock.Master && u.parent == nil {
-		u.log.Info("grace: listening on the master's socket", "asked", network+" "+addr, "used", l.addr.Network()+" "+l.addr.String())
-	}
-	return l, nil
-}
-
-// ListenPacket is Listen for packets: udp, udp4 and udp6 give a [*UDPConn],
-// unixgram a [*UnixgramConn]. When this process ends, reads return
-// net.ErrClosed: no error for an actor that serves packets.
-func (u *Upgrader) ListenPacket(network, addr string) (net.PacketConn, error) {
-	p, err := u.socks.listenPacket(u.opt.listenConfig, network, addr)
-	if err != nil {
-		return nil, u.listenError(network, addr, err)
-	}
-	return p, nil
-}
-
-// listenError gives the reason that is behind err, where there is one. A process
-// that stops has given back what it had inherited, and the address is in use.
-func (u *Upgrader) listenError(network, addr string, err error) error {
-	if u.ctx.Err() != nil {
-		return fmt.Errorf("grace: listen %s %s: %w", network, addr, ErrStopped)
-	}
-	if errors.Is(err, errAddrInUse) {
-		if p := u.parent; p != nil && p.claims.Load() && !p.isGone() {
-			return fmt.Errorf("%w; the old process, pid %d, may have it: call Listen before Ready to be given what that has, or try again when it is gone", err, p.m.Pid)
-		}
-		return u.blameScript(err, 0)
-	}
-	return err
-}
 
 // blameScript adds to an error that would not be if this process were the one
 // that an old one has started, and not a child of that. holder is the pid that

@@ -382,8 +382,8 @@ func TestNewTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(); !errors.Is(err, ErrInUse) {
-		t.Errorf("a second New: %v, want ErrInUse", err)
+	if _, err := New(); !errors.Is(err, ErrUpgraderExists) {
+		t.Errorf("a second New: %v, want ErrUpgraderExists", err)
 	}
 	u.askStop()
 	receive(t, u.Done(), "Done")

@@ -77,7 +77,10 @@ func run() error {
 	srv := &http.Server{Handler: handlers(u)}
 	if does("sockopts") || does("log") {
 		srv.ConnState = func(c net.Conn, s http.ConnState) {
-			if tc, ok := c.(*grace.TCPConn); ok && s == http.StateNew && does("sockopts") {
+			if tc, ok := c.(interface {
+				SetNoDelay(bool) error
+				SetKeepAlive(bool) error
+			}); ok && s == http.StateNew && does("sockopts") {
 				tc.SetNoDelay(false)
 				tc.SetKeepAlive(false)
 			}

@@ -35,7 +35,7 @@ func init() {
 					if err != nil {
 						return err
 					}
-					go serveRights(c.(*grace.UnixConn), method)
+					go serveRights(c.(unixConn), method)
 				}
 			}})
 		}
@@ -43,7 +43,16 @@ func init() {
 	})
 }
 
-func serveRights(c *grace.UnixConn, method string) {
+// unixConn is what accepted connections have of a *net.UnixConn.
+type unixConn interface {
+	net.Conn
+	File() (*os.File, error)
+	ReadFrom([]byte) (int, net.Addr, error)
+	ReadFromUnix([]byte) (int, *net.UnixAddr, error)
+	ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error)
+}
+
+func serveRights(c unixConn, method string) {
 	if *blocking {
 		f, err := c.File()
 		if err != nil {

@@ -1,0 +1,51 @@
+package grace
+
+// A State says what the process does with its sockets. It grows: a later version may have
+// more states, and pass through one where this one does not.
+type State int
+
+// The states of an Upgrader, in the order of an upgrade.
+const (
+	StateStarting   State = iota // it accepts nothing before Ready
+	StateServing                 // it accepts
+	StateUpgrading               // it accepts, while a new process starts
+	StateStandingBy              // the new process accepts; it takes over again should that one die
+	StateDraining                // it finishes what it has begun
+	StateStopped                 // Done is closed, or about to be
+)
+
+// String gives the state in lower case: starting, serving, upgrading, standing by,
+// draining, stopped.
+func (s State) String() string {
+	if names := [...]string{"starting", "serving", "upgrading", "standing by", "draining", "stopped"}; s >= 0 && int(s) < len(names) {
+		return names[s]
+	}
+	return "unknown"
+}
+
+// State gives the state of this moment, for a status page or a health check: the next
+// moment it may be another one.
+func (u *Upgrader) State() State {
+	now := make(chan state, 1)
+	if !u.post(func() { now <- u.m.state }) {
+		return StateStopped
+	}
+	return (<-now).public()
+}
+
+// public gives the state as it is shown outside. One that resumes accepts.
+func (s state) public() State {
+	switch s {
+	case starting:
+		return StateStarting
+	case upgrading:
+		return StateUpgrading
+	case standingBy:
+		return StateStandingBy
+	case draining, holding:
+		return StateDraining
+	case stopped:
+		return StateStopped
+	}
+	return StateServing
+}
