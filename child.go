@@ -14,6 +14,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // A child is the new process, as the old one sees it: the process, the channel and
@@ -21,7 +22,7 @@ import (
 // events; what comes of those the machine decides.
 type child struct {
 	id       int // names it in events
-	proc     process
+	proc     proc.Process
 	ch       *control.Channel
 	pipe     *os.File  // read end of the readiness pipe
 	handed   []*socket // by their index in the manifest
@@ -37,7 +38,7 @@ type childPlan struct {
 	pid      *pidFile // nil without one
 	manifest func([]*socket) *manifest
 	grace    time.Duration // the idle grace
-	start    func(ready, control int, files []int) (process, error)
+	start    func(ready, control int, files []int) (proc.Process, error)
 }
 
 // startChild gives the child everything that it gets, and starts it. It may wait
@@ -128,7 +129,7 @@ func (c *child) watch(post func(event)) {
 		}
 	})
 	go func() {
-		state, err := c.proc.wait()
+		state, err := c.proc.Wait()
 		// Grandchildren may hold the pipe and the channel open: what the dead
 		// process itself has written is read, and nobody is waited for.
 		end := time.Now().Add(500 * time.Millisecond)
@@ -137,7 +138,7 @@ func (c *child) watch(post func(event)) {
 		<-lineRead
 		<-channelRead
 		c.pipe.Close()
-		post(evExit{c.id, &UpgradeError{Pid: c.proc.pid(), State: state, Err: err}, killedBySIGKILL(state)})
+		post(evExit{c.id, &UpgradeError{Pid: c.proc.Pid(), State: state, Err: err}, proc.WasKilled(state)})
 	}()
 }
 
@@ -217,8 +218,8 @@ func isOurs(err error) bool {
 
 // abandon ends a child that nobody knows: it waits for a go that never comes.
 func (c *child) abandon() {
-	c.proc.kill()
+	c.proc.Kill()
 	c.ch.Close()
 	c.pipe.Close()
-	c.proc.wait()
+	c.proc.Wait()
 }

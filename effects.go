@@ -54,7 +54,7 @@ func (p performer) launch(id int) {
 			if err == nil {
 				p.u.child = c
 				c.watch(func(e event) { p.u.happen(e) })
-				launched.pid, launched.age = c.proc.pid(), time.Since(c.launched)
+				launched.pid, launched.age = c.proc.Pid(), time.Since(c.launched)
 			}
 			p.u.m.on(launched)
 		})
@@ -63,11 +63,11 @@ func (p performer) launch(id int) {
 
 func (p performer) sendGo() { p.u.child.ch.Send(control.NewMessage(msgGo, nil)) }
 func (p performer) sendUpgrade() {
-	p.u.tellPeer(p.u.child.ch, p.u.child.proc.pid(), control.NewMessage(msgUpgrade, nil), "upgrade")
+	p.u.tellPeer(p.u.child.ch, p.u.child.proc.Pid(), control.NewMessage(msgUpgrade, nil), "upgrade")
 }
 
 func (p performer) sendStop(now bool) {
-	p.u.tellPeer(p.u.child.ch, p.u.child.proc.pid(), control.NewMessage(msgStop, &stopMessage{Now: now}), "stop")
+	p.u.tellPeer(p.u.child.ch, p.u.child.proc.Pid(), control.NewMessage(msgStop, &stopMessage{Now: now}), "stop")
 }
 
 func (p performer) ping() {
@@ -76,7 +76,7 @@ func (p performer) ping() {
 }
 
 func (p performer) stopMoves()  { p.u.child.mover.stop() }
-func (p performer) kill() error { return p.u.child.proc.kill() }
+func (p performer) kill() error { return p.u.child.proc.Kill() }
 
 func (p performer) forget() {
 	p.u.child.ch.Close()
@@ -182,7 +182,7 @@ func (p performer) finish(gaveUp, last bool) {
 func (p performer) done() {
 	close(p.u.done)
 	if p.u.child != nil {
-		p.u.warnIfNeverGone(p.u.child.proc.pid())
+		p.u.warnIfNeverGone(p.u.child.proc.Pid())
 	}
 }
 

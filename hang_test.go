@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
 	"golang.org/x/sys/unix"
 )
@@ -150,7 +151,7 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 		t.Fatal(g.err)
 	}
 	start := g.sys.start
-	g.sys.start = func(ctx context.Context, c command, ready, control int, socks []int) (process, error) {
+	g.sys.start = func(ctx context.Context, c command, ready, control int, socks []int) (proc.Process, error) {
 		h.hang("start")
 		return start(ctx, c, ready, control, socks)
 	}

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
@@ -82,7 +83,7 @@ func (h *house) begin(sys system) *generation {
 	n := h.last
 	h.mu.Unlock()
 	g := &generation{house: h, n: n, given: sys.inherited, made: make(chan struct{}), ended: make(chan struct{}), dying: make(chan struct{})}
-	sys.start = func(_ context.Context, c command, ready, control int, socks []int) (process, error) {
+	sys.start = func(_ context.Context, c command, ready, control int, socks []int) (proc.Process, error) {
 		return h.start(g, ready, control, socks)
 	}
 	if h.tamper != nil && sys.inherited != nil {
@@ -160,9 +161,9 @@ func (g *generation) die() {
 	g.exit()
 }
 
-func (g *generation) pid() int { return 100000 + g.n }
+func (g *generation) Pid() int { return 100000 + g.n }
 
-func (g *generation) kill() error {
+func (g *generation) Kill() error {
 	if g.house.unkillable.Load() {
 		return unix.EPERM
 	}
@@ -178,7 +179,7 @@ func (g *generation) kill() error {
 	return nil
 }
 
-func (g *generation) wait() (*os.ProcessState, error) {
+func (g *generation) Wait() (*os.ProcessState, error) {
 	<-g.ended
 	return g.death.Load(), nil
 }
@@ -197,7 +198,7 @@ var deaths = sync.OnceValue(func() (d struct{ exited, killed *os.ProcessState })
 // An oldLife is the lifeline of a generation's parent.
 type oldLife struct{ g *generation }
 
-func (l oldLife) over() bool {
+func (l oldLife) Over() bool {
 	select {
 	case <-l.g.ended:
 		return true
@@ -206,7 +207,7 @@ func (l oldLife) over() bool {
 	}
 }
 
-func (l oldLife) await(stop <-chan struct{}) bool {
+func (l oldLife) Await(stop <-chan struct{}) bool {
 	select {
 	case <-l.g.ended:
 		return true
@@ -215,10 +216,10 @@ func (l oldLife) await(stop <-chan struct{}) bool {
 	}
 }
 
-func (l oldLife) close() {}
+func (l oldLife) Close() {}
 
 // start is system.start of the generation old.
-func (h *house) start(old *generation, ready, control int, socks []int) (process, error) {
+func (h *house) start(old *generation, ready, control int, socks []int) (proc.Process, error) {
 	fds := append([]int{ready, control}, socks...)
 	base, err := dupInOrder(fds)
 	if err != nil {
@@ -226,7 +227,7 @@ func (h *house) start(old *generation, ready, control int, socks []int) (process
 	}
 	return h.begin(system{inherited: &handover{
 		version: protocolVersion, ready: base, control: base + 1, first: base + 2, count: len(socks),
-	}, parentLife: func(*net.UnixConn, int) lifeline { return oldLife{old} }}), nil
+	}, parentLife: func(*net.UnixConn, int) proc.Life { return oldLife{old} }}), nil
 }
 
 var dupMu sync.Mutex
@@ -358,7 +359,7 @@ func wantErr(t *testing.T, got, want error) {
 	}
 }
 
-// await waits until the generation has reached a state.
+// Await waits until the generation has reached a state.
 func (g *generation) await(want state) {
 	g.house.t.Helper()
 	end := time.After(limit)

@@ -27,9 +27,9 @@ import (
 // that does not wait.
 var loopMayCall = map[string]string{
 	"control.Channel.Close calls net.conn.Close":        "a socket without SO_LINGER",
-	"forked.kill calls os.Process.Kill":                 "a signal",
-	"forked.process calls os.FindProcess":               "only without pidfd: the process is looked up",
-	"killPidfd calls unix.PidfdSendSignal":              "a signal",
+	"proc.forked.Kill calls os.Process.Kill":            "a signal",
+	"proc.forked.process calls os.FindProcess":          "only without pidfd: the process is looked up",
+	"proc.killPidfd calls unix.PidfdSendSignal":         "a signal",
 	"listener.give calls net.Conn.Close":                "a socket without SO_LINGER",
 	"socket.listenNow calls unix.Listen":                "listen(2) of a socket that is bound",
 	"control.writeNonblock calls syscall.RawConn.Write": "its function says at once that it is done",

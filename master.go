@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // A master is another program that owns the sockets and has started us. It is
@@ -71,12 +73,12 @@ func (u *Upgrader) joinMaster() {
 	u.log.Info("grace: a master has started this process; upgrades are its to do", "master", m.name, "masterpid", m.pid, "sockets", len(m.sockets))
 	if m.wrapper != 0 && m.pid != 0 {
 		// It got the signal that was meant for us, and has not passed it on.
-		whenGone(m.wrapper, func() {
+		proc.WhenGone(m.wrapper, func() {
 			u.happen(evStop{stopRequest{reason: "the script between the master and this process has ended"}})
 		})
 	}
 	if m.pid > 1 {
-		whenGone(m.pid, func() { u.happen(evMasterGone{}) })
+		proc.WhenGone(m.pid, func() { u.happen(evMasterGone{}) })
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/julofinance/grace/v3/internal/proc"
 	"golang.org/x/sys/unix"
 )
 
@@ -161,13 +162,13 @@ func onlyListeners(variable, value string, sockets []masterSocket) error {
 func (m *master) findMaster(told, set string) error {
 	value, ok := takeVariable(told)
 	if told == "" || !ok {
-		m.pid = whoSet(m.variable, set)
+		m.pid = proc.SetBy(m.variable, set)
 	} else {
 		pid, err := strconv.Atoi(value)
 		if err != nil || pid < 1 {
 			return dishonest(told, value, "it is not a process id")
 		}
-		if !slices.Contains(ancestors(), pid) {
+		if !slices.Contains(proc.Ancestors(), pid) {
 			return dishonest(told, value, "that process has not started this one, whose parent is %d", os.Getppid())
 		}
 		m.pid = pid
@@ -175,7 +176,7 @@ func (m *master) findMaster(told, set string) error {
 	m.child = os.Getpid()
 	if parent := os.Getppid(); parent != m.pid {
 		m.wrapper = parent
-		for _, pid := range ancestors() {
+		for _, pid := range proc.Ancestors() {
 			if pid == m.pid {
 				break
 			}
@@ -200,7 +201,7 @@ func (m *master) signal(sig syscall.Signal) error {
 		}
 	}
 	defer p.Release()
-	if !slices.Contains(ancestors(), m.pid) {
+	if !slices.Contains(proc.Ancestors(), m.pid) {
 		return &startError{fmt.Errorf("the %s that has started this process, pid %d, is gone", m.name, m.pid), adviceMasterGone}
 	}
 	if m.socket == 0 {
@@ -209,7 +210,7 @@ func (m *master) signal(sig syscall.Signal) error {
 			m.byHand(sig),
 		}
 	}
-	if err := holds(m.pid, m.socket); err != nil {
+	if err := proc.HasSocket(m.pid, m.socket); err != nil {
 		err = fmt.Errorf("pid %d can't be proven to be the %s that has started this process: %w", m.pid, m.name, err)
 		return m.mayNotSignal(sig, err)
 	}

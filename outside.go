@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/control"
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // The goroutine that owns the state waits for nothing outside: not for a
@@ -72,7 +73,7 @@ func (u *Upgrader) startOrLeave(ctx context.Context, id int) (*child, error) {
 			r.c.abandon()
 		}
 	}()
-	return nil, &stuckError{path: "the start of a new process", doing: "for the PID file, the binary or a socket"}
+	return nil, &proc.StuckError{Path: "the start of a new process", Doing: "for the PID file, the binary or a socket"}
 }
 
 // within calls each of fs in a goroutine of its own, and returns when all of them

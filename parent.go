@@ -10,6 +10,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // A parent is the old process, as the new one sees it.
@@ -20,7 +21,7 @@ type parent struct {
 	goAhead chan struct{} // closed when old has said go
 	deaf    chan struct{} // closed when nothing more is heard of old, dead or alive
 	gone    chan struct{} // closed when old is proven to be dead
-	life    lifeline
+	life    proc.Life
 	claims  atomic.Bool // they are being made: what comes later is told by itself
 	told    []int       // the sockets of the claims that old was told
 	pidLock *os.File    // the lock of old's PID file; nil: it has none
@@ -103,7 +104,7 @@ func (p *parent) run(log *slog.Logger, take func(index int) *listener, over <-ch
 		}
 		r.onEnd()
 		p.ch.Close()
-		p.life.close()
+		p.life.Close()
 		close(p.gone)
 		post(evParentGone{})
 	})
@@ -115,7 +116,7 @@ func (p *parent) run(log *slog.Logger, take func(index int) *listener, over <-ch
 // descriptor until then. What the parent has sent is read before: a socket that is
 // shut down for reading gives what is queued, and then its end.
 func (p *parent) watchLife(over <-chan struct{}) {
-	if p.life.await(over) {
+	if p.life.Await(over) {
 		p.ch.Socket().CloseRead()
 	}
 }
@@ -136,7 +137,7 @@ func (p *parent) outlive(log *slog.Logger, over <-chan struct{}, err error) bool
 		log.Warn("grace: the old process can't be heard any more; what it has is left to it until the kernel says that it is dead", "old", p.m.Pid, "err", err)
 	})
 	defer warn.Stop()
-	return p.life.await(over)
+	return p.life.Await(over)
 }
 
 // deafPatience is how long old may take to be dead when its end of the channel is

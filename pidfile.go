@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // A pidFile names the process that serves. It is replaced by rename, so that a
@@ -233,7 +234,7 @@ func (p *pidFile) giveUp(remove, last bool) {
 	p.removePrepared()
 	p.removeReplaced()
 	ours, pid := p.read()
-	dead := pid > 0 && !alive(pid)
+	dead := pid > 0 && !proc.IsAlive(pid)
 	held := p.holdsLock()
 	if remove && ours && !held {
 		// An old process that ends at the same time has removed the lock's file, and
@@ -310,7 +311,7 @@ func (p *pidFile) look() (done bool, err error) {
 		if err := p.mustBeRegular(); err != nil {
 			return false, err
 		}
-		if alive(pid) && pid != os.Getpid() && !p.force && p.master == "" {
+		if proc.IsAlive(pid) && pid != os.Getpid() && !p.force && p.master == "" {
 			return false, fmt.Errorf("another program has put the number of process %d there; give it a PID file of its own", pid)
 		}
 		if err := p.write(); err != nil {
@@ -406,7 +407,7 @@ func (p *pidFile) removeLeftovers() {
 	for _, e := range names {
 		number, ok := strings.CutPrefix(e.Name(), prefix)
 		pid, err := strconv.Atoi(strings.TrimPrefix(number, "lock."))
-		if ok && err == nil && pid > 0 && pid != os.Getpid() && !alive(pid) && e.Type().IsRegular() {
+		if ok && err == nil && pid > 0 && pid != os.Getpid() && !proc.IsAlive(pid) && e.Type().IsRegular() {
 			os.Remove(filepath.Join(filepath.Dir(p.path), e.Name()))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // Which lock proves that a process of ours lives?
@@ -50,7 +51,7 @@ func (p *pidFile) takeLock() error {
 		}
 		// One that has the lock may not have written its pid yet.
 		_, pid := p.read()
-		if locked && alive(pid) {
+		if locked && proc.IsAlive(pid) {
 			return &RunningError{Path: p.path, Pid: pid}
 		}
 		if time.Now().After(end) {

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // Where sockets can't be handed over, everything else works as usual.
@@ -42,15 +43,11 @@ var (
 
 func (h *handover) open() (*net.UnixConn, *os.File, error) { return nil, nil, ErrNotSupported }
 
-func startProcess(context.Context, command, int, int, []int) (process, error) {
+func startProcess(context.Context, command, int, int, []int) (proc.Process, error) {
 	return nil, ErrNotSupported
 }
 
-func parentLife(*net.UnixConn, int) lifeline     { return nil }
 func fileID(string) (dev, ino uint64, err error) { return 0, 0, ErrNotSupported }
-func whenGone(int, func())                       {}
-func alive(int) bool                             { return false }
-func killedBySIGKILL(*os.ProcessState) bool      { return false }
 
 // readable: the queue can't be looked at, so it counts as empty.
 func readable(*socket) bool { return false }
@@ -80,6 +77,3 @@ func openLate(lc net.ListenConfig, network, addr string) (fd.Listener, net.Liste
 	l, err := lc.Listen(context.Background(), network, addr)
 	return nil, l, err
 }
-
-// whoSet: supervisors that leave a variable are those of unix.
-func whoSet(string, string) int { return 0 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/julofinance/grace/v3/internal/proc"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,24 +20,24 @@ var (
 
 // startProcess starts c with the readiness pipe, the control channel and the
 // sockets, and tells it which numbers they have.
-func startProcess(ctx context.Context, c command, ready, control int, sockets []int) (process, error) {
+func startProcess(ctx context.Context, c command, ready, control int, sockets []int) (proc.Process, error) {
 	h := handover{version: protocolVersion}
 	kept := passedDown()
 	h.number(len(sockets), kept)
-	if c.sibling = c.sibling && canSibling(); c.sibling {
+	if c.Sibling = c.Sibling && proc.CanSibling(); c.Sibling {
 		h.parent = os.Getppid()
 	}
 	v, err := h.variable(control)
 	if err != nil {
 		return nil, err
 	}
-	c.env = withHandover(c.env, v)
-	files := make([]given, 0, 2+len(sockets))
-	files = append(files, given{ready, h.ready}, given{control, h.control})
+	c.Env = withHandover(c.Env, v)
+	files := make([]proc.Given, 0, 2+len(sockets))
+	files = append(files, proc.Given{From: ready, To: h.ready}, proc.Given{From: control, To: h.control})
 	for i, fd := range sockets {
-		files = append(files, given{fd, h.first + i})
+		files = append(files, proc.Given{From: fd, To: h.first + i})
 	}
-	return c.start(ctx, files, kept)
+	return c.Start(ctx, files, kept)
 }
 
 // firstSocket is the number of the first of n sockets: after, or higher. Go gives what it starts
@@ -50,20 +51,6 @@ func firstSocket(n, after int) int {
 		return after
 	}
 	return above
-}
-
-func killedBySIGKILL(state *os.ProcessState) bool {
-	if state == nil {
-		return true
-	}
-	ws, ok := state.Sys().(syscall.WaitStatus)
-	return ok && ws.Signaled() && ws.Signal() == syscall.SIGKILL
-}
-
-// alive reports whether a process with this pid runs. One that has ended, and that
-// its parent has not waited for yet, does not.
-func alive(pid int) bool {
-	return pid > 0 && unix.Kill(pid, 0) != unix.ESRCH && !onlyANumber(pid)
 }
 
 var (

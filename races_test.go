@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // What happens between two steps of a hand-over.
@@ -45,7 +47,7 @@ func TestLateChildTakesNothing(t *testing.T) {
 			start, called, hang := g.sys.start, make(chan struct{}), make(chan struct{})
 			wake := sync.OnceFunc(func() { close(hang) })
 			defer wake()
-			g.sys.start = func(ctx context.Context, c command, ready, control int, socks []int) (process, error) {
+			g.sys.start = func(ctx context.Context, c command, ready, control int, socks []int) (proc.Process, error) {
 				close(called)
 				<-hang // an execve that does
 				return start(ctx, c, ready, control, socks)
@@ -234,7 +236,7 @@ func newStepper(t *testing.T, step string) *stepper {
 	w.addr = <-addrs
 	launched, slow := newStop(t), &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
 	start := w.old.sys.start
-	w.old.sys.start = func(ctx context.Context, c command, ready, control int, socks []int) (process, error) {
+	w.old.sys.start = func(ctx context.Context, c command, ready, control int, socks []int) (proc.Process, error) {
 		p, err := start(ctx, c, ready, control, socks)
 		launched.wait(w.old)
 		return p, err

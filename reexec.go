@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/birth"
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // handoverVariable tells a new process which descriptors it was given. Package
@@ -87,68 +88,61 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(fa, fb)
 }
 
-// A command is a new process to be.
+// A command is a new process to be, and what its program was looked up for.
 type command struct {
-	path string
-	argv []string
-	env  []string
-	dir  string // empty: that of this process
+	proc.Program
 	// realPath and realDir are path and dir without symlinks.
 	realPath, realDir string
 	needsDir          bool // path is relative, and dir is not known
-	// dirAsked: the program has given dir itself, and wants no other one.
-	dirAsked bool
-	// sibling: the new process is to be our parent's child, if that can be.
-	sibling bool
 }
 
 // command says what to start: the arguments of now, the directory and the path
 // of the first start, the environment of now, each as the options change it.
 func (o *options) command(h home) command {
-	c := command{path: h.path, dir: h.dir, env: o.env}
+	c := command{Program: proc.Program{Path: h.path, Dir: h.dir, Env: o.env}}
 	if o.dir != "" {
-		c.dir, c.dirAsked = o.dir, true
-		if !filepath.IsAbs(c.dir) {
-			c.dir = filepath.Join(h.dir, c.dir)
+		c.Dir, c.DirAsked = o.dir, true
+		if !filepath.IsAbs(c.Dir) {
+			c.Dir = filepath.Join(h.dir, c.Dir)
 		}
 	}
 	if o.executable != "" {
-		c.path = o.executable
-		if !filepath.IsAbs(c.path) && strings.ContainsRune(c.path, os.PathSeparator) {
-			c.path = filepath.Join(c.dir, c.path)
-			c.needsDir = c.dir == ""
+		c.Path = o.executable
+		if !filepath.IsAbs(c.Path) && strings.ContainsRune(c.Path, os.PathSeparator) {
+			c.Path = filepath.Join(c.Dir, c.Path)
+			c.needsDir = c.Dir == ""
 		}
 	}
-	if c.env == nil {
-		c.env = os.Environ()
+	if c.Env == nil {
+		c.Env = os.Environ()
 	}
-	c.argv = append([]string(nil), firstArgs...)
-	if len(c.argv) == 0 {
-		c.argv = []string{c.path}
+	c.Argv = append([]string(nil), firstArgs...)
+	if len(c.Argv) == 0 {
+		c.Argv = []string{c.Path}
 	}
 	if o.args != nil {
-		c.argv = append(c.argv[:1:1], o.args...)
+		c.Argv = append(c.Argv[:1:1], o.args...)
 	}
 	return c
 }
 
 // resolve looks the binary up, so that the error names the path that was tried.
 func (c *command) resolve() error {
-	if byGoRun(c.path) {
-		return &startError{fmt.Errorf("start %s: it was made by go run, which ends with this process, and makes another one of new code", c.path), adviceGoRun}
+	if byGoRun(c.Path) {
+		return &startError{fmt.Errorf("start %s: it was made by go run, which ends with this process, and makes another one of new code", c.Path), adviceGoRun}
 	}
 	if c.needsDir {
-		return &startError{fmt.Errorf("start %s: it is a relative path, and the working directory of the first start was gone already then", c.path), "give Executable an absolute path, or start the service in a directory that stays"}
+		return &startError{fmt.Errorf("start %s: it is a relative path, and the working directory of the first start was gone already then", c.Path), "give Executable an absolute path, or start the service in a directory that stays"}
 	}
-	found, err := exec.LookPath(c.path)
+	found, err := exec.LookPath(c.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &startError{fmt.Errorf("the binary is gone, or was moved: %w", err), "put the new binary at the path that the error names, or give Executable another one, and send the signal again"}
 	}
 	if err != nil {
 		return err
 	}
-	c.path = found
-	c.realPath, c.realDir = realPath(c.path), realPath(c.dir)
+	c.Path = found
+	c.realPath, c.realDir = realPath(c.Path), realPath(c.Dir)
 	return nil
 }
 
@@ -161,7 +155,7 @@ func (c command) find(ctx context.Context) (command, error) {
 	case err := <-done:
 		return found, err
 	case <-ctx.Done(): // found is the goroutine's
-		return c, &stuckError{path: c.path, doing: "to be looked up"}
+		return c, &proc.StuckError{Path: c.Path, Doing: "to be looked up"}
 	}
 }
 
@@ -189,11 +183,11 @@ func (u *Upgrader) foreseeTrouble() {
 	c := u.opt.command(u.home)
 	switch {
 	case u.underMaster() || !supported:
-	case byGoRun(c.path):
-		u.log.Warn("grace: this process can't be upgraded: go run has made its binary", "path", c.path, "do", adviceGoRun)
+	case byGoRun(c.Path):
+		u.log.Warn("grace: this process can't be upgraded: go run has made its binary", "path", c.Path, "do", adviceGoRun)
 	case u.opt.executable == "":
-		if _, err := os.Stat(c.path); errors.Is(err, fs.ErrNotExist) {
-			u.log.Warn("grace: the binary of this process is gone; an upgrade needs one", "path", c.path)
+		if _, err := os.Stat(c.Path); errors.Is(err, fs.ErrNotExist) {
+			u.log.Warn("grace: the binary of this process is gone; an upgrade needs one", "path", c.Path)
 		}
 	}
 }
@@ -206,44 +200,24 @@ type startError struct {
 
 func (e *startError) Unwrap() error { return e.error }
 
-// A dirError says that the new process could not change to its directory.
-type dirError struct {
-	dir string
-	err error
-}
-
-func (e *dirError) Error() string { return fmt.Sprintf("change to the directory %s: %v", e.dir, e.err) }
-func (e *dirError) Unwrap() error { return e.err }
-
-// A stuckError says that a new process had not begun to run when its time was up.
-type stuckError struct {
-	path  string
-	doing string
-	pid   int // 0 if there is none
-}
-
-func (e *stuckError) Error() string {
-	return fmt.Sprintf("%s has waited too long %s: its disk or file system hangs", e.path, e.doing)
-}
-
 // begin starts c: in its directory, or, if that is gone and nothing is known to
 // need it, in the one of this process. A program that needs it says so itself,
 // and is not ready then.
-func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (process, error)) (process, error) {
-	if c.dir == "" {
+func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (proc.Process, error)) (proc.Process, error) {
+	if c.Dir == "" {
 		u.log.Warn(noDirectory, "now", currentDir(), "err", "it was gone already when the first process was started")
 	} else if otherRelease(u.home.real, c.realPath, c.realDir) {
 		u.log.Warn("grace: the new binary is of another release than the directory in which it starts", "binary", c.realPath, "dir", c.realDir,
 			"do", "give Dir the path that leads to the release of now, or start the service with PWD set to it")
 	}
 	p, err := startWritten(ctx, u.log, c, start)
-	var gone *dirError
+	var gone *proc.DirError
 	if errors.As(err, &gone) {
-		if c.dirAsked {
-			return nil, &startError{fmt.Errorf("start %s: %w", c.path, err), "make the directory, or give Dir another one, and send the signal again"}
+		if c.DirAsked {
+			return nil, &startError{fmt.Errorf("start %s: %w", c.Path, err), "make the directory, or give Dir another one, and send the signal again"}
 		}
-		u.log.Warn(noDirectory, "dir", c.dir, "now", currentDir(), "err", gone.err)
-		c.dir = ""
+		u.log.Warn(noDirectory, "dir", c.Dir, "now", currentDir(), "err", gone.Err)
+		c.Dir = ""
 		p, err = startWritten(ctx, u.log, c, start)
 	}
 	return p, err
@@ -254,7 +228,7 @@ func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (pr
 const stillWritten = 2 * time.Second
 
 // startWritten starts c once nobody writes its binary any more.
-func startWritten(ctx context.Context, log *slog.Logger, c command, start func(command) (process, error)) (process, error) {
+func startWritten(ctx context.Context, log *slog.Logger, c command, start func(command) (proc.Process, error)) (proc.Process, error) {
 	begun := time.Now()
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		p, err := start(c)
@@ -265,7 +239,7 @@ func startWritten(ctx context.Context, log *slog.Logger, c command, start func(c
 			return nil, &startError{fmt.Errorf("%w: somebody has it open for writing", err),
 				"write a new binary beside the old one, rename it into place, and send the signal again"}
 		case pause == 5*time.Millisecond:
-			log.Info("grace: the new binary is still open for writing; trying again for a moment", "path", c.path, "limit", stillWritten)
+			log.Info("grace: the new binary is still open for writing; trying again for a moment", "path", c.Path, "limit", stillWritten)
 		}
 		select {
 		case <-time.After(pause):
@@ -331,13 +305,4 @@ type strayError struct {
 
 func (e *strayError) Error() string {
 	return fmt.Sprintf("%s=%q was meant for a child of process %d, and this is one of %d", handoverVariable, e.value, e.parent, os.Getppid())
-}
-
-// A process is a started one: a child, a sibling, or a test's.
-type process interface {
-	pid() int
-	kill() error
-	// wait returns when the process has ended, and was reaped if that can be. The
-	// error says why it can't be told how: it never means that the process lives.
-	wait() (*os.ProcessState, error)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/birth"
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/proc"
 	"golang.org/x/sys/unix"
 )
 
@@ -190,14 +191,14 @@ func TestCommand(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := o.command(h)
-			if c.path != tc.path || c.dir != "/first" || !slices.Equal(c.argv[1:], tc.args) || c.argv[0] != os.Args[0] {
+			if c.Path != tc.path || c.Dir != "/first" || !slices.Equal(c.Argv[1:], tc.args) || c.Argv[0] != os.Args[0] {
 				t.Errorf("got %+v, want path %s and arguments %q", c, tc.path, tc.args)
 			}
-			if tc.env == nil && !slices.Contains(c.env, "GRACE_TEST=now") {
-				t.Errorf("environment %q, want that of now", c.env)
+			if tc.env == nil && !slices.Contains(c.Env, "GRACE_TEST=now") {
+				t.Errorf("environment %q, want that of now", c.Env)
 			}
-			if tc.env != nil && !slices.Equal(c.env, tc.env) {
-				t.Errorf("environment %q, want %q", c.env, tc.env)
+			if tc.env != nil && !slices.Equal(c.Env, tc.env) {
+				t.Errorf("environment %q, want %q", c.Env, tc.env)
 			}
 		})
 	}
@@ -210,7 +211,7 @@ func TestResolve(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{filepath.Join(dir, "missing"), plain, dir} {
-		c := command{path: path}
+		c := command{Program: proc.Program{Path: path}}
 		if err := c.resolve(); err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: error %v, want one that names the path", path, err)
 		}
@@ -219,9 +220,9 @@ func TestResolve(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := command{path: "sh"}
-	if err := c.resolve(); err != nil || c.path != sh {
-		t.Errorf("sh: got %s, %v, want %s", c.path, err, sh)
+	c := command{Program: proc.Program{Path: "sh"}}
+	if err := c.resolve(); err != nil || c.Path != sh {
+		t.Errorf("sh: got %s, %v, want %s", c.Path, err, sh)
 	}
 }
 

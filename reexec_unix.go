@@ -4,14 +4,12 @@ package grace
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"net"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/julofinance/grace/v3/internal/birth"
 	"github.com/julofinance/grace/v3/internal/fd"
@@ -19,76 +17,6 @@ import (
 )
 
 const supported = true
-
-// A given descriptor is from here and to in the new process.
-type given struct{ from, to int }
-
-// start starts c with the given descriptors, and those of kept under their own
-// numbers. It returns when the program is executed, or could not be.
-func (c command) start(ctx context.Context, files []given, kept []int) (process, error) {
-	if canSpawn {
-		return c.spawn(ctx, files, kept)
-	}
-	return c.fork(ctx, files, kept)
-}
-
-// fork is what the standard library offers. Plain numbers and
-// syscall.StartProcess are used because os.File.Fd may set a socket to blocking,
-// for this process too.
-func (c command) fork(_ context.Context, files []given, kept []int) (process, error) {
-	list := []uintptr{standardStream(0), standardStream(1), standardStream(2)}
-	put := func(from, to int) {
-		for len(list) <= to {
-			list = append(list, ^uintptr(0)) // none
-		}
-		list[to] = uintptr(from)
-	}
-	for _, f := range files {
-		put(f.from, f.to)
-	}
-	for _, fd := range kept {
-		put(fd, fd)
-	}
-	if c.sibling {
-		return startSibling(c, list)
-	}
-	if c.dir != "" && !c.dirAsked { // which of the two can't be told by the error
-		if err := unix.Access(c.dir, unix.X_OK); err != nil {
-			return nil, &dirError{c.dir, err}
-		}
-	}
-	l, err := startForked(c.path, c.argv, &syscall.ProcAttr{Dir: c.dir, Env: c.env, Files: list})
-	if err != nil {
-		return nil, c.failed(err)
-	}
-	return c.process(l), nil
-}
-
-// process is c, started.
-func (c command) process(l *life) process {
-	if l.pidfd < 0 {
-		l.start, _ = startOf(l.pid)
-	}
-	if c.sibling {
-		return newSibling(l)
-	}
-	return &forked{life: l}
-}
-
-// failed says that c could not be executed.
-func (c command) failed(err error) error {
-	return fmt.Errorf("start %s in %s: %w", c.path, cmp.Or(c.dir, "this process's directory"), err)
-}
-
-// standardStream is fd if it is still what the process was started with: a
-// descriptor that Go opened there later is close-on-exec.
-func standardStream(fd uintptr) uintptr {
-	flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
-	if err != nil || flags&unix.FD_CLOEXEC != 0 {
-		return ^uintptr(0)
-	}
-	return fd
-}
 
 // A handover is what a new process was given.
 type handover struct {

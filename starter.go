@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // A starter is what the environment says about the program that has started
@@ -31,7 +33,7 @@ func findStarter() (s starter) {
 	}
 	const variable = "SUPERVISOR_ENABLED"
 	if v, ok := os.LookupEnv(variable); ok {
-		s.supervisord = whoSet(variable, v) == os.Getppid() // else a script is between, which knows the PID file
+		s.supervisord = proc.SetBy(variable, v) == os.Getppid() // else a script is between, which knows the PID file
 	}
 	return s
 }

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // What is outside hangs, for ever: nothing that the goroutine that owns the state
@@ -233,7 +235,7 @@ func TestPassedUpgradeIsNotForgotten(t *testing.T) {
 func TestStopsWhileTheStartHangs(t *testing.T) {
 	called, hang := make(chan struct{}), make(chan struct{})
 	defer close(hang)
-	u, err := newUpgrader(system{start: func(context.Context, command, int, int, []int) (process, error) {
+	u, err := newUpgrader(system{start: func(context.Context, command, int, int, []int) (proc.Process, error) {
 		close(called)
 		<-hang
 		return nil, errors.New("no")

@@ -58,7 +58,7 @@ func (u *Upgrader) handOverMain() (tell func()) {
 	if u.notify == nil || u.child == nil || !u.m.child.went() {
 		return nil
 	}
-	return u.notify.MoveMain(u.child.proc.pid(), u.nextServes())
+	return u.notify.MoveMain(u.child.proc.Pid(), u.nextServes())
 }
 
 // onMain makes this process the main one: the old process has announced it, or is dead.

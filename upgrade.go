@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/proc"
 )
 
 // A call of Upgrade, and what is looked at before a child is started.
@@ -60,9 +62,9 @@ func (u *Upgrader) launch(ctx context.Context, id int) (*child, error) {
 		return c, nil
 	}
 	failure := &UpgradeError{Reason: ErrStart, Err: err}
-	var stuck *stuckError
+	var stuck *proc.StuckError
 	if errors.As(err, &stuck) {
-		failure.Pid, failure.Reason = stuck.pid, ErrReadyTimeout
+		failure.Pid, failure.Reason = stuck.Pid, ErrReadyTimeout
 		if errors.Is(ctx.Err(), context.Canceled) {
 			failure.Reason = ErrStopped
 		}
@@ -119,19 +121,19 @@ func (u *Upgrader) await(ctx context.Context, result <-chan error) error {
 
 func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {
 	cmd := u.opt.command(u.home)
-	cmd.sibling = u.notify.WantsChildren()
+	cmd.Sibling = u.notify.WantsChildren()
 	cmd, err := cmd.find(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := roomForProcess(); err != nil {
-		return nil, err
+	if err := proc.CheckRoom(); err != nil {
+		return nil, &startError{err, "raise the limit that the error names, or end what else counts there, and send the signal again"}
 	}
 	plan := childPlan{id: id, sockets: u.socks, pid: u.pid, manifest: u.manifest, grace: u.opt.idleGrace}
-	plan.start = func(ready, control int, files []int) (process, error) {
-		return u.begin(ctx, cmd, func(c command) (process, error) {
+	plan.start = func(ready, control int, files []int) (proc.Process, error) {
+		return u.begin(ctx, cmd, func(c command) (proc.Process, error) {
 			if ctx.Err() != nil { // what hung until now was left behind
-				return nil, &stuckError{path: c.path, doing: "for the PID file, the binary or a socket"}
+				return nil, &proc.StuckError{Path: c.Path, Doing: "for the PID file, the binary or a socket"}
 			}
 			return u.sys.start(ctx, c, ready, control, files)
 		})

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
@@ -70,8 +71,8 @@ type system struct {
 	manager      *sdnotify.Manager // nil without systemd's notify socket
 	managerErr   error
 	starter      starter
-	start        func(ctx context.Context, c command, ready, control int, sockets []int) (process, error)
-	parentLife   func(control *net.UnixConn, pid int) lifeline
+	start        func(ctx context.Context, c command, ready, control int, sockets []int) (proc.Process, error)
+	parentLife   func(control *net.UnixConn, pid int) proc.Life
 }
 
 func realSystem() system {
@@ -79,7 +80,7 @@ func realSystem() system {
 		inherited: inherited, inheritedErr: inheritedErr,
 		master: theMaster, masterErr: theMasterErr,
 		manager: theServiceManager, managerErr: theServiceManagerErr,
-		starter: theStarter, start: startProcess, parentLife: parentLife,
+		starter: theStarter, start: startProcess, parentLife: proc.ParentLife,
 	}
 }
 
@@ -150,7 +151,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 			u.parent.ch.StartWriting()
 			u.failReady(err)
 			u.parent.ch.Close()
-			u.parent.life.close()
+			u.parent.life.Close()
 		}
 		close(u.over)
 		return nil, err

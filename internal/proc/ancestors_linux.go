@@ -1,4 +1,4 @@
-package grace
+package proc
 
 import (
 	"bytes"
@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ancestors are the parent of this process, its parent and so on.
-func ancestors() (pids []int) {
+// Ancestors are the parent of this process, its parent and so on.
+func Ancestors() (pids []int) {
 	for pid := os.Getppid(); pid > 0 && len(pids) < 64; {
 		pids = append(pids, pid)
 		next, err := parentOf(pid)
@@ -38,15 +38,15 @@ func parentOf(pid int) (int, error) {
 	return strconv.Atoi(string(fields[1]))
 }
 
-// whoSet finds the ancestor that has put the variable into our environment: the
-// nearest that was not started with it itself. Those below it are wrappers, such
-// as a shell that was not replaced by exec.
-func whoSet(variable, value string) int {
+// SetBy is the pid of the ancestor that has put the variable into this process's
+// environment, 0 if none has: the nearest that was not itself started with it. Those
+// below it are wrappers, such as a shell that was not replaced by exec.
+func SetBy(variable, value string) int {
 	want := []byte(variable + "=" + value)
-	for _, pid := range ancestors() {
+	for _, pid := range Ancestors() {
 		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 		if err != nil {
-			return pid // another user's: no wrapper, which would be ours
+			return pid // another user's, so no wrapper
 		}
 		inherited := false
 		for kv := range bytes.SplitSeq(env, []byte{0}) {
@@ -59,9 +59,9 @@ func whoSet(variable, value string) int {
 	return 0
 }
 
-// holds says whether the process pid has the socket open. Only who may look
-// into it can tell, and only he may signal it.
-func holds(pid int, socket uint64) error {
+// HasSocket returns nil if the process pid has the socket with this inode open. Looking
+// takes the same permissions as sending it a signal.
+func HasSocket(pid int, socket uint64) error {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	links, err := os.ReadDir(dir)
 	if err != nil {
@@ -76,8 +76,8 @@ func holds(pid int, socket uint64) error {
 	return errors.New("it does not hold the socket that it is said to have passed")
 }
 
-// whenGone calls f when the process pid, an ancestor, has ended.
-func whenGone(pid int, f func()) {
+// WhenGone calls f, in a goroutine, when the process pid, an ancestor, has ended.
+func WhenGone(pid int, f func()) {
 	pidfd, err := unix.PidfdOpen(pid, unix.O_NONBLOCK)
 	if err == unix.EINVAL { // before Linux 5.10
 		pidfd, err = unix.PidfdOpen(pid, 0)
@@ -98,7 +98,7 @@ func whenGone(pid int, f func()) {
 		watch.Close()
 	}
 	go func() { // before Linux 5.3, or forbidden
-		for alive(pid) {
+		for IsAlive(pid) {
 			time.Sleep(500 * time.Millisecond)
 		}
 		f()

@@ -1,4 +1,4 @@
-package grace
+package proc
 
 import (
 	"fmt"
@@ -9,16 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A sibling is a new process that is not our child but our parent's, systemd's.
-// Of a main process that is somebody else's child systemd says that it will not
-// notice its end, and it means that for ever: at a stop it sends SIGTERM, does
-// not wait, and kills.
+// A sibling is a new process that is a child of this process's parent, systemd. If the main
+// process is not systemd's own child, systemd warns that it will not notice its end, and
+// stays with that: at a stop it sends SIGTERM, does not wait, and kills.
 //
-// What becomes of a process that is not our child is seen through its pidfd.
+// The end of a process that is not our child is seen through its pidfd.
 type sibling struct{ life *life }
 
-// canSibling says whether this kernel has what siblings take.
-func canSibling() bool {
+// CanSibling reports whether a process can be started as a sibling: that takes pidfds.
+func CanSibling() bool {
 	if os.Getpid() == 1 {
 		return false
 	}
@@ -30,11 +29,11 @@ func canSibling() bool {
 	return true
 }
 
-func newSibling(l *life) process { return &sibling{l} }
+func newSibling(l *life) Process { return &sibling{l} }
 
-func startSibling(c command, files []uintptr) (process, error) {
-	l, err := startForked(c.path, c.argv, &syscall.ProcAttr{
-		Dir: c.dir, Env: c.env, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
+func startSibling(c Program, files []uintptr) (Process, error) {
+	l, err := startForked(c.Path, c.Argv, &syscall.ProcAttr{
+		Dir: c.Dir, Env: c.Env, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT},
 	})
 	if err != nil {
 		return nil, c.failed(err)
@@ -42,14 +41,14 @@ func startSibling(c command, files []uintptr) (process, error) {
 	return &sibling{l}, nil
 }
 
-func (s *sibling) pid() int    { return s.life.pid }
-func (s *sibling) kill() error { return s.life.kill() }
+func (s *sibling) Pid() int    { return s.life.pid }
+func (s *sibling) Kill() error { return s.life.kill() }
 
-// wait returns when the process has ended. How is in the error, if the kernel
-// (6.15 or newer) tells those who are not the parent.
-func (s *sibling) wait() (*os.ProcessState, error) {
-	defer s.life.close()
-	s.life.await(nil)
+// Wait returns when the process has ended. The error says how it ended, if the kernel (6.15
+// or newer) tells a process that is not the parent.
+func (s *sibling) Wait() (*os.ProcessState, error) {
+	defer s.life.Close()
+	s.life.Await(nil)
 	return nil, howEnded(s.life.pidfd)
 }
 

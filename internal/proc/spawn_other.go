@@ -1,11 +1,11 @@
 //go:build unix && !(linux && (amd64 || arm64))
 
-package grace
+package proc
 
 import "context"
 
 const canSpawn = false
 
-func (c command) spawn(ctx context.Context, files []given, kept []int) (process, error) {
+func (c Program) spawn(ctx context.Context, files []Given, kept []int) (Process, error) {
 	return c.fork(ctx, files, kept)
 }

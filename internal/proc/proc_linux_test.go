@@ -1,4 +1,4 @@
-package grace
+package proc
 
 import (
 	"errors"
@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,23 +23,23 @@ func TestLife(t *testing.T) {
 			if err != nil {
 				t.Skip(err)
 			}
-			l, err := command{path: path, argv: []string{"sleep", "1000"}}.start(t.Context(), nil, nil)
+			l, err := Program{Path: path, Argv: []string{"sleep", "1000"}}.Start(t.Context(), nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			c := l.(*forked)
 			change(c.life)
-			if over := c.life.over(); over != (name == "a stranger's pid") {
+			if over := c.life.Over(); over != (name == "a stranger's pid") {
 				t.Errorf("a process that lives is over: %v", over)
 			}
-			unix.Kill(c.pid(), unix.SIGKILL)
+			unix.Kill(c.Pid(), unix.SIGKILL)
 			dead := make(chan bool, 1)
-			go func() { dead <- c.life.await(nil) }()
-			receive(t, dead, "its end") // a zombie
-			if _, err := c.wait(); err != nil {
+			go func() { dead <- c.life.Await(nil) }()
+			wait.For(t, dead, "its end") // a zombie
+			if _, err := c.Wait(); err != nil {
 				t.Errorf("wait: %v", err)
 			}
-			if err := c.kill(); !errors.Is(err, os.ErrProcessDone) {
+			if err := c.Kill(); !errors.Is(err, os.ErrProcessDone) {
 				t.Errorf("kill of a dead process: %v", err)
 			}
 		})
@@ -51,7 +52,7 @@ func TestWaitOfReapedChild(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	p, err := command{path: path, argv: []string{"sleep", "1000"}}.start(t.Context(), nil, nil)
+	p, err := Program{Path: path, Argv: []string{"sleep", "1000"}}.Start(t.Context(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,17 +61,17 @@ func TestWaitOfReapedChild(t *testing.T) {
 		p.Release() // from here on its Wait fails
 	}
 	ended := make(chan error, 1)
-	go func() { _, err := c.wait(); ended <- err }()
+	go func() { _, err := c.Wait(); ended <- err }()
 	select {
 	case err := <-ended:
 		t.Errorf("a process that lives has ended: %v", err)
-	case <-time.After(soon):
+	case <-time.After(50 * time.Millisecond):
 	}
-	if err := c.kill(); err != nil {
+	if err := c.Kill(); err != nil {
 		t.Error(err)
 	}
-	if err := receive(t, ended, "its end"); err == nil {
+	if err := wait.For(t, ended, "its end"); err == nil {
 		t.Error("how it ended can't be known")
 	}
-	unix.Wait4(c.pid(), nil, 0, nil)
+	unix.Wait4(c.Pid(), nil, 0, nil)
 }

@@ -1,6 +1,6 @@
 //go:build unix
 
-package grace
+package proc
 
 import (
 	"errors"
@@ -12,17 +12,19 @@ import (
 )
 
 // A life is a process as the kernel knows it.
+//
+// mu guards pidfd and ended.
 type life struct {
 	pid    int
 	parent bool   // it is this process's parent
 	start  uint64 // when it was started; 0 if that can't be told
 
 	mu    sync.Mutex
-	pidfd int  // -1: none
-	ended bool // it was seen to be over
+	pidfd int  // -1 if there is none
+	ended bool // its end is proven
 }
 
-func (l *life) over() bool {
+func (l *life) Over() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ended {
@@ -35,7 +37,7 @@ func (l *life) over() bool {
 		l.ended = os.Getppid() != l.pid
 	default:
 		l.ended = unix.Kill(l.pid, 0) == unix.ESRCH
-		if !l.ended && l.start != 0 { // a zombie, or a stranger with the same pid
+		if !l.ended && l.start != 0 { // a zombie, or another process with the same pid
 			start, ok := startOf(l.pid)
 			l.ended = ok && start != l.start
 		}
@@ -43,7 +45,7 @@ func (l *life) over() bool {
 	return l.ended
 }
 
-func (l *life) await(stop <-chan struct{}) bool {
+func (l *life) Await(stop <-chan struct{}) bool {
 	l.mu.Lock()
 	pidfd := l.pidfd
 	l.mu.Unlock()
@@ -56,10 +58,10 @@ func (l *life) await(stop <-chan struct{}) bool {
 			return false
 		}
 	}
-	return pollLife(l.over, stop)
+	return pollLife(l.Over, stop)
 }
 
-// kill sends SIGKILL. Only a pidfd is sure to name the process.
+// Kill sends SIGKILL. Only a pidfd is sure to name the process.
 func (l *life) kill() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -79,19 +81,19 @@ func (l *life) kill() error {
 // errNoPidfd: there is none to name the process.
 var errNoPidfd = errors.New("no pidfd")
 
-// close gives up the pidfd.
-func (l *life) close() {
+// Close gives up the pidfd.
+func (l *life) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.pidfd >= 0 {
 		unix.Close(l.pidfd)
 		l.pidfd = -1
-		l.ended = true // nobody asks who does not know
+		l.ended = true // the caller knows
 	}
 }
 
-// A forked is a process that this one has started. The os package waits for it; its life is proven
-// besides, since that wait may fail while it lives.
+// A forked is a child of this process. Package os waits for it; its end is proven besides,
+// since that wait may fail while the child lives.
 type forked struct {
 	life *life
 	once sync.Once
@@ -99,16 +101,16 @@ type forked struct {
 	err  error
 }
 
-func (c *forked) pid() int { return c.life.pid }
+func (c *forked) Pid() int { return c.life.pid }
 
-// process is the child as the os package has it. To look at it the package may
-// start a process of its own, so it is looked at late.
+// process is the child as package os has it. The package may start a process of its own to
+// look for pidfds (checkPidfd in os/pidfd_linux.go), so it is asked late.
 func (c *forked) process() (*os.Process, error) {
 	c.once.Do(func() { c.p, c.err = os.FindProcess(c.life.pid) })
 	return c.p, c.err
 }
 
-func (c *forked) kill() error {
+func (c *forked) Kill() error {
 	err := c.life.kill()
 	if err == nil || errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -120,16 +122,16 @@ func (c *forked) kill() error {
 	return p.Kill()
 }
 
-// wait returns when the process has ended. If the kernel does not say how, the
+// Wait returns when the process has ended. If the kernel does not say how, the
 // error says why. With a pidfd no thread is held for it.
-func (c *forked) wait() (*os.ProcessState, error) {
-	defer c.life.close()
+func (c *forked) Wait() (*os.ProcessState, error) {
+	defer c.life.Close()
 	if c.life.pidfd < 0 { // what else proves its end may need its status to be taken first
 		if state, err := c.reap(); err == nil {
 			return state, nil
 		}
 	}
-	c.life.await(nil)
+	c.life.Await(nil)
 	state, err := c.reap() // else it would be a zombie
 	if err != nil {
 		return nil, fmt.Errorf("how it ended is not known: %w", err)

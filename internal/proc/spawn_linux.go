@@ -1,6 +1,6 @@
 //go:build linux && (amd64 || arm64)
 
-package grace
+package proc
 
 import (
 	"context"
@@ -22,11 +22,11 @@ const canSpawn = true
 
 // spawn starts c without a vfork, so that an execve that takes its time holds up
 // nothing here. If ctx ends first the new process is killed, and the error is a
-// stuckError.
-func (c command) spawn(ctx context.Context, files []given, kept []int) (process, error) {
-	for _, s := range slices.Concat([]string{c.path, c.dir}, c.argv, c.env) {
+// StuckError.
+func (c Program) spawn(ctx context.Context, files []Given, kept []int) (Process, error) {
+	for _, s := range slices.Concat([]string{c.Path, c.Dir}, c.Argv, c.Env) {
 		if strings.IndexByte(s, 0) >= 0 {
-			return nil, fmt.Errorf("start %s: %q has a zero byte", c.path, s)
+			return nil, fmt.Errorf("start %s: %q has a zero byte", c.Path, s)
 		}
 	}
 	result, theirs, err := resultPipe(files, kept)
@@ -34,9 +34,9 @@ func (c command) spawn(ctx context.Context, files []given, kept []int) (process,
 		return nil, err
 	}
 	defer result.Close()
-	p := &spawn.Program{Path: c.path, Argv: c.argv, Env: c.env, Dir: c.dir, Keep: kept, Result: theirs, Sibling: c.sibling}
+	p := &spawn.Program{Path: c.Path, Argv: c.Argv, Env: c.Env, Dir: c.Dir, Keep: kept, Result: theirs, Sibling: c.Sibling}
 	for _, f := range files {
-		p.Files = append(p.Files, spawn.File{From: f.from, To: f.to})
+		p.Files = append(p.Files, spawn.File{From: f.From, To: f.To})
 	}
 	syscall.ForkLock.Lock()
 	running, errno := p.Start()
@@ -44,10 +44,10 @@ func (c command) spawn(ctx context.Context, files []given, kept []int) (process,
 	unix.Close(theirs)
 	switch err := syscall.Errno(errno); err {
 	case 0:
-	case unix.ENOSYS, unix.EINVAL, unix.EPERM: // a sandbox that knows no such clone(2)
+	case unix.ENOSYS, unix.EINVAL, unix.EPERM: // a sandbox that refuses this clone(2)
 		return c.fork(ctx, files, kept)
 	default:
-		return nil, fmt.Errorf("start %s: clone: %w", c.path, err)
+		return nil, fmt.Errorf("start %s: clone: %w", c.Path, err)
 	}
 	s := c.process(&life{pid: running.Pid, pidfd: int(running.Pidfd)})
 	stop := context.AfterFunc(ctx, func() { result.SetReadDeadline(time.Unix(1, 0)) })
@@ -59,34 +59,34 @@ func (c command) spawn(ctx context.Context, files []given, kept []int) (process,
 		return s, nil
 	}
 	if err != nil {
-		s.kill()
+		s.Kill()
 		go func() { // reaps it, and keeps what it reads until it is gone
-			s.wait()
+			s.Wait()
 			running.Done()
 		}()
-		return nil, &stuckError{path: c.path, doing: "to be executed", pid: running.Pid}
+		return nil, &StuckError{Path: c.Path, Doing: "to be executed", Pid: running.Pid}
 	}
-	s.wait()
+	s.Wait()
 	running.Done()
 	err = syscall.Errno(binary.NativeEndian.Uint64(b[:]))
 	switch binary.NativeEndian.Uint64(b[8:]) {
 	case spawn.Dir:
-		return nil, &dirError{c.dir, err}
+		return nil, &DirError{c.Dir, err}
 	case spawn.Files:
-		return nil, fmt.Errorf("start %s: pass the descriptors on: %w", c.path, err)
+		return nil, fmt.Errorf("start %s: pass the descriptors on: %w", c.Path, err)
 	}
 	return nil, c.failed(err)
 }
 
 // resultPipe makes the pipe for spawn.Program.Result.
-func resultPipe(files []given, kept []int) (ours *os.File, theirs int, err error) {
+func resultPipe(files []Given, kept []int) (ours *os.File, theirs int, err error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, -1, os.NewSyscallError("pipe2", err)
 	}
 	top := 2
 	for _, f := range files {
-		top = max(top, f.from, f.to)
+		top = max(top, f.From, f.To)
 	}
 	for _, fd := range kept {
 		top = max(top, fd)

@@ -1,4 +1,4 @@
-package grace
+package proc
 
 import (
 	"bytes"
@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// parentLife is that of the old process, with this pid, which has made conn.
-// SO_PEERPIDFD (Linux 6.5) is that of the very process. Otherwise the pid is
-// looked up; and if the channel is still open then, or that process is our
-// parent, it was the old one that was found: nobody else can have got its pid.
-func parentLife(conn *net.UnixConn, pid int) lifeline {
+// ParentLife is the life of the old process, with this pid, which has made conn.
+// SO_PEERPIDFD (Linux 6.5) names that very process. Otherwise its pid is looked up. If
+// the channel is still open after that, or the process is this one's parent, then the
+// old process was found: no other process can have got its pid.
+func ParentLife(conn *net.UnixConn, pid int) Life {
 	l := &life{pid: pid, pidfd: -1}
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -44,9 +44,9 @@ func parentLife(conn *net.UnixConn, pid int) lifeline {
 	return l
 }
 
-// awaitPidfd waits for the end of a process. The poller does: a thread that is
-// blocked in the kernel for as long as that is one that the runtime has to make
-// anew, which it can't everywhere.
+// awaitPidfd waits for the end of a process, in the runtime's poller: a thread that is
+// blocked in the kernel for so long is one that the runtime has to create again, and a
+// limit of threads may not allow that.
 func awaitPidfd(pidfd int) {
 	if n, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
 		unix.SetNonblock(n, true) // what os.NewFile takes for the poller's
@@ -68,8 +68,8 @@ func pidfdOver(pidfd int) bool { return fd.IsReadable(pidfd) }
 
 func killPidfd(pidfd int) error { return unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) }
 
-// startOf is when the process was started, in ticks since the boot; 0 if only its
-// pid is left until it is reaped. See proc_pid_stat(5). False: it can't be told.
+// startOf is when the process was started, in ticks since the boot; 0 if it is a zombie. See
+// proc_pid_stat(5). ok is false if that can't be told.
 func startOf(pid int) (start uint64, ok bool) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -117,7 +117,7 @@ func startForked(path string, argv []string, attr *syscall.ProcAttr) (*life, err
 	attr.Sys.PidFD = &l.pidfd
 	var err error
 	if l.pid, _, err = syscall.StartProcess(path, argv, attr); err != nil {
-		l.close()
+		l.Close()
 		return nil, err
 	}
 	if l.pidfd < 0 {

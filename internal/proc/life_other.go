@@ -1,6 +1,6 @@
 //go:build unix && !linux
 
-package grace
+package proc
 
 import (
 	"net"
@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// parentLife is that of the old process, whose end gives us another parent.
-func parentLife(_ *net.UnixConn, pid int) lifeline { return &life{pid: pid, pidfd: -1, parent: true} }
+// ParentLife is the life of the old process, whose end gives this process another parent.
+func ParentLife(_ *net.UnixConn, pid int) Life { return &life{pid: pid, pidfd: -1, parent: true} }
 
 func startForked(path string, argv []string, attr *syscall.ProcAttr) (*life, error) {
 	pid, _, err := syscall.StartProcess(path, argv, attr)

@@ -1,4 +1,4 @@
-package grace
+package proc
 
 import (
 	"bytes"
@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A new process takes threads, and where a user or a control group may have so
-// many and no more, it may take the last one. The runtime of the old process
-// ends the program when it can't have a thread that it needs. So an upgrade does
-// not begin unless there is room for a process like this one, and some more.
+// A new process takes threads. Where the number of threads of a user or a control group is
+// limited, it may take the last one, and the runtime of the old process ends the program
+// when it can't create a thread that it needs. So no process is started unless there is
+// room for one like this, and some more.
 
 // spareThreads is how many threads the old process may come to need meanwhile.
 const spareThreads = 8
 
-// A noRoomError says which limit is too low.
+// A noRoomError says which limit is too low. It unwraps to EAGAIN.
 type noRoomError struct {
 	what        string
 	have, limit uint64
@@ -34,9 +34,9 @@ func (e *noRoomError) Error() string {
 
 func (e *noRoomError) Unwrap() error { return unix.EAGAIN }
 
-// roomForProcess reports, as an error, that there may be no room. What can't be
-// told is no reason to refuse.
-func roomForProcess() error {
+// CheckRoom returns an error if there may be no room for another process like this one. A
+// limit that can't be read is no reason for one.
+func CheckRoom() error {
 	created, _ := runtime.ThreadCreateProfile(nil)
 	r := room{fs: "/", need: uint64(created + spareThreads)}
 	all := r.allThreads()
@@ -59,7 +59,7 @@ func (r room) check(what string, have, limit uint64) error {
 	if limit == 0 || have == 0 || have+r.need <= limit {
 		return nil
 	}
-	return &startError{&noRoomError{what, have, limit, r.need}, "raise the limit that the error names, or end what else counts there, and send the signal again"}
+	return &noRoomError{what, have, limit, r.need}
 }
 
 // read reads a short file. Files of /proc say that they can be polled, so os.ReadFile
@@ -99,7 +99,7 @@ func (r room) allThreads() (n uint64) {
 }
 
 // userLimit: RLIMIT_NPROC counts the threads of all processes with this user's
-// real id. Who has one of two capabilities is exempt, see getrlimit(2).
+// real id. A process with one of two capabilities is exempt, see getrlimit(2).
 func (r room) userLimit(all uint64) error {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NPROC, &limit) != nil || limit.Cur == unix.RLIM_INFINITY || all != 0 && all+r.need <= uint64(limit.Cur) || exempt() {
