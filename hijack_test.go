@@ -194,5 +194,5 @@ func askHijack(t *testing.T, c net.Conn) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.ReplaceAll(first, "grace.TCPConn", "net.TCPConn") + second
+	return strings.ReplaceAll(first, "grace.tcpConn", "net.TCPConn") + second
 }
