@@ -6,4 +6,4 @@ import "os"
 
 func (u *Upgrader) handleHangup([]os.Signal, <-chan struct{}) {}
 
-func endEarlyHangup() bool { return false }
+func endEarlyHangup() {}

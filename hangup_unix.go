@@ -8,7 +8,6 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/julofinance/grace/v3/internal/hangup"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,22 +32,16 @@ func swallowHangup() chan os.Signal {
 	if inherited == nil || signal.Ignored(syscall.SIGHUP) {
 		return nil
 	}
-	if hangup.Supported {
-		hangup.Swallow()
-		return nil
-	}
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGHUP)
 	return c
 }
 
-// endEarlyHangup leaves SIGHUP to who handles it from New on, and reports whether one
-// has come.
-func endEarlyHangup() (came bool) {
+// endEarlyHangup leaves SIGHUP to who handles it from New on.
+func endEarlyHangup() {
 	if earlyHangup != nil {
 		signal.Stop(earlyHangup)
 	}
-	return hangup.Restore()
 }
 
 // handleHangup handles SIGHUP, unless it is one of others, until end is closed;
@@ -57,16 +50,13 @@ func (u *Upgrader) handleHangup(others []os.Signal, end <-chan struct{}) {
 	if signal.Ignored(syscall.SIGHUP) || slices.Contains(others, os.Signal(syscall.SIGHUP)) {
 		return
 	}
-	hungUp := make(chan os.Signal, 1)
-	signal.Notify(hungUp, syscall.SIGHUP)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
 	terminal := hasTerminal()
-	if endEarlyHangup() { // the program may handle it as well
-		unix.Kill(os.Getpid(), syscall.SIGHUP)
-	}
 	go func() {
 		for {
 			select {
-			case <-hungUp:
+			case <-hangup:
 				if terminal && !hasTerminal() {
 					terminal = false
 					u.post(u.onTerminalGone)
