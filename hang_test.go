@@ -161,8 +161,12 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 	g.serversMu.Unlock()
 	answers := func(after string) {
 		t.Helper()
-		answered := make(chan state, 1)
-		go g.post(func() { answered <- g.m.state })
+		answered := make(chan struct{})
+		go func() {
+			g.post(func() {})
+			g.post(func() {}) // the one before is done, or the loop has ended
+			close(answered)
+		}()
 		receive(t, answered, "the loop, "+after)
 	}
 	hangMore := func(when string) {
