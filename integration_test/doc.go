@@ -16,7 +16,7 @@
 //	supervisors and scripts              supervisors, scripts, group
 //	systemd                              systemd_*
 //	socketmaster, einhorn, start_server  master_*
-//	programs written for others          original (grace.v1), tableflip, tableflip_fds, compat/
+//	programs written for others          original (grace.v1), gracehttp, endless, tableflip, tableflip_fds, compat/
 //	what the README and docs/ say        readme, systemd_docs, scripts
 //	nothing piles up                     thousand
 //	sendfile and splice still work       copy
@@ -38,6 +38,8 @@
 //	badchild      a new process that breaks the protocol
 //	inflight      uses up what the kernel allows of descriptors under way
 //	original      a program as it was written for grace.v1
+//	gracehttp     a program of compat/gracehttp
+//	endless       a program of compat/endless
 //	tableflip     a program of compat/tableflip, told what to do
 //	einhorn       stands in for the master of that name
 //	socketmaster  stands in for the two masters of that name
