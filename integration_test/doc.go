@@ -27,7 +27,8 @@
 //
 // What needs modules that the library does not is a module of its own: quic (quic-go), rpc
 // (grpc-go and cmux), xnet (HTTP/2 of golang.org/x/net), dns (miekg/dns, and the source
-// of UDP answers) and compat (what the packages of compat/ stand in for).
+// of UDP answers), exporter (Prometheus' exporter-toolkit, which serves by itself) and
+// compat (what the packages of compat/ stand in for).
 //
 // # Programs
 //
