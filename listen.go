@@ -104,20 +104,19 @@ func (u *Upgrader) reopen(network, addr string) (opened, error) {
 // takeListener gives the listener of package net that ln is, or embeds. Then ln is not to
 // be used any more; an error closes it.
 func takeListener(ln net.Listener) (l fd.Listener, err error) {
+	if own, ok := ln.(interface{ SetUnlinkOnClose(bool) }); ok {
+		own.SetUnlinkOnClose(false) // the path outlives this process
+	}
 	switch own := ln.(type) {
 	case *net.TCPListener:
 		return own, nil
 	case *net.UnixListener:
-		own.SetUnlinkOnClose(false) // the path outlives this process
 		return own, nil
 	}
 	defer ln.Close()
 	f, ok := ln.(interface{ File() (*os.File, error) })
 	if !ok {
 		return nil, fmt.Errorf("%w: a %T can't be handed over; give the TCP or unix listener that is below it", errors.ErrUnsupported, ln)
-	}
-	if own, ok := ln.(interface{ SetUnlinkOnClose(bool) }); ok {
-		own.SetUnlinkOnClose(false)
 	}
 	file, err := f.File()
 	if err != nil {

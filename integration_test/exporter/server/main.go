@@ -44,6 +44,12 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	if _, err := os.Stat(*die); err == nil && u.HasParent() { // before it has accepted anything, which would be lost with it
+		if err := u.Ready(); err != nil {
+			log.Fatal(err)
+		}
+		os.Exit(3)
+	}
 	go func() {
 		flags := &web.FlagConfig{WebConfigFile: config}
 		if err := web.Serve(prepared, srv, flags, slog.Default()); !errors.Is(err, http.ErrServerClosed) {
@@ -51,12 +57,6 @@ func main() {
 		}
 		fmt.Printf("web.Serve has returned pid=%d\n", os.Getpid())
 	}()
-	if _, err := os.Stat(*die); err == nil && u.HasParent() {
-		if err := u.Ready(); err != nil {
-			log.Fatal(err)
-		}
-		os.Exit(3)
-	}
 	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
