@@ -4,12 +4,12 @@ package grace
 
 import (
 	"io"
-	"os"
 	"strings"
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 )
 
 func TestJoinParent(t *testing.T) {
@@ -34,7 +34,7 @@ func TestJoinParent(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer ours.Close()
-			_, ready := pipes(t, 1)
+			_, ready := fdtest.Pipes(t, 1)
 			h := &handover{version: protocolVersion, control: theirs, ready: ready[0], count: tc.count}
 			if tc.version != 0 {
 				h.version = tc.version
@@ -57,24 +57,4 @@ func TestJoinParent(t *testing.T) {
 			}
 		})
 	}
-}
-
-// pipes gives n pipes; what is written to the i-th's end can be read from it.
-func pipes(t *testing.T, n int) (r []*os.File, w []int) {
-	t.Helper()
-	for range n {
-		a, b, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		r = append(r, a)
-		n, err := fd.Dup(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w = append(w, n)
-		b.Close()
-		t.Cleanup(func() { a.Close() })
-	}
-	return r, w
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
+	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,21 +69,6 @@ func newNotifySocket(t *testing.T) *notifySocket {
 		t.Fatal(err)
 	}
 	return n
-}
-
-// fill lets it take no more.
-func (n *notifySocket) fill(t *testing.T) {
-	c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(c)
-	for err == nil {
-		err = unix.Sendto(c, []byte("x"), unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: n.path})
-	}
-	if !errors.Is(err, unix.EAGAIN) {
-		t.Fatal(err)
-	}
 }
 
 // Each thing outside hangs, and all of them at once, from the start or from
@@ -184,7 +170,7 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 		}()
 		receive(t, locked, "the PID file")
 		if h.hangs("systemd") {
-			systemd.fill(t)
+			fdtest.FillUnixgram(t, systemd.path)
 		}
 		if h.hangs("Listen") { // in a resolver, or the program's code
 			go g.socks.listen(net.ListenConfig{Control: func(string, string, syscall.RawConn) error { h.hang("Listen"); return errors.New("no") }}, "tcp", "127.0.0.1:0")

@@ -16,6 +16,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,7 +56,7 @@ func TestTakeHandover(t *testing.T) {
 			}
 			defer ours.Close()
 			defer unix.Close(theirs)
-			_, fds := pipes(t, 3)
+			_, fds := fdtest.Pipes(t, 3)
 			base, err := dupInOrder(fds)
 			if err != nil {
 				t.Fatal(err)

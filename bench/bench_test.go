@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
 var short = size{turns: 1, runs: 1, slices: 1, memoryTurns: 1, conns: 10, latencyTurns: 1, latencySlice: time.Millisecond}
@@ -70,11 +71,9 @@ func TestLimit(t *testing.T) {
 	endless.turns = 1 << 30
 	go func() {
 		defer cancel()
-		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) { // until both servers run
-			if slices.ContainsFunc(proctest.Children(os.Getpid()), func(s proctest.Stat) bool { return s.Name == tableflip }) {
-				return
-			}
-		}
+		wait.Poll(func() bool { // until both servers run
+			return slices.ContainsFunc(proctest.Children(os.Getpid()), func(s proctest.Stat) bool { return s.Name == tableflip })
+		})
 	}()
 	var out strings.Builder
 	if err := run(ctx, endless, "upgrades", "", &out); err == nil {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -144,21 +145,7 @@ func TestUnitThatNobodyReads(t *testing.T) {
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		t.Fatal(err)
 	}
-	// A sender may be full before the queue is: fill it until another one finds it so.
-	for sent := 1; sent > 0; {
-		from, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(from)
-		for sent = 0; err == nil; sent++ {
-			err = unix.Sendto(from, []byte("x"), unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: path})
-		}
-		sent-- // the last one has failed
-		if !errors.Is(err, unix.EAGAIN) {
-			t.Fatalf("the queue is not full: error %v", err)
-		}
-	}
+	fdtest.FillUnixgram(t, path)
 	s := startServerAs(t, proctest.Command{Path: proctest.Build(t, serverPackage), Args: []string{"-probation", "0"}, Env: []string{"NOTIFY_SOCKET=" + path}})
 	old := s.Pid()
 	l := s.startLoad(1)

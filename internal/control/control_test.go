@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
@@ -119,26 +120,6 @@ func TestChannelEnds(t *testing.T) {
 	}
 }
 
-// pipeEnds gives n pipes; what is written to the i-th's end can be read from it.
-func pipeEnds(t *testing.T, n int) (r []*os.File, w []int) {
-	t.Helper()
-	for range n {
-		a, b, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		r = append(r, a)
-		n, err := fd.Dup(b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w = append(w, n)
-		b.Close()
-		t.Cleanup(func() { a.Close() })
-	}
-	return r, w
-}
-
 // says checks that fd is the write end of r.
 func says(t *testing.T, what string, fd int, r *os.File) {
 	t.Helper()
@@ -159,7 +140,7 @@ func TestChannelCarriesDescriptors(t *testing.T) {
 	// Frames of all sizes, so that some come together and some in pieces.
 	counts := []int{1, 0, 3, MaxFDs, 0, 2, 1}
 	for i, n := range counts {
-		r, w := pipeEnds(t, n)
+		r, w := fdtest.Pipes(t, n)
 		readers = append(readers, r...)
 		m := Message{Type: 'F', Payload: bytes.Repeat([]byte{byte(i)}, i*i*5000), FDs: w}
 		c.SendThen(m, func(err error) {
@@ -188,7 +169,7 @@ func TestChannelCarriesDescriptors(t *testing.T) {
 // Next message's descriptors somebody else's.
 func TestChannelKeepsDescriptorsWithTheirFrame(t *testing.T) {
 	c, other := pair(t)
-	r, w := pipeEnds(t, 2)
+	r, w := fdtest.Pipes(t, 2)
 	// Written before anybody reads, so that the reader gets the first frame's
 	// tail, which lost its descriptor, together with the second frame.
 	lost := Message{Type: '1', Payload: []byte("lost"), FDs: []int{0}}.Frame()
@@ -218,7 +199,7 @@ func TestChannelKeepsDescriptorsWithTheirFrame(t *testing.T) {
 func TestChannelClosesWhatNobodyTook(t *testing.T) {
 	c, other := pair(t)
 	_, ended := reading(c)
-	r, w := pipeEnds(t, 1)
+	r, w := fdtest.Pipes(t, 1)
 	// The frame never comes whole.
 	b := Message{Type: 'F', Payload: []byte("abcdef"), FDs: w}.Frame()
 	if _, err := writeSome(other, b[:10], w); err != nil {
@@ -312,7 +293,7 @@ func TestChannelSendsWithin(t *testing.T) {
 	reading(c)
 	sent := make(chan error, 9)
 	tell := func(err error) { sent <- err }
-	r, w := pipeEnds(t, 1)
+	r, w := fdtest.Pipes(t, 1)
 	large := Message{Type: '1', Payload: make([]byte, MaxPayload), FDs: w}
 	for cut := false; !cut; { // the first of them may fit
 		c.SendWithin(20*time.Millisecond, large, tell)

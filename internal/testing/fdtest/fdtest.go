@@ -1,0 +1,60 @@
+//go:build unix
+
+// Package fdtest has what tests of several packages do with descriptors.
+package fdtest
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/julofinance/grace/v3/internal/fd"
+	"golang.org/x/sys/unix"
+)
+
+// Pipes gives n pipes; what is written to the i-th descriptor of w can be read from
+// the i-th file of r. The test's end closes r, and the test itself w.
+func Pipes(t testing.TB, n int) (r []*os.File, w []int) {
+	t.Helper()
+	for range n {
+		a, b, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { a.Close() })
+		r = append(r, a)
+		n, err := fd.Dup(b)
+		b.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w = append(w, n)
+	}
+	return r, w
+}
+
+// FillUnixgram sends to the unixgram socket at path until its queue takes no more from
+// anybody. A sender may be full before the queue is: so it fills until another sender
+// finds it full. The test's end closes the senders, which keep what they have sent in
+// the queue.
+func FillUnixgram(t testing.TB, path string) {
+	t.Helper()
+	for sent := 1; sent > 0; {
+		from, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.CloseOnExec(from)
+		t.Cleanup(func() { unix.Close(from) })
+		if err := unix.SetNonblock(from, true); err != nil {
+			t.Fatal(err)
+		}
+		for sent = 0; err == nil; sent++ {
+			err = unix.Sendto(from, []byte("x"), 0, &unix.SockaddrUnix{Name: path})
+		}
+		sent-- // the last one has failed
+		if !errors.Is(err, unix.EAGAIN) {
+			t.Fatalf("the queue is not full: error %v", err)
+		}
+	}
+}
