@@ -202,7 +202,7 @@ func TestUserEnds(t *testing.T) {
 							d.cancel()
 							receive(t, drained, "the drain that was called off")
 							s.http.resume()
-							s.open()
+							s.u.socks.reopenGates()
 						}
 						got := e.run(end(e.srv), how == "Shutdown", func() {
 							switch moment {

@@ -60,12 +60,13 @@ func TestShutdownAndRollBack(t *testing.T) {
 			// The end of a drain.
 			s := u.httpServer(srv)
 			u.socks.yield(u.socks.snapshot(), []int{0})
+			u.socks.endAccept()
 			s.draining.Store(newDrain(nil))
 			if !s.conns.wait(newDrain(nil), func() bool { return s.left(false) == 0 }) {
 				t.Fatal("the wait has ended in vain")
 			}
 			rollBack := func() {
-				u.socks.openGates()
+				u.socks.reopenGates()
 			}
 			if first == "Shutdown" {
 				s.shut(srv)
@@ -384,6 +385,7 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 			}
 			c := ask()
 			u.socks.yield(u.socks.snapshot(), []int{0})
+			u.socks.endAccept()
 			d := newDrain(nil)
 			drained := make(chan drainReport, 1)
 			server := u.allServers()[1]
@@ -393,7 +395,7 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 			receive(t, drained, "the drain of one server")
 			d.cancel()
 			u.post(func() {
-				u.socks.openGates()
+				u.socks.reopenGates()
 				u.drain = d
 				u.m.state, u.m.drain = resuming, running
 				u.m.onDrained()

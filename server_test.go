@@ -54,6 +54,7 @@ func TestConnectionThatComesBackAfterShutdown(t *testing.T) {
 			defer client.Close()
 			c := receive(t, conns, "a connection")
 			u.socks.yield(u.socks.snapshot(), []int{0})
+			u.socks.endAccept()
 			drained := make(chan drainReport, 1)
 			go func() { drained <- u.allServers()[1].drain(newDrain(nil)) }()
 			receive(t, shut, "Shutdown")
