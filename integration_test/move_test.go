@@ -256,15 +256,22 @@ func TestMoveOverUnixSocket(t *testing.T) {
 
 func TestHooksOfMovedConnection(t *testing.T) {
 	m := startMover(t, "-in1", "log", "-in2", "log")
+	// A request holds the old process until its hook was told of the end: like
+	// http.Server.Shutdown, a drain does not wait for StateClosed.
+	busy := m.dial()
+	busy.mustAsk(t, m.Pid())
+	fmt.Fprintf(busy, "POST /hold HTTP/1.1\r\nHost: grace\r\nContent-Length: 1\r\n\r\n")
 	c := m.dial()
 	c.mustAsk(t, m.Pid())
 	pid := m.upgrade()
+	m.WaitLine(fmt.Sprintf(`^state closed %s pid=%d`, c.LocalAddr(), m.Pid()))
+	fmt.Fprint(busy, "a")
 	m.drained()
 	c.mustAsk(t, pid)
 	c.Close()
 	m.WaitLine(fmt.Sprintf(`^state closed %s pid=%d`, c.LocalAddr(), pid))
-	// Old may say that it is closed when new has said that it is new: it has
-	// moved by then.
+	// The old process may say that it is closed when the new one has said that it
+	// is new: it has moved by then.
 	for _, of := range []int{m.Pid(), pid} {
 		var got []string
 		for _, l := range m.Lines() {
