@@ -14,6 +14,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 )
 
@@ -27,7 +28,7 @@ type child struct {
 	pipe     *os.File  // read end of the readiness pipe
 	handed   []*socket // by their index in the manifest
 	mover    *mover
-	claims   atomic.Pointer[claims] // what it has claimed last; nil: nothing yet
+	claims   atomic.Pointer[manifest.Claims] // what it has claimed last; nil: nothing yet
 	launched time.Time
 }
 
@@ -36,7 +37,7 @@ type childPlan struct {
 	id       int
 	sockets  *sockets
 	pid      *pidFile // nil without one
-	manifest func([]*socket) *manifest
+	manifest func([]*socket) *manifest.Manifest
 	grace    time.Duration // the idle grace
 	start    func(ready, control int, files []int) (proc.Process, error)
 }
@@ -81,7 +82,7 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 		err = withFDs(plan.sockets.toHandOver(), func(socks []*socket, fds []int) error {
 			m := plan.manifest(socks)
 			for range lock {
-				m.Sockets = append(m.Sockets, entry{Kind: kindPIDLock})
+				m.Sockets = append(m.Sockets, manifest.Entry{Kind: manifest.PIDLock})
 			}
 			if err := ch.Prewrite(control.NewMessage(msgManifest, m)); err != nil {
 				return fmt.Errorf("control channel: %w", err)
@@ -153,7 +154,7 @@ func readLine(r io.Reader) (string, error) {
 
 // event gives what the message m says; nil: it is not for the machine.
 func (c *child) event(m control.Message) event {
-	var claimed claims
+	var claimed manifest.Claims
 	switch m.Type {
 	case msgTook:
 		if took, refused, err := decodeIDs(m.Payload); err == nil {
@@ -190,7 +191,7 @@ func (c *child) event(m control.Message) event {
 	return nil
 }
 
-func (c *child) learn(claimed *claims) {
+func (c *child) learn(claimed *manifest.Claims) {
 	c.claims.Store(claimed)
 	c.mover.learn(*claimed)
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
@@ -32,7 +33,7 @@ func TestHostNameIsResolvedOutsideOfTheLock(t *testing.T) {
 	}
 	defer l.Close()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	s := newSockets(&manifest{Sockets: []entry{{Kind: kindListener, Network: "tcp", Addr: ":0", Bound: l.Addr().String()}}}, 1000)
+	s := newSockets(&manifest.Manifest{Sockets: []manifest.Entry{{Kind: manifest.Listener, Network: "tcp", Addr: ":0", Bound: l.Addr().String()}}}, 1000)
 	named := make(chan error, 1)
 	go func() {
 		_, err := s.listen(net.ListenConfig{}, "tcp", "www.example.org:"+port)

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
 // extras are files and connections that are handed over by name.
@@ -24,17 +25,17 @@ type extras struct {
 // 4096 bytes.
 func (u *Upgrader) AddFile(name string, f *os.File) error {
 	if f == nil {
-		u.addExtra(kindFile, name, nil)
+		u.addExtra(manifest.File, name, nil)
 		return nil
 	}
-	return u.addConn(kindFile, name, f)
+	return u.addConn(manifest.File, name, f)
 }
 
 // File gives the file of that name that the old process has handed over, and
 // will hand it over in turn. Without such a file it is nil. A second call for
 // the same name gives nil too: the file belongs to the first caller.
 func (u *Upgrader) File(name string) (*os.File, error) {
-	in, ok := u.socks.claim(kindFile, "", name)
+	in, ok := u.socks.claim(manifest.File, "", name)
 	if !ok {
 		return nil, nil
 	}
@@ -43,7 +44,7 @@ func (u *Upgrader) File(name string) (*os.File, error) {
 	if f == nil {
 		return nil, fmt.Errorf("grace: inherited file %q: bad descriptor %d", name, in.fd)
 	}
-	return f, u.inheritExtra(kindFile, name, f, in)
+	return f, u.inheritExtra(manifest.File, name, f, in)
 }
 
 // AddConn hands the connection c over at each upgrade, under this name; the
@@ -52,20 +53,20 @@ func (u *Upgrader) File(name string) (*os.File, error) {
 // is for the two processes to agree on who reads when.
 func (u *Upgrader) AddConn(name string, c net.Conn) error {
 	if c == nil {
-		u.addExtra(kindConn, name, nil)
+		u.addExtra(manifest.Conn, name, nil)
 		return nil
 	}
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		return fmt.Errorf("grace: AddConn %q: a %T has no descriptor to hand over", name, c)
 	}
-	return u.addConn(kindConn, name, sc)
+	return u.addConn(manifest.Conn, name, sc)
 }
 
 // Conn gives the connection of that name that the old process has handed over;
 // see [Upgrader.File].
 func (u *Upgrader) Conn(name string) (net.Conn, error) {
-	in, ok := u.socks.claim(kindConn, "", name)
+	in, ok := u.socks.claim(manifest.Conn, "", name)
 	if !ok {
 		return nil, nil
 	}
@@ -74,14 +75,14 @@ func (u *Upgrader) Conn(name string) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("grace: inherited connection %q (descriptor %d): %w", name, in.fd, err)
 	}
-	return c, u.inheritExtra(kindConn, name, c.(syscall.Conn), in)
+	return c, u.inheritExtra(manifest.Conn, name, c.(syscall.Conn), in)
 }
 
 // maxExtraName is what fits into a manifest whatever the name's bytes are: quoted,
 // it must stay below maxPerSocket.
 const maxExtraName = 4096
 
-func (u *Upgrader) addConn(k kind, name string, c syscall.Conn) error {
+func (u *Upgrader) addConn(k manifest.Kind, name string, c syscall.Conn) error {
 	if len(name) > maxExtraName {
 		return fmt.Errorf("grace: add %s %.40q…: the name has %d bytes; no more than %d can be handed over, use a shorter one", k, name, len(name), maxExtraName)
 	}
@@ -89,18 +90,18 @@ func (u *Upgrader) addConn(k kind, name string, c syscall.Conn) error {
 	if err != nil {
 		return fmt.Errorf("grace: add %s %q: %w", k, name, err)
 	}
-	return u.addExtra(k, name, &socket{entry: entry{Kind: k, Addr: name}, index: -1, raw: raw})
+	return u.addExtra(k, name, &socket{Entry: manifest.Entry{Kind: k, Addr: name}, index: -1, raw: raw})
 }
 
-func (u *Upgrader) inheritExtra(k kind, name string, c syscall.Conn, in inheritedSocket) error {
+func (u *Upgrader) inheritExtra(k manifest.Kind, name string, c syscall.Conn, in inheritedSocket) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("grace: inherited %s %q: %w", k, name, err)
 	}
-	return u.addExtra(k, name, &socket{entry: in.entry, index: in.index, raw: raw})
+	return u.addExtra(k, name, &socket{Entry: in.Entry, index: in.index, raw: raw})
 }
 
-func (u *Upgrader) addExtra(k kind, name string, sock *socket) error {
+func (u *Upgrader) addExtra(k manifest.Kind, name string, sock *socket) error {
 	u.extras.mu.Lock()
 	defer u.extras.mu.Unlock()
 	key := string(k) + " " + name

@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/julofinance/grace/v3/internal/control"
-	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
 // What crosses between the two processes of a hand-over.
@@ -30,64 +29,6 @@ const protocolVersion = 1
 
 // readyLine is what new writes down the readiness pipe.
 var readyLine = fmt.Sprintf("ready %d\n", protocolVersion)
-
-// A manifest is all that new gets from old, besides the descriptors.
-type manifest struct {
-	Version    int
-	Pid        int
-	Generation int    // of new
-	Dir        string // working directory of the first start
-	Path       string // binary of the first start
-	Binary     string // where Path led to then
-	// Systemd is there if it is to be told of what happens.
-	Systemd *sdnotify.Manager
-	// Sockets[i] has the descriptor handover.first+i.
-	Sockets []entry
-}
-
-// An entry describes one descriptor that is handed over.
-type entry struct {
-	Kind    kind
-	Network string
-	Addr    string // what was asked for, or the name of a file or connection
-	Bound   string // what the kernel says
-	V6Only  bool
-	// Path, Dev and Ino are those of a unix socket's file, so that only the
-	// file that we made is ever removed.
-	Path string
-	Dev  uint64
-	Ino  uint64
-	// Master says that a master has passed the socket and keeps it: nobody here
-	// removes its path, and its queue is not ours to empty.
-	Master bool
-	// Name is the one that the master gave it.
-	Name string
-}
-
-type kind string
-
-const (
-	kindListener kind = "listener"
-	kindPacket   kind = "packet"
-	kindFile     kind = "file"
-	kindConn     kind = "conn"
-	// kindPIDLock is the locked file beside the PID file; it comes last.
-	kindPIDLock kind = "pidlock"
-)
-
-// claims is what new says before it is ready.
-type claims struct {
-	Sockets []int // indexes into manifest.Sockets
-	// Takes says for each of Sockets of which protocol new takes moved
-	// connections. What it comes to take later has a message of its own.
-	Takes []string
-	// Pongs says that new answers when it is asked whether it is well.
-	Pongs bool
-}
-
-func (c *claims) add(socket int, takes string) {
-	c.Sockets, c.Takes = append(c.Sockets, socket), append(c.Takes, takes)
-}
 
 // stopMessage is a message of type msgStop, in either direction.
 type stopMessage struct {
@@ -129,4 +70,27 @@ func sayLeft(ch *control.Channel) { ch.Send(control.NewMessage(msgStop, &stopMes
 func saysLeft(ch *control.Channel) bool {
 	t, ok := ch.Peek()
 	return ok && t == msgStop
+}
+
+// How it is written as records: see control.Records.
+
+func (s *stopMessage) Encode(r *control.Records) {
+	r.Flag("now", s.Now)
+	r.Flag("leave", s.Leave)
+	r.Flag("early", s.Early)
+	r.End()
+}
+
+func (s *stopMessage) Decode(payload []byte) error {
+	*s = stopMessage{}
+	return control.ReadRecords(payload, func() {}, func(f *control.Field) {
+		switch f.Key {
+		case "now":
+			s.Now = f.Flag()
+		case "leave":
+			s.Leave = f.Flag()
+		case "early":
+			s.Early = f.Flag()
+		}
+	})
 }

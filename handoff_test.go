@@ -9,11 +9,12 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 )
 
 func TestJoinParent(t *testing.T) {
-	good := manifest{Version: protocolVersion, Generation: 2, Sockets: []entry{{}, {}}}
+	good := manifest.Manifest{Version: protocolVersion, Generation: 2, Sockets: []manifest.Entry{{}, {}}}
 	for name, tc := range map[string]struct {
 		version, count int
 		first          []byte
@@ -56,5 +57,14 @@ func TestJoinParent(t *testing.T) {
 				t.Errorf("error text %q, want one that begins with %q and has %q", s, "grace: ", tc.text)
 			}
 		})
+	}
+}
+
+func TestStopMessage(t *testing.T) {
+	for _, want := range []stopMessage{{}, {Now: true}, {Leave: true}, {Early: true}, {Now: true, Leave: true, Early: true}} {
+		var got stopMessage
+		if err := control.NewMessage(msgStop, &want).Decode(&got); err != nil || got != want {
+			t.Errorf("got %+v, error %v; want %+v", got, err, want)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
 // A couple is an old and a new process, each with an http.Server on the same
@@ -35,7 +36,7 @@ type side struct {
 	seen chan net.Conn // the connections that it was given
 }
 
-func newSide(t testing.TB, m *manifest, fd int, h http.Handler, opts ...Option) *side {
+func newSide(t testing.TB, m *manifest.Manifest, fd int, h http.Handler, opts ...Option) *side {
 	t.Helper()
 	opt, err := newOptions(append([]Option{Logger(nil)}, opts...))
 	if err != nil {
@@ -106,7 +107,7 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 		t.Fatal(err)
 	}
 	p.old.open()
-	m := manifest{Sockets: []entry{socks[0].entry}}
+	m := manifest.Manifest{Sockets: []manifest.Entry{socks[0].Entry}}
 	p.new = newSide(t, &m, first, handler("new"))
 	theirs, n, err := control.Pair()
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 )
 
@@ -39,8 +40,8 @@ type master struct {
 
 // A masterSocket is one that a master has passed.
 type masterSocket struct {
-	entry     // Kind, Network, Bound, V6Only and, if the master gives one, Name
-	fd    int // close-on-exec already
+	manifest.Entry     // Kind, Network, Bound, V6Only and, if the master gives one, Name
+	fd             int // close-on-exec already
 }
 
 // fromMaster adds what the master m has passed.
@@ -50,7 +51,7 @@ func (s *sockets) fromMaster(m *master) {
 	}
 	s.anyAddr = m.anyAddr
 	for _, ms := range m.sockets {
-		s.unclaimed = append(s.unclaimed, inheritedSocket{entry: ms.entry, index: -1, fd: ms.fd})
+		s.unclaimed = append(s.unclaimed, inheritedSocket{Entry: ms.Entry, index: -1, fd: ms.fd})
 	}
 }
 
@@ -119,7 +120,7 @@ func (s *sockets) leftover() []inheritedSocket {
 // claimMasters takes a socket that a master has passed and that is not bound as
 // was asked for: in socketmaster mode the next one, whatever the address; else
 // the only one with the same port. s.mu is held.
-func (s *sockets) claimMasters(k kind, network, addr string) int {
+func (s *sockets) claimMasters(k manifest.Kind, network, addr string) int {
 	found := -1
 	for i, in := range s.unclaimed {
 		if !in.Master || in.Kind != k {
@@ -128,7 +129,7 @@ func (s *sockets) claimMasters(k kind, network, addr string) int {
 		if s.anyAddr {
 			return i
 		}
-		if samePort(in.entry, network, addr) {
+		if samePort(in.Entry, network, addr) {
 			if found >= 0 {
 				return -1
 			}
@@ -138,7 +139,7 @@ func (s *sockets) claimMasters(k kind, network, addr string) int {
 	return found
 }
 
-func samePort(e entry, network, addr string) bool {
+func samePort(e manifest.Entry, network, addr string) bool {
 	if strings.TrimRight(network, "46") != strings.TrimRight(e.Network, "46") {
 		return false
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,7 +70,7 @@ func startServerMaster() (*master, error) {
 	}
 	for i := range m.sockets {
 		s := &m.sockets[i]
-		if !isBoundTo(s.entry, names[i]) {
+		if !isBoundTo(s.Entry, names[i]) {
 			return nil, dishonest(variable, value, "descriptor %d is not bound to %s but to %s", s.fd, names[i], s.Bound)
 		}
 		s.Name = names[i]
@@ -84,7 +85,7 @@ func startServerMaster() (*master, error) {
 
 // isBoundTo compares what start_server says with what the kernel says: a path,
 // or a port. (The host may be a name.)
-func isBoundTo(e entry, name string) bool {
+func isBoundTo(e manifest.Entry, name string) bool {
 	if strings.HasPrefix(e.Network, "unix") {
 		return e.Bound == name
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"golang.org/x/sys/unix"
 )
 
@@ -132,7 +133,7 @@ func TestIsBoundTo(t *testing.T) {
 		{"unix", path, path + "2", false},
 		{"tcp", "no address", "no address", false},
 	} {
-		if got := isBoundTo(entry{Network: c.network, Bound: c.bound}, c.name); got != c.want {
+		if got := isBoundTo(manifest.Entry{Network: c.network, Bound: c.bound}, c.name); got != c.want {
 			t.Errorf("isBoundTo(%s %s, %q) = %v", c.network, c.bound, c.name, got)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 	"golang.org/x/sys/unix"
 )
@@ -93,7 +94,7 @@ func inspectSocket(fd int) (s masterSocket, err error) {
 		return s, fmt.Errorf("descriptor %d: %w", fd, os.NewSyscallError("getsockname", err))
 	}
 	s.fd = fd
-	s.Kind, s.Master = kindListener, true
+	s.Kind, s.Master = manifest.Listener, true
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
 		s.Network, s.Bound = "tcp", netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
@@ -122,7 +123,7 @@ func inspectSocket(fd int) (s masterSocket, err error) {
 			return s, fmt.Errorf("descriptor %d is a socket that does not listen", fd)
 		}
 	case unix.SOCK_DGRAM:
-		s.Kind = kindPacket
+		s.Kind = manifest.Packet
 		if s.Network == "tcp" {
 			s.Network = "udp"
 		} else {
@@ -150,7 +151,7 @@ func takeSockets(variable, value string, numbers []string) (sockets []masterSock
 // onlyListeners refuses packet sockets, which this master does not pass.
 func onlyListeners(variable, value string, sockets []masterSocket) error {
 	for _, s := range sockets {
-		if s.Kind != kindListener {
+		if s.Kind != manifest.Listener {
 			return dishonest(variable, value, "descriptor %d is a socket that does not listen", s.fd)
 		}
 	}

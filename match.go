@@ -2,6 +2,7 @@ package grace
 
 import (
 	"context"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -13,16 +14,16 @@ import (
 // before, or else one that the kernel has bound to the address asked for. A host
 // name is resolved in between, which may take its time: nobody waits for that but
 // who asked.
-func (s *sockets) claim(k kind, network, addr string) (inheritedSocket, bool) {
+func (s *sockets) claim(k manifest.Kind, network, addr string) (inheritedSocket, bool) {
 	lost := s.lostFiles(k, network, addr)
 	if in, ok := s.claimIf(func(in inheritedSocket) bool {
 		return in.Kind == k && !slices.Contains(lost, in.index) && (in.Network == network && in.Addr == addr || network == systemdNetwork && in.Name == addr)
-	}); ok || k == kindFile || k == kindConn || !s.hasUnclaimed(k) {
+	}); ok || k == manifest.File || k == manifest.Conn || !s.hasUnclaimed(k) {
 		return in, ok
 	}
 	w := want(network, addr)
 	if in, ok := s.claimIf(func(in inheritedSocket) bool {
-		return in.Kind == k && !slices.Contains(lost, in.index) && w.is(in.entry)
+		return in.Kind == k && !slices.Contains(lost, in.index) && w.is(in.Entry)
 	}); ok {
 		return in, true
 	}
@@ -49,7 +50,7 @@ func (s *sockets) claimIf(match func(inheritedSocket) bool) (inheritedSocket, bo
 // lostFiles are the indexes of unix sockets that this address would be given, but
 // which no client finds any more: the program has removed the file before it calls
 // Listen, as it must where nobody does it for it. Old serves what is queued there.
-func (s *sockets) lostFiles(k kind, network, addr string) (lost []int) {
+func (s *sockets) lostFiles(k manifest.Kind, network, addr string) (lost []int) {
 	if !hasPath(network, addr) {
 		return nil
 	}
@@ -61,7 +62,7 @@ func (s *sockets) lostFiles(k kind, network, addr string) (lost []int) {
 		if in.Kind != k || in.Master || in.Path == "" || in.Addr != addr && in.Path != path {
 			continue
 		}
-		if sock := (&socket{entry: in.entry}); sock.lost() {
+		if sock := (&socket{Entry: in.Entry}); sock.lost() {
 			lost = append(lost, in.index)
 			s.boundAnew(in)
 		}
@@ -90,7 +91,7 @@ func isLink(path string) bool {
 	return err == nil && real != path
 }
 
-func (s *sockets) hasUnclaimed(k kind) bool {
+func (s *sockets) hasUnclaimed(k manifest.Kind) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.ContainsFunc(s.unclaimed, func(in inheritedSocket) bool { return in.Kind == k })
@@ -98,7 +99,7 @@ func (s *sockets) hasUnclaimed(k kind) bool {
 
 // askedFor notes by which name the socket was asked for. One that was asked for
 // by systemd's name keeps its own too: the next version may ask otherwise.
-func (e *entry) askedFor(network, addr string) {
+func askedFor(e *manifest.Entry, network, addr string) {
 	if network != systemdNetwork {
 		e.Network, e.Addr = network, addr
 	}
@@ -157,7 +158,7 @@ func want(network, addr string) wanted {
 }
 
 // is says whether opening what is wanted would bind what e is bound to.
-func (w wanted) is(e entry) bool {
+func (w wanted) is(e manifest.Entry) bool {
 	network := w.network
 	family := strings.TrimRight(network, "46")
 	if family != strings.TrimRight(e.Network, "46") {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
 // A connection is moved in three steps, so that at each moment exactly one
@@ -147,7 +148,7 @@ func newMover(ch *control.Channel, handed []*socket) *mover {
 }
 
 // learn adds what new says that it takes.
-func (m *mover) learn(c claims) {
+func (m *mover) learn(c manifest.Claims) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, socket := range c.Sockets {
@@ -479,7 +480,7 @@ func (u *Upgrader) takes(l *listener, proto string) {
 	if !u.opt.move || !l.take(proto) || u.parent == nil || l.sock.index < 0 || !u.parent.claims.Load() {
 		return // what is known before the claims goes with them: one message for all
 	}
-	var c claims
-	c.add(l.sock.index, proto)
+	var c manifest.Claims
+	c.Add(l.sock.index, proto)
 	u.parent.ch.Send(control.NewMessage(msgTakes, &c))
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
 // How a socket comes to be: inherited, opened, or opened again.
@@ -35,7 +36,7 @@ func (s *sockets) listen(lc net.ListenConfig, network, addr string) (*listener, 
 // should this process need it anew.
 func (s *sockets) listenBy(lc net.ListenConfig, open, again func(network, addr string) (opened, error), network, addr string) (*listener, error) {
 	var inner opened
-	in, ok := s.claim(kindListener, network, addr)
+	in, ok := s.claim(manifest.Listener, network, addr)
 	if ok {
 		defer s.made(in)
 		l, err := fd.NewListener(in.fd)
@@ -50,10 +51,10 @@ func (s *sockets) listenBy(lc net.ListenConfig, open, again func(network, addr s
 		if inner, err = open(network, addr); err != nil {
 			return nil, err
 		}
-		in = inheritedSocket{entry: describe(kindListener, network, addr, inner.Listener), index: -1}
+		in = inheritedSocket{Entry: describe(manifest.Listener, network, addr, inner.Listener), index: -1}
 	}
-	in.askedFor(network, addr)
-	sock := &socket{entry: in.entry, index: in.index, gate: gate.New(inner.SetDeadline)}
+	askedFor(&in.Entry, network, addr)
+	sock := &socket{Entry: in.Entry, index: in.index, gate: gate.New(inner.SetDeadline)}
 	sock.gate.Unblock = sock.unblock
 	raw, err := inner.SyscallConn()
 	if err == nil {
@@ -65,7 +66,7 @@ func (s *sockets) listenBy(lc net.ListenConfig, open, again func(network, addr s
 	}
 	l := &listener{inner: inner, addr: inner.Addr(), gate: sock.gate, sock: sock, socks: s}
 	l.open = func() (opened, error) {
-		return again(sock.again())
+		return again(reopenName(&sock.Entry))
 	}
 	sock.listener, sock.whole = l, l.makeWhole
 	l.expired = &net.OpError{Op: "read", Net: l.addr.Network(), Source: l.addr, Err: os.ErrDeadlineExceeded}
@@ -80,9 +81,9 @@ func (s *sockets) listenBy(lc net.ListenConfig, open, again func(network, addr s
 	return l, nil
 }
 
-// again is what opens this socket once more, whatever the working directory and
+// reopenName is what opens this socket once more, whatever the working directory and
 // the name server say by now.
-func (e *entry) again() (network, addr string) {
+func reopenName(e *manifest.Entry) (network, addr string) {
 	if e.Path != "" {
 		return e.Network, e.Path
 	}
@@ -163,7 +164,7 @@ func tune(lc net.ListenConfig, l fd.Listener) func(*net.TCPConn) {
 func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, error) {
 	var inner net.PacketConn
 	var err error
-	in, ok := s.claim(kindPacket, network, addr)
+	in, ok := s.claim(manifest.Packet, network, addr)
 	if ok {
 		defer s.made(in)
 		if inner, err = fd.NewPacketConn(in.fd); err != nil {
@@ -175,14 +176,14 @@ func (s *sockets) listenPacket(lc net.ListenConfig, network, addr string) (net.P
 		if inner, err = openPacket(lc, network, addr); err != nil {
 			return nil, err
 		}
-		in = inheritedSocket{entry: describe(kindPacket, network, addr, inner), index: -1}
+		in = inheritedSocket{Entry: describe(manifest.Packet, network, addr, inner), index: -1}
 	}
-	in.askedFor(network, addr)
+	askedFor(&in.Entry, network, addr)
 	g := gate.New(inner.SetReadDeadline)
-	sock := &socket{entry: in.entry, index: in.index, gate: g}
+	sock := &socket{Entry: in.Entry, index: in.index, gate: g}
 	g.Unblock = sock.unblock
 	open := func() (net.PacketConn, error) {
-		network, addr := sock.again()
+		network, addr := reopenName(&sock.Entry)
 		return openPacket(lc, network, addr)
 	}
 	p, raw, err := newPacketConn(inner, g, sock, s, open)

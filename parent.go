@@ -10,6 +10,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 )
 
@@ -17,7 +18,7 @@ import (
 type parent struct {
 	ch      *control.Channel
 	ready   *os.File // readiness pipe
-	m       manifest
+	m       manifest.Manifest
 	goAhead chan struct{} // closed when old has said go
 	deaf    chan struct{} // closed when nothing more is heard of old, dead or alive
 	gone    chan struct{} // closed when old is proven to be dead

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 )
 
@@ -52,8 +53,8 @@ func fileID(string) (dev, ino uint64, err error) { return 0, 0, ErrNotSupported 
 // readable: the queue can't be looked at, so it counts as empty.
 func readable(*socket) bool { return false }
 
-func describe(k kind, network, addr string, _ any) entry {
-	return entry{Kind: k, Network: network, Addr: addr}
+func describe(k manifest.Kind, network, addr string, _ any) manifest.Entry {
+	return manifest.Entry{Kind: k, Network: network, Addr: addr}
 }
 
 func openPath[T any](_, _ string, open func() (T, error)) (T, error) { return open() }

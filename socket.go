@@ -8,12 +8,13 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
 // A socket is one descriptor that every generation has: inherited from the one
 // before, or opened here.
 type socket struct {
-	entry
+	manifest.Entry
 	index    int        // in the manifest of the generation before; -1 if opened here
 	gate     *gate.Gate // of a listener or packet conn; nil otherwise
 	listener *listener  // of a listener; nil otherwise

@@ -13,6 +13,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
 // sockets are all of a process, in the order in which they were asked for, and
@@ -38,17 +39,17 @@ type sockets struct {
 }
 
 type inheritedSocket struct {
-	entry
+	manifest.Entry
 	index, fd int
 	anew      bool // Listen binds its path anew: this one is in nobody's way
 }
 
-func newSockets(m *manifest, first int) *sockets {
+func newSockets(m *manifest.Manifest, first int) *sockets {
 	s := &sockets{changed: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler)}
 	if m != nil {
 		s.inherited = true
 		for i, e := range m.Sockets {
-			s.unclaimed = append(s.unclaimed, inheritedSocket{entry: e, index: i, fd: first + i})
+			s.unclaimed = append(s.unclaimed, inheritedSocket{Entry: e, index: i, fd: first + i})
 		}
 	}
 	return s
@@ -81,9 +82,9 @@ func (s *sockets) add(sock *socket) error {
 // asked is what the program wanted, for errors.
 func (s *socket) asked() string {
 	switch s.Kind {
-	case kindFile, kindConn:
+	case manifest.File, manifest.Conn:
 		return fmt.Sprintf("add %s %q", s.Kind, s.Addr)
-	case kindPacket:
+	case manifest.Packet:
 		return fmt.Sprintf("listen packet %s %s", s.Network, s.Addr)
 	}
 	return fmt.Sprintf("listen %s %s", s.Network, s.Addr)
@@ -152,7 +153,7 @@ func (s *sockets) toHandOver() []*socket {
 }
 
 // claims are the sockets that this process took of the manifest that it got.
-func (s *sockets) claims() (c claims) {
+func (s *sockets) claims() (c manifest.Claims) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sock := range s.all {
@@ -161,12 +162,12 @@ func (s *sockets) claims() (c claims) {
 			if sock.listener != nil {
 				proto = sock.listener.protocol()
 			}
-			c.add(sock.index, proto)
+			c.Add(sock.index, proto)
 		}
 	}
 	for _, i := range s.making {
 		if !slices.Contains(c.Sockets, i) {
-			c.add(i, "")
+			c.Add(i, "")
 		}
 	}
 	return c
@@ -174,7 +175,7 @@ func (s *sockets) claims() (c claims) {
 
 // seal gives the claims, after which nothing is claimed any more, and what nobody
 // has asked for: that is old's.
-func (s *sockets) seal() (c claims, dropped []inheritedSocket) {
+func (s *sockets) seal() (c manifest.Claims, dropped []inheritedSocket) {
 	s.mu.Lock()
 	dropped, s.unclaimed = s.unclaimed, nil
 	s.mu.Unlock()

@@ -14,12 +14,15 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"golang.org/x/sys/unix"
 )
 
 func TestSameBinding(t *testing.T) {
-	all := func(network, bound string) entry { return entry{Kind: kindListener, Network: network, Bound: bound} }
-	six := func(network, bound string) entry {
+	all := func(network, bound string) manifest.Entry {
+		return manifest.Entry{Kind: manifest.Listener, Network: network, Bound: bound}
+	}
+	six := func(network, bound string) manifest.Entry {
 		e := all(network, bound)
 		e.V6Only = true
 		return e
@@ -29,7 +32,7 @@ func TestSameBinding(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {
-		e             entry
+		e             manifest.Entry
 		network, addr string
 		want          bool
 	}{
@@ -76,9 +79,9 @@ func TestSameBinding(t *testing.T) {
 		{all("unix", "/run/x"), "unixpacket", "/run/x", false},
 		{all("unix", "@name"), "unix", "@name", true},
 		{all("unix", "@name"), "unix", "@other", false},
-		{entry{Kind: kindListener, Network: "unix", Bound: "x", Path: filepath.Join(wd, "x")}, "unix", filepath.Join(wd, "x"), true},
-		{entry{Kind: kindListener, Network: "unix", Bound: "x", Path: filepath.Join(wd, "x")}, "unix", "./x", true},
-		{entry{Kind: kindListener, Network: "unix", Bound: "x", Path: "/elsewhere/x"}, "unix", "./x", false},
+		{manifest.Entry{Kind: manifest.Listener, Network: "unix", Bound: "x", Path: filepath.Join(wd, "x")}, "unix", filepath.Join(wd, "x"), true},
+		{manifest.Entry{Kind: manifest.Listener, Network: "unix", Bound: "x", Path: filepath.Join(wd, "x")}, "unix", "./x", true},
+		{manifest.Entry{Kind: manifest.Listener, Network: "unix", Bound: "x", Path: "/elsewhere/x"}, "unix", "./x", false},
 	} {
 		t.Run(fmt.Sprintf("%s %s for %s %s", tc.e.Network, tc.e.Bound, tc.network, tc.addr), func(t *testing.T) {
 			if got := want(tc.network, tc.addr).is(tc.e); got != tc.want {
@@ -98,7 +101,7 @@ func TestSameBindingIsWhatTheKernelBinds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e := describe(kindListener, open.network, open.addr, l)
+		e := describe(manifest.Listener, open.network, open.addr, l)
 		_, port, _ := net.SplitHostPort(l.Addr().String())
 		if !want(open.network, open.addr+port).is(e) {
 			t.Errorf("%s %s%s is bound to %s (IPv6 only: %v), and not found again", open.network, open.addr, port, e.Bound, e.V6Only)
@@ -108,31 +111,31 @@ func TestSameBindingIsWhatTheKernelBinds(t *testing.T) {
 }
 
 func TestClaim(t *testing.T) {
-	m := &manifest{Sockets: []entry{
-		{Kind: kindListener, Network: "tcp", Addr: ":0", Bound: "[::]:1000"},
-		{Kind: kindListener, Network: "tcp", Addr: ":0", Bound: "[::]:1001"},
-		{Kind: kindPacket, Network: "udp", Addr: ":0", Bound: "[::]:1002"},
-		{Kind: kindListener, Network: "tcp", Addr: "127.0.0.1:0", Bound: "127.0.0.1:1003"},
-		{Kind: kindListener, Network: "tcp", Addr: ":1001", Bound: "[::]:1001"}, // with SO_REUSEPORT
-		{Kind: kindFile, Addr: "f"},
-		{Kind: kindConn, Addr: "f"},
+	m := &manifest.Manifest{Sockets: []manifest.Entry{
+		{Kind: manifest.Listener, Network: "tcp", Addr: ":0", Bound: "[::]:1000"},
+		{Kind: manifest.Listener, Network: "tcp", Addr: ":0", Bound: "[::]:1001"},
+		{Kind: manifest.Packet, Network: "udp", Addr: ":0", Bound: "[::]:1002"},
+		{Kind: manifest.Listener, Network: "tcp", Addr: "127.0.0.1:0", Bound: "127.0.0.1:1003"},
+		{Kind: manifest.Listener, Network: "tcp", Addr: ":1001", Bound: "[::]:1001"}, // with SO_REUSEPORT
+		{Kind: manifest.File, Addr: "f"},
+		{Kind: manifest.Conn, Addr: "f"},
 	}}
 	s := newSockets(m, 10)
 	for _, tc := range []struct {
-		k             kind
+		k             manifest.Kind
 		network, addr string
 		want          int // index; -1: none
 	}{
-		{kindListener, "tcp", ":1001", 4}, // the name before the binding
-		{kindListener, "tcp", ":0", 0},
-		{kindListener, "tcp", "0.0.0.0:1001", 1},
-		{kindListener, "tcp", ":0", -1},
-		{kindPacket, "udp", ":1002", 2},
-		{kindListener, "tcp", "127.0.0.1:1003", 3},
-		{kindConn, "", "g", -1},
-		{kindConn, "", "f", 6},
-		{kindFile, "", "f", 5},
-		{kindFile, "", "f", -1},
+		{manifest.Listener, "tcp", ":1001", 4}, // the name before the binding
+		{manifest.Listener, "tcp", ":0", 0},
+		{manifest.Listener, "tcp", "0.0.0.0:1001", 1},
+		{manifest.Listener, "tcp", ":0", -1},
+		{manifest.Packet, "udp", ":1002", 2},
+		{manifest.Listener, "tcp", "127.0.0.1:1003", 3},
+		{manifest.Conn, "", "g", -1},
+		{manifest.Conn, "", "f", 6},
+		{manifest.File, "", "f", 5},
+		{manifest.File, "", "f", -1},
 	} {
 		in, ok := s.claim(tc.k, tc.network, tc.addr)
 		if !ok {

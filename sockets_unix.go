@@ -8,12 +8,13 @@ import (
 	"syscall"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"golang.org/x/sys/unix"
 )
 
 // describe is the manifest's entry for a socket that was just opened.
-func describe(k kind, network, addr string, s any) entry {
-	e := entry{Kind: k, Network: network, Addr: addr}
+func describe(k manifest.Kind, network, addr string, s any) manifest.Entry {
+	e := manifest.Entry{Kind: k, Network: network, Addr: addr}
 	switch s := s.(type) {
 	case net.Listener:
 		e.Bound = s.Addr().String()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 )
 
@@ -141,13 +142,13 @@ func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {
 	return startChild(ctx, plan)
 }
 
-func (u *Upgrader) manifest(socks []*socket) *manifest {
-	m := &manifest{
+func (u *Upgrader) manifest(socks []*socket) *manifest.Manifest {
+	m := &manifest.Manifest{
 		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
-		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.Manager(), Sockets: make([]entry, 0, len(socks)),
+		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.Manager(), Sockets: make([]manifest.Entry, 0, len(socks)),
 	}
 	for _, s := range socks {
-		m.Sockets = append(m.Sockets, s.entry)
+		m.Sockets = append(m.Sockets, s.Entry)
 	}
 	return m
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
@@ -193,7 +194,7 @@ func (u *Upgrader) findPlace() (err error) {
 	u.parent.life = u.sys.parentLife(u.parent.ch.Socket(), m.Pid)
 	u.generation = m.Generation
 	u.home = home{dir: m.Dir, path: m.Path, real: m.Binary}
-	if last := len(m.Sockets) - 1; last >= 0 && m.Sockets[last].Kind == kindPIDLock {
+	if last := len(m.Sockets) - 1; last >= 0 && m.Sockets[last].Kind == manifest.PIDLock {
 		m.Sockets = m.Sockets[:last]
 		u.parent.pidLock = fd.NewFile(h.first+last, "PID file's lock")
 	}

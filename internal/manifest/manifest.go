@@ -1,4 +1,4 @@
-package grace
+package manifest
 
 import (
 	"bytes"
@@ -7,9 +7,67 @@ import (
 	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
-// How the manifest and the messages are written as records: see control.Records.
+// A manifest is all that new gets from old, besides the descriptors.
+type Manifest struct {
+	Version    int
+	Pid        int
+	Generation int    // of new
+	Dir        string // working directory of the first start
+	Path       string // binary of the first start
+	Binary     string // where Path led to then
+	// Systemd is there if it is to be told of what happens.
+	Systemd *sdnotify.Manager
+	// Sockets[i] has the descriptor handover.first+i.
+	Sockets []Entry
+}
 
-func (m *manifest) Encode(r *control.Records) {
+// An entry describes one descriptor that is handed over.
+type Entry struct {
+	Kind    Kind
+	Network string
+	Addr    string // what was asked for, or the name of a file or connection
+	Bound   string // what the kernel says
+	V6Only  bool
+	// Path, Dev and Ino are those of a unix socket's file, so that only the
+	// file that we made is ever removed.
+	Path string
+	Dev  uint64
+	Ino  uint64
+	// Master says that a master has passed the socket and keeps it: nobody here
+	// removes its path, and its queue is not ours to empty.
+	Master bool
+	// Name is the one that the master gave it.
+	Name string
+}
+
+type Kind string
+
+const (
+	Listener Kind = "listener"
+	Packet   Kind = "packet"
+	File     Kind = "file"
+	Conn     Kind = "conn"
+	// PIDLock is the locked file beside the PID file; it comes last.
+	PIDLock Kind = "pidlock"
+)
+
+// Claims is what new says before it is ready.
+type Claims struct {
+	Sockets []int // indexes into manifest.Sockets
+	// Takes says for each of Sockets of which protocol new takes moved
+	// connections. What it comes to take later has a message of its own.
+	Takes []string
+	// Pongs says that new answers when it is asked whether it is well.
+	Pongs bool
+}
+
+func (c *Claims) Add(socket int, takes string) {
+	c.Sockets, c.Takes = append(c.Sockets, socket), append(c.Takes, takes)
+}
+
+// How they are written as records: see control.Records.
+
+func (m *Manifest) Encode(r *control.Records) {
 	r.Grow(512 + 128*len(m.Sockets))
 	r.Number("version", uint64(m.Version))
 	r.Number("pid", uint64(m.Pid))
@@ -41,13 +99,13 @@ func (m *manifest) Encode(r *control.Records) {
 	}
 }
 
-func (m *manifest) Decode(payload []byte) error {
-	*m = manifest{Sockets: make([]entry, 0, bytes.Count(payload, []byte("\n")))}
+func (m *Manifest) Decode(payload []byte) error {
+	*m = Manifest{Sockets: make([]Entry, 0, bytes.Count(payload, []byte("\n")))}
 	n := -1
-	var e *entry
+	var e *Entry
 	return control.ReadRecords(payload, func() {
 		if n++; n > 0 {
-			m.Sockets = append(m.Sockets, entry{})
+			m.Sockets = append(m.Sockets, Entry{})
 			e = &m.Sockets[n-1]
 		}
 	}, func(f *control.Field) {
@@ -59,7 +117,7 @@ func (m *manifest) Decode(payload []byte) error {
 	})
 }
 
-func (m *manifest) field(f *control.Field) {
+func (m *Manifest) field(f *control.Field) {
 	switch f.Key {
 	case "version":
 		m.Version = f.Int()
@@ -86,10 +144,10 @@ func (m *manifest) field(f *control.Field) {
 	}
 }
 
-func (e *entry) field(f *control.Field) {
+func (e *Entry) field(f *control.Field) {
 	switch f.Key {
 	case "kind":
-		e.Kind = kind(f.Value)
+		e.Kind = Kind(f.Value)
 	case "network":
 		e.Network = f.Value
 	case "addr":
@@ -112,7 +170,7 @@ func (e *entry) field(f *control.Field) {
 }
 
 // The first record of claims is about all of them, the others have a socket each.
-func (c *claims) Encode(r *control.Records) {
+func (c *Claims) Encode(r *control.Records) {
 	r.Flag("pongs", c.Pongs)
 	r.End()
 	for i, socket := range c.Sockets {
@@ -122,12 +180,12 @@ func (c *claims) Encode(r *control.Records) {
 	}
 }
 
-func (c *claims) Decode(payload []byte) error {
-	*c = claims{}
+func (c *Claims) Decode(payload []byte) error {
+	*c = Claims{}
 	n := -1
 	return control.ReadRecords(payload, func() {
 		if n++; n > 0 {
-			c.add(0, "")
+			c.Add(0, "")
 		}
 	}, func(f *control.Field) {
 		switch {
@@ -137,27 +195,6 @@ func (c *claims) Decode(payload []byte) error {
 			c.Sockets[n-1] = f.Int()
 		case n > 0 && f.Key == "takes":
 			c.Takes[n-1] = f.Value
-		}
-	})
-}
-
-func (s *stopMessage) Encode(r *control.Records) {
-	r.Flag("now", s.Now)
-	r.Flag("leave", s.Leave)
-	r.Flag("early", s.Early)
-	r.End()
-}
-
-func (s *stopMessage) Decode(payload []byte) error {
-	*s = stopMessage{}
-	return control.ReadRecords(payload, func() {}, func(f *control.Field) {
-		switch f.Key {
-		case "now":
-			s.Now = f.Flag()
-		case "leave":
-			s.Leave = f.Flag()
-		case "early":
-			s.Early = f.Flag()
 		}
 	})
 }
