@@ -151,7 +151,20 @@ func (u *Upgrader) Stop() {
 
 // WaitForParent returns when the old process has exited, or at once if there was
 // none. The error is the context's.
-func (u *Upgrader) WaitForParent(ctx context.Context) error { return u.u.WaitForParent(ctx) }
+func (u *Upgrader) WaitForParent(ctx context.Context) error {
+	// Upgrade looks at the same channel: once this has returned it finds no old process.
+	select {
+	case <-u.parentGone:
+		return nil
+	default:
+	}
+	select {
+	case <-u.parentGone:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // HasParent reports whether an old process has started this one to be replaced by
 // it. It stays so when that one has exited.
