@@ -67,6 +67,9 @@ func run(check bool, only string) error {
 		if err == nil {
 			_, err = m.apply()
 		}
+		if err == nil {
+			err = m.findTest()
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", path, err))
 			continue
@@ -76,11 +79,42 @@ func run(check bool, only string) error {
 	if len(mutants) == 0 && len(errs) == 0 {
 		return errors.New("no mutants: run this at the top of the checkout")
 	}
+	passed := len(mutants)
 	if !check {
-		errs = append(errs, breakAll(mutants)...)
+		survived := breakAll(mutants)
+		passed -= len(survived)
+		errs = append(errs, survived...)
 	}
-	fmt.Printf("mutants: %d passed, %d failed\n", len(mutants)-len(errs), len(errs))
+	fmt.Printf("mutants: %d passed, %d failed\n", passed, len(errs))
 	return errors.Join(errs...)
+}
+
+var testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+
+// findTest reports whether the package has a test of the mutant's name: of one that was
+// moved or renamed, go test would say that there is none to run, and pass.
+func (m mutant) findTest() error {
+	name, _, _ := strings.Cut(m.tests, "/")
+	want, err := regexp.Compile(name)
+	if err != nil {
+		return fmt.Errorf("test: %w", err)
+	}
+	files, err := filepath.Glob(filepath.Join(m.pkg, "*_test.go"))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		for _, f := range testFunc.FindAllSubmatch(b, -1) {
+			if want.Match(f[1]) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("no test of %s is named %s", m.pkg, name)
 }
 
 // breakAll runs each mutant's test, first as the code is, then broken.
