@@ -56,7 +56,7 @@ newest: export GOTOOLCHAIN := $(NEWEST)
 oldest newest: export CGO_ENABLED := 1
 oldest newest: packages
 	@echo "== $@: $$(go version)"
-	@go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) .
+	@go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) . ./internal/...
 	@go test -race -shuffle=on -timeout $(TIMEOUT) -run '$(NETHTTP)' $(TESTFLAGS) ./integration_test
 	@go test -race -timeout $(TIMEOUT) -short -run 'Lossless300' $(TESTFLAGS) ./integration_test
 	@cd integration_test/xnet && go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) ./...

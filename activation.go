@@ -52,8 +52,8 @@ func systemdMaster() (*master, error) {
 			return nil, dishonest("LISTEN_FDS", count, "%v", err)
 		}
 		// systemd makes them blocking at each start of the service.
-		if err := unix.SetNonblock(s.fd, true); err != nil {
-			return nil, dishonest("LISTEN_FDS", count, "descriptor %d: %v", s.fd, err)
+		if err := unix.SetNonblock(s.FD, true); err != nil {
+			return nil, dishonest("LISTEN_FDS", count, "descriptor %d: %v", s.FD, err)
 		}
 		if names != "" {
 			s.Name = given[i]

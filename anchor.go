@@ -3,6 +3,7 @@ package grace
 import (
 	"context"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"strings"
@@ -50,7 +51,7 @@ type anchorConn struct {
 }
 
 func newAnchorConn(s *httpServer) *anchorConn {
-	request := "GET " + preludeURI + " HTTP/1.1\r\nHost: " + anchorHost + "\r\nConnection: close\r\n\r\n"
+	request := "GET " + sockets.PreludeURI + " HTTP/1.1\r\nHost: " + anchorHost + "\r\nConnection: close\r\n\r\n"
 	return &anchorConn{s: s, unread: strings.NewReader(request), closed: make(chan struct{})}
 }
 

@@ -181,13 +181,13 @@ func TestUserEnds(t *testing.T) {
 						e.srv, e.addr = s.srv, s.l.Addr().String()
 						s.open()
 						handOver := func() {
-							s.u.socks.yield(s.u.socks.snapshot(), []int{0})
+							s.u.socks.Yield(s.u.socks.Snapshot(), []int{0})
 						}
 						d := newDrain(nil)
 						drained := make(chan drainReport, 1)
 						drain := func() {
 							handOver()
-							s.u.socks.endAccept()
+							s.u.socks.EndAccept()
 							go func() { drained <- s.http.drain(d) }()
 							s.await("the drain", s.http.ends)
 						}
@@ -202,7 +202,7 @@ func TestUserEnds(t *testing.T) {
 							d.cancel()
 							receive(t, drained, "the drain that was called off")
 							s.http.resume()
-							s.u.socks.reopenGates()
+							s.u.socks.ReopenGates()
 						}
 						got := e.run(end(e.srv), how == "Shutdown", func() {
 							switch moment {

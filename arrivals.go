@@ -3,6 +3,7 @@ package grace
 import (
 	"context"
 	"crypto/tls"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -97,7 +98,7 @@ func (a *arrivals) all() (conns []net.Conn) {
 // mayArrive: others may not even be comparable.
 func mayArrive(c net.Conn) bool {
 	switch c.(type) {
-	case *tcpConn, *unixConn, *peekedConn, *tls.Conn:
+	case *sockets.TCPConn, *sockets.UnixConn, *peekedConn, *tls.Conn:
 		return true
 	}
 	_, ok := c.(handshaker)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"golang.org/x/sys/unix"
 )
 
@@ -82,17 +83,17 @@ func moveMany(b *testing.B, n int) (took, cpu, floor time.Duration) {
 	receive(b, done, "all to move")
 	took, cpu = time.Since(begun), cpuTime(b)-before
 	b.StopTimer()
-	if moved := p.mover.count(); moved != n {
+	if moved := p.mover.Count(); moved != n {
 		b.Fatalf("moved %d of %d", moved, n)
 	}
-	tracks := p.new.l.live.all
+	tracks := p.new.l.Live.All
 	p.await("all to be new's", func() bool { return len(tracks()) == n })
 	return took, cpu, sendFloor(b, tracks()[:min(n, 900)]) // the table has room for these
 }
 
 // sendFloor sends copies of the connections' descriptors through a socket, and
 // gives the processor time that one takes.
-func sendFloor(b *testing.B, tracks []*track) time.Duration {
+func sendFloor(b *testing.B, tracks []*sockets.Track) time.Duration {
 	b.Helper()
 	from, theirs, err := control.Pair()
 	if err != nil {
@@ -106,7 +107,7 @@ func sendFloor(b *testing.B, tracks []*track) time.Duration {
 	defer to.Close()
 	var copies []int
 	for _, t := range tracks {
-		n, err := fd.Of(t.inner)
+		n, err := fd.Of(t.Inner)
 		if err == nil {
 			n, err = unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, 0)
 		}
@@ -116,9 +117,9 @@ func sendFloor(b *testing.B, tracks []*track) time.Duration {
 		copies = append(copies, n)
 	}
 	received := make([]net.Conn, 0, len(copies))
-	oob := make([]byte, unix.CmsgSpace(4*batchConns))
+	oob := make([]byte, unix.CmsgSpace(4*sockets.BatchConns))
 	before := cpuTime(b)
-	for batch := range slices.Chunk(copies, batchConns) {
+	for batch := range slices.Chunk(copies, sockets.BatchConns) {
 		if _, _, err := from.WriteMsgUnix([]byte{0}, unix.UnixRights(batch...), nil); err != nil {
 			b.Fatal(err)
 		}

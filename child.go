@@ -16,6 +16,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A child is the new process, as the old one sees it: the process, the channel and
@@ -25,9 +26,9 @@ type child struct {
 	id       int // names it in events
 	proc     proc.Process
 	ch       *control.Channel
-	pipe     *os.File  // read end of the readiness pipe
-	handed   []*socket // by their index in the manifest
-	mover    *mover
+	pipe     *os.File          // read end of the readiness pipe
+	handed   []*sockets.Socket // by their index in the manifest
+	mover    *sockets.Mover
 	claims   atomic.Pointer[manifest.Claims] // what it has claimed last; nil: nothing yet
 	launched time.Time
 }
@@ -35,9 +36,9 @@ type child struct {
 // A childPlan is what a child is started with.
 type childPlan struct {
 	id       int
-	sockets  *sockets
+	sockets  *sockets.Set
 	pid      *pidFile // nil without one
-	manifest func([]*socket) *manifest.Manifest
+	manifest func([]*sockets.Socket) *manifest.Manifest
 	grace    time.Duration // the idle grace
 	start    func(ready, control int, files []int) (proc.Process, error)
 }
@@ -79,7 +80,7 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 		return nil, err
 	}
 	cerr := raw.Control(func(ready uintptr) {
-		err = withFDs(plan.sockets.toHandOver(), func(socks []*socket, fds []int) error {
+		err = sockets.WithFDs(plan.sockets.ToHandOver(), func(socks []*sockets.Socket, fds []int) error {
 			m := plan.manifest(socks)
 			for range lock {
 				m.Sockets = append(m.Sockets, manifest.Entry{Kind: manifest.PIDLock})
@@ -88,8 +89,8 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 				return fmt.Errorf("control channel: %w", err)
 			}
 			c.handed = socks
-			c.mover = newMover(ch, socks)
-			c.mover.grace = plan.grace
+			c.mover = sockets.NewMover(ch, socks)
+			c.mover.Grace = plan.grace
 			ch.Allow(len(socks))
 			told := context.AfterFunc(ctx, func() { sayLeft(ch) })
 			defer told()
@@ -105,8 +106,8 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 
 // watch posts what the child does. Nothing that is posted keeps it from reading on.
 func (c *child) watch(post func(event)) {
-	c.mover.stuck = func(err error) {
-		if !errors.Is(err, errBrokenPipe) && !errors.Is(err, net.ErrClosed) { // else it is dead
+	c.mover.Stuck = func(err error) {
+		if !errors.Is(err, fd.ErrBrokenPipe) && !errors.Is(err, net.ErrClosed) { // else it is dead
 			post(evStuck{c.id, err})
 		}
 	}
@@ -123,7 +124,7 @@ func (c *child) watch(post func(event)) {
 			post(e)
 		}
 	}, func(err error) {
-		c.mover.stop()
+		c.mover.Stop()
 		close(channelRead)
 		if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, net.ErrClosed) { // else it was reaped: see below
 			post(evDeaf{c.id, err, isOurs(err)})
@@ -156,13 +157,13 @@ func readLine(r io.Reader) (string, error) {
 func (c *child) event(m control.Message) event {
 	var claimed manifest.Claims
 	switch m.Type {
-	case msgTook:
-		if took, refused, err := decodeIDs(m.Payload); err == nil {
-			c.mover.onTook(took, refused)
+	case sockets.MsgTook:
+		if took, refused, err := sockets.DecodeIDs(m.Payload); err == nil {
+			c.mover.OnTook(took, refused)
 		}
 	case msgTakes:
 		if m.Decode(&claimed) == nil {
-			c.mover.learn(claimed)
+			c.mover.Learn(claimed)
 			return evTakes{c.id}
 		}
 	case msgClaims:
@@ -193,11 +194,11 @@ func (c *child) event(m control.Message) event {
 
 func (c *child) learn(claimed *manifest.Claims) {
 	c.claims.Store(claimed)
-	c.mover.learn(*claimed)
+	c.mover.Learn(*claimed)
 }
 
 // ping asks the child whether it is well; failed is called if the kernel does not
-// take the question within limit, and it is not the child that does not read.
+// Take the question within limit, and it is not the child that does not read.
 func (c *child) ping(limit time.Duration, failed func(error)) {
 	c.ch.SendWithin(limit, control.NewMessage(msgPing, nil), func(err error) {
 		if err != nil && isOurs(err) && !errors.Is(err, control.ErrNotRead) && !errors.Is(err, control.ErrCutShort) {
@@ -209,7 +210,7 @@ func (c *child) ping(limit time.Duration, failed func(error)) {
 // isOurs reports whether err, of the control channel, is this process's trouble,
 // and not the end of the other one, or what that has sent.
 func isOurs(err error) bool {
-	for _, theirs := range []error{io.EOF, io.ErrUnexpectedEOF, ErrProtocol, errConnReset, errBrokenPipe, net.ErrClosed} {
+	for _, theirs := range []error{io.EOF, io.ErrUnexpectedEOF, ErrProtocol, errConnReset, fd.ErrBrokenPipe, net.ErrClosed} {
 		if errors.Is(err, theirs) {
 			return false
 		}
@@ -223,4 +224,15 @@ func (c *child) abandon() {
 	c.ch.Close()
 	c.pipe.Close()
 	c.proc.Wait()
+}
+
+// takes says, from now on also to old, that connections of this protocol may be
+// moved to l.
+func (u *Upgrader) takes(l *sockets.Listener, proto string) {
+	if !u.opt.move || !l.Take(proto) || u.parent == nil || l.Sock.Index < 0 || !u.parent.claims.Load() {
+		return // what is known before the claims goes with them: one message for all
+	}
+	var c manifest.Claims
+	c.Add(l.Sock.Index, proto)
+	u.parent.ch.Send(control.NewMessage(msgTakes, &c))
 }

@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -10,7 +11,7 @@ import (
 // through them.
 type connSet struct {
 	mu        sync.Mutex
-	listeners []*listener
+	listeners []*sockets.Listener
 	changed   chan struct{} // closed when something may have ended
 
 	// waits says that somebody waits for changed. He says so before he looks at
@@ -20,24 +21,24 @@ type connSet struct {
 
 // listens adds the listeners of ours that ln is, or wraps. Wrappers hand Addr
 // through.
-func (s *connSet) listens(u *Upgrader, ln net.Listener) (found []*listener) {
-	if l, ok := ln.(*listener); ok {
-		found = []*listener{l}
+func (s *connSet) listens(u *Upgrader, ln net.Listener) (found []*sockets.Listener) {
+	if l, ok := ln.(*sockets.Listener); ok {
+		found = []*sockets.Listener{l}
 	} else {
-		found = u.socks.listeners(ln.Addr())
+		found = u.socks.Listeners(ln.Addr())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range found {
 		s.listeners = append(s.listeners, l)
-		l.gate.Watch(s.check)
-		l.live.watch(s.check)
+		l.Gate.Watch(s.check)
+		l.Live.Watch(s.check)
 	}
 	return found
 }
 
 // listensWith adds ln to the listeners of a server.
-func (u *Upgrader) listensWith(s *connSet, ln net.Listener) []*listener {
+func (u *Upgrader) listensWith(s *connSet, ln net.Listener) []*sockets.Listener {
 	found := s.listens(u, ln)
 	if len(found) == 0 {
 		u.log.Warn("grace: a server listens on a socket that is not one of Listen's: no new process will get it", "address", ln.Addr())
@@ -45,34 +46,34 @@ func (u *Upgrader) listensWith(s *connSet, ln net.Listener) []*listener {
 	return found
 }
 
-func (s *connSet) all() []*listener {
+func (s *connSet) all() []*sockets.Listener {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.listeners
 }
 
 // find gives the connection with this address, see live.find.
-func (s *connSet) find(addr net.Addr) *track {
+func (s *connSet) find(addr net.Addr) *sockets.Track {
 	for _, l := range s.all() {
-		if t := l.live.find(addr); t != nil {
+		if t := l.Live.Find(addr); t != nil {
 			return t
 		}
 	}
 	return nil
 }
 
-func (s *connSet) tracks() (all []*track) {
+func (s *connSet) tracks() (all []*sockets.Track) {
 	for _, l := range s.all() {
-		all = append(all, l.live.all()...)
+		all = append(all, l.Live.All()...)
 	}
 	return all
 }
 
 // left counts what is not over yet: connections, hijacked ones or not, and
-// listeners through which some may still come.
+// Listeners through which some may still come.
 func (s *connSet) left(hijacked bool) (n int) {
 	for _, l := range s.all() {
-		if !l.gate.IsQuiet() {
+		if !l.Gate.IsQuiet() {
 			n++
 		}
 	}
@@ -82,7 +83,7 @@ func (s *connSet) left(hijacked bool) (n int) {
 // open counts the connections that are not over yet.
 func (s *connSet) open(hijacked bool) (n int) {
 	for _, l := range s.all() {
-		n += l.live.count(hijacked)
+		n += l.Live.Count(hijacked)
 	}
 	return n
 }
@@ -90,7 +91,7 @@ func (s *connSet) open(hijacked bool) (n int) {
 // quiet says whether no connection comes any more.
 func (s *connSet) quiet() bool {
 	for _, l := range s.all() {
-		if !l.gate.IsQuiet() {
+		if !l.Gate.IsQuiet() {
 			return false
 		}
 	}

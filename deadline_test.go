@@ -5,13 +5,15 @@ package grace
 import (
 	"bytes"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/gate"
 	"io"
 	"net"
 	"os"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // TestDeadlines: those of a connection of ours are those of net.TCPConn, though
@@ -61,12 +63,12 @@ func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	client, accepted := connected(t, ln)
-	before := accepted.(*tcpConn)
+	before := accepted.(*sockets.TCPConn)
 	before.SetReadDeadline(gate.LongAgo)
-	before.mu.Lock()
-	before.closed, before.away = true, true // as Close does with one that is to move
-	before.mu.Unlock()
-	before.l.takeBack(&before.track, nil, nil, false)
+	before.Track.Mu.Lock()
+	before.Track.Closed, before.Track.Away = true, true // as Close does with one that is to move
+	before.Track.Mu.Unlock()
+	before.Track.Listener.TakeBack(&before.Track, nil, nil, false)
 	now, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -148,11 +150,9 @@ var deadlineTests = []struct {
 		for range 2 {
 			go func() { read <- readByte(c) }()
 		}
-		if ours := trackOf(c); ours != nil {
+		if ours := sockets.TrackOf(c); ours != nil {
 			until(t, "two Reads", func() bool {
-				ours.mu.Lock()
-				defer ours.mu.Unlock()
-				return ours.reading == 2
+				return ours.State().Reading == 2
 			})
 		}
 		client.Write([]byte("x"))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log"
 	"net"
@@ -99,16 +100,16 @@ func (v *visit) Close() error {
 }
 
 // isBefore says whether the door's listener is l, or wraps it.
-func (d *door) isBefore(l *listener) bool {
-	if own, ok := d.Listener.(*listener); ok {
+func (d *door) isBefore(l *sockets.Listener) bool {
+	if own, ok := d.Listener.(*sockets.Listener); ok {
 		return own == l
 	}
 	a := d.Addr()
-	return l.addr.Network() == a.Network() && l.addr.String() == a.String()
+	return l.Addr().Network() == a.Network() && l.Addr().String() == a.String()
 }
 
 // withoutDoor are the listeners of ours that the server has itself.
-func (s *httpServer) withoutDoor(doors []*door) (own []*listener) {
+func (s *httpServer) withoutDoor(doors []*door) (own []*sockets.Listener) {
 	for _, l := range s.conns.all() {
 		if !slices.ContainsFunc(doors, func(d *door) bool { return d.isBefore(l) }) {
 			own = append(own, l)
@@ -174,7 +175,7 @@ func (d *door) meet(c net.Conn) {
 		return
 	}
 	switch c.(type) {
-	case *tcpConn, *unixConn:
+	case *sockets.TCPConn, *sockets.UnixConn:
 	default:
 		d.s.peeks.Store(true)
 		c = &peekedConn{Conn: c}
@@ -264,7 +265,7 @@ func (d *door) handshake(ctx context.Context, c handshaker) (http2 bool, err err
 		c.SetWriteDeadline(time.Time{})
 	}
 	if t := d.s.trackOf(c); t != nil {
-		t.awaitRequest()
+		t.AwaitRequest()
 	}
 	return d.s.isHTTP2(c.ConnectionState().NegotiatedProtocol), nil
 }
@@ -296,12 +297,6 @@ func looksLikeHTTP(header [5]byte) bool {
 // HTTP/1 request has this line.
 const preface = "PRI * HTTP/2.0"
 
-// A peeker can be given back what was read from it.
-type peeker interface {
-	net.Conn
-	unpeek([]byte)
-}
-
 // peek reads no more than it needs to tell, and gives it back. Until then the
 // connection is one that has asked for nothing, and moves as such.
 func (d *door) peek(c net.Conn) (http2 bool, err error) {
@@ -322,7 +317,11 @@ func (d *door) peek(c net.Conn) (http2 bool, err error) {
 	if err != nil && (len(b) == 0 || d.s.ends()) {
 		return false, err
 	}
-	c.(peeker).unpeek(b)
+	if p, ok := c.(*peekedConn); ok {
+		p.unread = b
+	} else {
+		sockets.TrackOf(c).Unpeek(b)
+	}
 	if timeout > 0 {
 		c.SetReadDeadline(time.Time{})
 	}
@@ -334,8 +333,6 @@ type peekedConn struct {
 	net.Conn
 	unread []byte
 }
-
-func (c *peekedConn) unpeek(b []byte) { c.unread = b }
 
 func (c *peekedConn) Read(p []byte) (int, error) {
 	if len(c.unread) > 0 {
@@ -368,30 +365,6 @@ func hookConn(c net.Conn) net.Conn {
 		return p.Conn
 	}
 	return c
-}
-
-// unpeek puts b before what the connection reads next.
-func (t *track) unpeek(b []byte) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(b) > 0 {
-		t.ownDetour()
-		t.unread = append(b, t.unread...)
-		if !t.muted { // the prelude is none of the client's
-			t.until = time.Time{} // the server waits only from now on
-		}
-	}
-}
-
-// awaitRequest: what has been read so far was no request. While the process ends
-// it may be idle for the idle grace only.
-func (t *track) awaitRequest() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.begun = false
-	if !t.closed {
-		t.cap()
-	}
 }
 
 func (s *httpServer) logf(format string, args ...any) {

@@ -40,7 +40,7 @@ type witness struct {
 func (w *witness) note(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := strings.NewReplacer("grace.tcpConn", "net.TCPConn", "grace.", "net.").Replace(fmt.Sprintf(format, args...))
+	s := strings.NewReplacer("sockets.TCPConn", "net.TCPConn", "sockets.", "net.", "grace.", "net.").Replace(fmt.Sprintf(format, args...))
 	s, _, _ = strings.Cut(s, "\n")
 	s = regexp.MustCompile(`127\.0\.0\.1:\d+`).ReplaceAllString(s, "ADDR")
 	w.events = append(w.events, s)

@@ -2,6 +2,7 @@ package grace
 
 import (
 	"context"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"log/slog"
 	"os"
 	"sync"
@@ -42,17 +43,30 @@ func (u *Upgrader) addServer(s drainer) {
 
 // A drainer is a server that finishes what it has begun.
 type drainer interface {
-	// drain returns when nothing is left, when d.cut is closed and it has cut
+	// Drain returns when nothing is left, when d.cut is closed and it has cut
 	// off what was, or when d.ctx has ended: then it serves on as before.
 	drain(d *drain) drainReport
 	// resume lets it serve as before, if it does not already: a drain was called
 	// off, maybe when this server had nothing left and only another one had.
 	resume()
 	// offer is called while it drains, if new takes more than it took before.
-	offer(m *mover)
+	offer(m *sockets.Mover)
 	// shutdown ends the server for good; what is left is cut off.
 	shutdown()
 }
+
+// queues makes the sockets a drainer: what is queued in the kernel is accepted to the
+// end. Connections are the servers', and close ends the listeners before.
+type queues struct{ socks *sockets.Set }
+
+func (q queues) drain(d *drain) drainReport {
+	q.socks.Drain(d.ctx, d.cut)
+	return drainReport{}
+}
+
+func (q queues) offer(*sockets.Mover) {}
+func (q queues) resume()              {}
+func (q queues) shutdown()            {}
 
 // A drainReport counts what became of a server's connections.
 type drainReport struct {
@@ -63,7 +77,7 @@ type drainReport struct {
 
 // A drain is one run of all drainers.
 type drain struct {
-	mover  *mover // nil if there is no successor
+	mover  *sockets.Mover // nil if there is no successor
 	ctx    context.Context
 	cancel context.CancelFunc // rolls back
 	cut    chan struct{}      // closed when the time is up
@@ -73,7 +87,7 @@ type drain struct {
 	mu     sync.Mutex // held by offer and resume
 }
 
-func newDrain(m *mover) *drain {
+func newDrain(m *sockets.Mover) *drain {
 	d := &drain{mover: m, cut: make(chan struct{}), begun: time.Now()}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
@@ -124,7 +138,7 @@ func (d *drain) cancelled() bool { return d.ctx.Err() != nil }
 func (d *drain) log(log *slog.Logger) {
 	moved := 0
 	if d.mover != nil {
-		moved = d.mover.count()
+		moved = d.mover.Count()
 	}
 	args := []any{"took", time.Since(d.begun), "moved", moved, "finished", max(0, d.report.finished-moved), "waited", d.report.waited, "cut", d.report.cut}
 	if d.report.cut > 0 {

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/control"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A performer does what the machine says. All of it runs in the goroutine that owns
@@ -13,7 +14,7 @@ type performer struct{ u *Upgrader }
 // The sockets.
 
 func (p performer) openGates() error {
-	if err := p.u.socks.openGates(); err != nil {
+	if err := p.u.socks.OpenGates(); err != nil {
 		return err
 	}
 	if p.u.parent != nil {
@@ -24,7 +25,7 @@ func (p performer) openGates() error {
 
 func (p performer) closeGates() {
 	c := p.u.child
-	p.u.socks.yield(c.handed, c.claims.Load().Sockets)
+	p.u.socks.Yield(c.handed, c.claims.Load().Sockets)
 }
 
 func (p performer) leaveToChild() {
@@ -32,17 +33,17 @@ func (p performer) leaveToChild() {
 	for i := range all {
 		all[i] = i
 	}
-	p.u.socks.yield(p.u.child.handed, all)
+	p.u.socks.Yield(p.u.child.handed, all)
 }
 
 func (p performer) leaveEnd() {
-	p.u.socks.leaveEnd(p.u.child.handed, p.u.child.claims.Load().Sockets)
+	p.u.socks.LeaveEnd(p.u.child.handed, p.u.child.claims.Load().Sockets)
 }
 
-func (p performer) reopenGates() { p.u.socks.reopenGates() }
-func (p performer) mend()        { p.u.socks.mendAll() }
-func (p performer) letGo()       { go p.u.socks.letGo() }
-func (p performer) disown()      { p.u.socks.own(false) }
+func (p performer) reopenGates() { p.u.socks.ReopenGates() }
+func (p performer) mend()        { p.u.socks.MendAll() }
+func (p performer) letGo()       { go p.u.socks.LetGo() }
+func (p performer) disown()      { p.u.socks.Own(false) }
 
 // The child.
 
@@ -75,12 +76,12 @@ func (p performer) ping() {
 	p.u.child.ping(p.u.m.limits.pong/2, func(err error) { go p.u.happen(evUnasked{id, err}) })
 }
 
-func (p performer) stopMoves()  { p.u.child.mover.stop() }
+func (p performer) stopMoves()  { p.u.child.mover.Stop() }
 func (p performer) kill() error { return p.u.child.proc.Kill() }
 
 func (p performer) forget() {
 	p.u.child.ch.Close()
-	p.u.child.mover.stop()
+	p.u.child.mover.Stop()
 	p.u.child = nil
 }
 
@@ -128,8 +129,8 @@ func (u *Upgrader) tellPeer(ch *control.Channel, pid int, m control.Message, wha
 // The drain, and the end.
 
 func (p performer) beginDrain(move bool) {
-	p.u.socks.endAccept()
-	var m *mover
+	p.u.socks.EndAccept()
+	var m *sockets.Mover
 	if move && p.u.opt.move {
 		m = p.u.child.mover
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/julofinance/grace/v3/internal/control"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // The ways in which an upgrade or a start can fail, to be told apart with
@@ -20,7 +21,7 @@ var (
 	ErrNotSupported error = notSupported{}
 
 	// ErrStopped is returned by calls on an Upgrader that is stopping or has stopped.
-	ErrStopped = errors.New("this process is stopping")
+	ErrStopped = sockets.ErrStopped
 
 	// ErrHandedOver is returned by Upgrade where another upgrade has handed
 	// over meanwhile: the request was passed on to the new process.
@@ -61,11 +62,11 @@ var (
 	// malformed or not true: no number, a descriptor that is closed or no
 	// listening socket, a count or a process id that is wrong. The text names
 	// the variable; nothing is served.
-	ErrMaster = errors.New("a variable of the program that has started this one can't be trusted")
+	ErrMaster = sockets.ErrMaster
 
 	// ErrPathInUse is returned by Listen for a unix socket path on which
 	// another process answers.
-	ErrPathInUse = errors.New("another process answers on this path")
+	ErrPathInUse = sockets.ErrAnswered
 )
 
 type notSupported struct{}

@@ -9,12 +9,13 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/manifest"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // extras are files and connections that are handed over by name.
 type extras struct {
 	mu     sync.Mutex
-	byName map[string]*socket // key: kind and name
+	byName map[string]*sockets.Socket // key: kind and name
 }
 
 // AddFile hands f over at each upgrade, under this name; the new process gets
@@ -35,14 +36,14 @@ func (u *Upgrader) AddFile(name string, f *os.File) error {
 // will hand it over in turn. Without such a file it is nil. A second call for
 // the same name gives nil too: the file belongs to the first caller.
 func (u *Upgrader) File(name string) (*os.File, error) {
-	in, ok := u.socks.claim(manifest.File, "", name)
+	in, ok := u.socks.Claim(manifest.File, "", name)
 	if !ok {
 		return nil, nil
 	}
-	defer u.socks.made(in)
-	f := fd.NewFile(in.fd, name)
+	defer u.socks.Made(in)
+	f := fd.NewFile(in.FD, name)
 	if f == nil {
-		return nil, fmt.Errorf("grace: inherited file %q: bad descriptor %d", name, in.fd)
+		return nil, fmt.Errorf("grace: inherited file %q: bad descriptor %d", name, in.FD)
 	}
 	return f, u.inheritExtra(manifest.File, name, f, in)
 }
@@ -66,14 +67,14 @@ func (u *Upgrader) AddConn(name string, c net.Conn) error {
 // Conn gives the connection of that name that the old process has handed over;
 // see [Upgrader.File].
 func (u *Upgrader) Conn(name string) (net.Conn, error) {
-	in, ok := u.socks.claim(manifest.Conn, "", name)
+	in, ok := u.socks.Claim(manifest.Conn, "", name)
 	if !ok {
 		return nil, nil
 	}
-	defer u.socks.made(in)
-	c, err := fd.NewConn(in.fd)
+	defer u.socks.Made(in)
+	c, err := fd.NewConn(in.FD)
 	if err != nil {
-		return nil, fmt.Errorf("grace: inherited connection %q (descriptor %d): %w", name, in.fd, err)
+		return nil, fmt.Errorf("grace: inherited connection %q (descriptor %d): %w", name, in.FD, err)
 	}
 	return c, u.inheritExtra(manifest.Conn, name, c.(syscall.Conn), in)
 }
@@ -90,31 +91,31 @@ func (u *Upgrader) addConn(k manifest.Kind, name string, c syscall.Conn) error {
 	if err != nil {
 		return fmt.Errorf("grace: add %s %q: %w", k, name, err)
 	}
-	return u.addExtra(k, name, &socket{Entry: manifest.Entry{Kind: k, Addr: name}, index: -1, raw: raw})
+	return u.addExtra(k, name, &sockets.Socket{Entry: manifest.Entry{Kind: k, Addr: name}, Index: -1, Raw: raw})
 }
 
-func (u *Upgrader) inheritExtra(k manifest.Kind, name string, c syscall.Conn, in inheritedSocket) error {
+func (u *Upgrader) inheritExtra(k manifest.Kind, name string, c syscall.Conn, in sockets.Inherited) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("grace: inherited %s %q: %w", k, name, err)
 	}
-	return u.addExtra(k, name, &socket{Entry: in.Entry, index: in.index, raw: raw})
+	return u.addExtra(k, name, &sockets.Socket{Entry: in.Entry, Index: in.Index, Raw: raw})
 }
 
-func (u *Upgrader) addExtra(k manifest.Kind, name string, sock *socket) error {
+func (u *Upgrader) addExtra(k manifest.Kind, name string, sock *sockets.Socket) error {
 	u.extras.mu.Lock()
 	defer u.extras.mu.Unlock()
 	key := string(k) + " " + name
 	if old := u.extras.byName[key]; old != nil {
-		u.socks.remove(old)
+		u.socks.Remove(old)
 		delete(u.extras.byName, key)
 	}
 	if sock == nil {
 		return nil
 	}
 	if u.extras.byName == nil {
-		u.extras.byName = map[string]*socket{}
+		u.extras.byName = map[string]*sockets.Socket{}
 	}
 	u.extras.byName[key] = sock
-	return u.socks.add(sock)
+	return u.socks.Add(sock)
 }

@@ -7,11 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
-	"strings"
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/sockets"
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
 
@@ -64,10 +64,10 @@ func TestBlockingDescriptor(t *testing.T) {
 				// A body that does not come: net/http begins to read behind a handler's
 				// back only when the body is read, and would be in the handler's way.
 				io.WriteString(c, "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n")
-				until(t, "a blocking system call", func() bool { return inSyscall("v3.blockIn" + what) })
+				until(t, "a blocking system call", func() bool { return wait.InSyscall("v3.blockIn" + what) })
 				u.askStop()
 				receive(t, u.Done(), "Done")
-				until(t, "its end", func() bool { return !inSyscall("v3.blockIn" + what) })
+				until(t, "its end", func() bool { return !wait.InSyscall("v3.blockIn" + what) })
 			})
 		}
 	}
@@ -92,21 +92,9 @@ func blockInWrite(c net.Conn) {
 }
 
 func makeBlocking(c net.Conn) {
-	raw, err := c.(*tcpConn).SyscallConn()
+	raw, err := c.(*sockets.TCPConn).SyscallConn()
 	if err != nil {
 		panic(err)
 	}
 	raw.Control(func(fd uintptr) { unix.SetNonblock(int(fd), false) })
-}
-
-// inSyscall says whether a goroutine is in a system call below the function.
-func inSyscall(function string) bool {
-	b := make([]byte, 1<<20)
-	for _, stack := range strings.Split(string(b[:runtime.Stack(b, true)]), "\n\n") {
-		head, _, _ := strings.Cut(stack, "\n")
-		if strings.Contains(head, "[syscall") && strings.Contains(stack, function) {
-			return true
-		}
-	}
-	return false
 }

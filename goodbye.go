@@ -87,29 +87,3 @@ func (w *goodbye) CloseNotify() <-chan bool {
 // reset, which takes the answer with it if it has not been read yet (RFC 9112,
 // 9.6). It is the time of a round trip or several: who reads the end closes.
 const lingerFor = time.Second
-
-// bid says that the answer that is on its way is the connection's last, and how
-// long to linger after it.
-func (t *track) bid(lingers time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ownDetour()
-	t.lingers = lingers
-}
-
-// linger ends the connection for its client, and closes it when that has seen
-// the end, or after a while.
-func (t *track) linger(then func()) {
-	defer then()
-	defer t.closeInner()
-	c, ok := t.inner.(interface{ CloseWrite() error })
-	if !ok || c.CloseWrite() != nil {
-		return
-	}
-	t.inner.SetReadDeadline(time.Now().Add(t.lingers))
-	for b := make([]byte, 4<<10); ; {
-		if _, err := t.inner.Read(b); err != nil {
-			return
-		}
-	}
-}

@@ -51,12 +51,10 @@ const (
 	msgFailed    control.Type = 'F' // new -> old: why new gives up, as text
 	msgMain      control.Type = 'P' // old -> new: systemd takes new for the main process now
 	msgTakes     control.Type = 'T' // new -> old: claims.Takes, more of them
-	msgConns     control.Type = 'C' // old -> new: connections, see move.go
-	msgTook      control.Type = 'K' // new -> old: their ids
-	msgVerdict   control.Type = 'V' // old -> new: ids, and whether they are new's
-	msgPing      control.Type = 'Q' // old -> new: is the goroutine that owns the state well?
-	msgPong      control.Type = 'O' // new -> old: its answer
-	msgHanded    control.Type = 'H' // new -> old: a third process serves; with a payload, no more
+	// C, K and V are connections that move: see internal/sockets.
+	msgPing   control.Type = 'Q' // old -> new: is the goroutine that owns the state well?
+	msgPong   control.Type = 'O' // new -> old: its answer
+	msgHanded control.Type = 'H' // new -> old: a third process serves; with a payload, no more
 )
 
 // sayLeft tells a process that hangs while it is started that this process has stopped

@@ -17,6 +17,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 	"golang.org/x/sys/unix"
 )
@@ -117,8 +118,8 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 			if err != nil {
 				return err
 			}
-			open := l.(*listener).open
-			l.(*listener).open = func() (opened, error) { h.hang("listener"); return open() }
+			open := l.(*sockets.Listener).Open
+			l.(*sockets.Listener).Open = func() (sockets.Opened, error) { h.hang("listener"); return open() }
 			g.serve(l)
 		}
 		return one(g)
@@ -173,7 +174,7 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 			fdtest.FillUnixgram(t, systemd.path)
 		}
 		if h.hangs("Listen") { // in a resolver, or the program's code
-			go g.socks.listen(net.ListenConfig{Control: func(string, string, syscall.RawConn) error { h.hang("Listen"); return errors.New("no") }}, "tcp", "127.0.0.1:0")
+			go g.socks.Listen(net.ListenConfig{Control: func(string, string, syscall.RawConn) error { h.hang("Listen"); return errors.New("no") }}, "tcp", "127.0.0.1:0")
 		}
 	}
 	hangMore("from the start")
@@ -226,6 +227,6 @@ func (s *hangingDrainer) drain(d *drain) drainReport {
 	return drainReport{}
 }
 
-func (s *hangingDrainer) resume()      { s.h.hang("server") }
-func (s *hangingDrainer) offer(*mover) { s.h.hang("server") }
-func (s *hangingDrainer) shutdown()    { s.h.hang("server") }
+func (s *hangingDrainer) resume()              { s.h.hang("server") }
+func (s *hangingDrainer) offer(*sockets.Mover) { s.h.hang("server") }
+func (s *hangingDrainer) shutdown()            { s.h.hang("server") }

@@ -13,6 +13,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/manifest"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A couple is an old and a new process, each with an http.Server on the same
@@ -21,15 +22,15 @@ import (
 type couple struct {
 	t        testing.TB
 	old, new *side
-	mover    *mover
-	recv     *receiver
+	mover    *sockets.Mover
+	recv     *sockets.Receiver
 }
 
 // A side is what one process has.
 type side struct {
 	u    *Upgrader
 	srv  *http.Server
-	l    *listener
+	l    *sockets.Listener
 	http *httpServer
 	ch   *control.Channel
 	done chan struct{} // its Serve has returned
@@ -42,7 +43,7 @@ func newSide(t testing.TB, m *manifest.Manifest, fd int, h http.Handler, opts ..
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &Upgrader{opt: opt, log: opt.log, socks: newSockets(m, fd), ctx: t.Context()}
+	u := &Upgrader{opt: opt, log: opt.log, socks: sockets.New(m, fd), ctx: t.Context()}
 	network, addr := "tcp", "127.0.0.1:0"
 	if m != nil {
 		network, addr = m.Sockets[0].Network, m.Sockets[0].Addr
@@ -51,7 +52,7 @@ func newSide(t testing.TB, m *manifest.Manifest, fd int, h http.Handler, opts ..
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &side{u: u, l: ln.(*listener), srv: &http.Server{Handler: h}, done: make(chan struct{}), seen: make(chan net.Conn, 100)}
+	s := &side{u: u, l: ln.(*sockets.Listener), srv: &http.Server{Handler: h}, done: make(chan struct{}), seen: make(chan net.Conn, 100)}
 	if c, ok := h.(configured); ok {
 		c.configure(s.srv)
 		if c.wrap != nil {
@@ -72,7 +73,7 @@ func newSide(t testing.TB, m *manifest.Manifest, fd int, h http.Handler, opts ..
 		close(s.done)
 	}()
 	t.Cleanup(func() {
-		u.socks.close()
+		u.socks.Close()
 		s.http.shutdown()
 		receive(t, s.done, "a server to end")
 	})
@@ -88,7 +89,7 @@ type configured struct {
 
 // open begins to accept.
 func (s *side) open() {
-	if err := s.u.socks.openGates(); err != nil {
+	if err := s.u.socks.OpenGates(); err != nil {
 		panic(err)
 	}
 }
@@ -97,9 +98,9 @@ func (s *side) open() {
 func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	t.Helper()
 	p := &couple{t: t, old: newSide(t, nil, 0, handler("old"))}
-	socks := p.old.u.socks.snapshot()
+	socks := p.old.u.socks.Snapshot()
 	var first int
-	err := withFDs(socks, func(_ []*socket, fds []int) (err error) {
+	err := sockets.WithFDs(socks, func(_ []*sockets.Socket, fds []int) (err error) {
 		first, err = dupInOrder(fds)
 		return err
 	})
@@ -118,10 +119,10 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 		t.Fatal(err)
 	}
 	p.old.ch, p.new.ch = control.New(theirs), control.New(ours)
-	p.mover = newMover(p.old.ch, socks)
-	p.mover.patience = limit // for who tests something else
-	p.mover.learn(p.new.u.socks.claims())
-	p.recv = &receiver{ch: p.new.ch, find: p.new.u.socks.taker, held: map[uint32]received{}}
+	p.mover = sockets.NewMover(p.old.ch, socks)
+	p.mover.Patience = limit // for who tests something else
+	p.mover.Learn(p.new.u.socks.Claims())
+	p.recv = &sockets.Receiver{Ch: p.new.ch, Find: p.new.u.socks.Taker, Held: map[uint32]sockets.Received{}}
 	t.Cleanup(func() { p.old.ch.Close(); p.new.ch.Close() })
 	return p
 }
@@ -129,25 +130,25 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 // runOld and runNew let a process read its end of the channel.
 func (p *couple) runOld() {
 	c := &child{mover: p.mover}
-	p.old.ch.Run(func(m control.Message) { c.event(m) }, func(error) { p.mover.stop() })
+	p.old.ch.Run(func(m control.Message) { c.event(m) }, func(error) { p.mover.Stop() })
 }
 
 func (p *couple) runNew() {
 	p.new.ch.Run(func(m control.Message) {
 		switch m.Type {
-		case msgConns:
-			p.recv.onConns(m)
-		case msgVerdict:
-			p.recv.onVerdict(m)
+		case sockets.MsgConns:
+			p.recv.OnConns(m)
+		case sockets.MsgVerdict:
+			p.recv.OnVerdict(m)
 		}
-	}, func(error) { p.recv.onEnd() })
+	}, func(error) { p.recv.OnEnd() })
 }
 
 // drain begins old's drain; what it gives ends with the drain.
 func (p *couple) drain() (*drain, <-chan drainReport) {
 	p.new.open()
-	p.old.u.socks.yield(p.old.u.socks.snapshot(), []int{0})
-	p.old.u.socks.endAccept()
+	p.old.u.socks.Yield(p.old.u.socks.Snapshot(), []int{0})
+	p.old.u.socks.EndAccept()
 	d := newDrain(p.mover)
 	done := make(chan drainReport, 1)
 	go func() { done <- p.old.http.drain(d) }()

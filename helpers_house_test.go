@@ -143,7 +143,7 @@ func (g *generation) exit() {
 			}
 		})
 		<-u.over
-		u.socks.close()
+		u.socks.Close()
 		if u.pid != nil {
 			u.pid.release(false)
 		}
@@ -359,7 +359,7 @@ func wantErr(t *testing.T, got, want error) {
 	}
 }
 
-// Await waits until the generation has reached a state.
+// await waits until the generation has reached a state.
 func (g *generation) await(want state) {
 	g.house.t.Helper()
 	end := time.After(limit)

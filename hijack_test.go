@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
@@ -149,15 +150,15 @@ func TestHijackIsLikeNetHTTP(t *testing.T) {
 					}
 					return side(c.wrap)
 				})
-				p.new.l.take(protocolHTTP1) // as if a connection had proven it
-				p.mover.learn(p.new.u.socks.claims())
+				p.new.l.Take(sockets.ProtocolHTTP1) // as if a connection had proven it
+				p.mover.Learn(p.new.u.socks.Claims())
 				p.runOld()
 				p.runNew()
 				conn = p.dial()
 				askPlain(t, conn)
 				_, done := p.drain()
 				receive(t, done, "old to end")
-				if n := p.mover.count(); n != 1 {
+				if n := p.mover.Count(); n != 1 {
 					t.Fatalf("%d connections were moved, want 1", n)
 				}
 				if got := askHijack(t, conn); got != want {
@@ -194,5 +195,5 @@ func askHijack(t *testing.T, c net.Conn) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.ReplaceAll(first, "grace.tcpConn", "net.TCPConn") + second
+	return strings.ReplaceAll(first, "sockets.TCPConn", "net.TCPConn") + second
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
@@ -189,7 +190,7 @@ func TestRawReadsWait(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw, err := p.(*UDPConn).SyscallConn()
+	raw, err := p.(*sockets.UDPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +223,7 @@ func TestRawReadsWait(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	g := p.(*UDPConn).gate
+	g := p.(*sockets.UDPConn).Gate
 	got := read()
 	send("early") // not ready yet
 	for range 20 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"maps"
 	"net"
 	"net/http"
@@ -47,10 +48,10 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 	}
 	s := u.httpServer(srv)
 	own := u.listensWith(&s.conns, ln)
-	if l, ours := ln.(*listener); !ours {
+	if l, ours := ln.(*sockets.Listener); !ours {
 		s.doubt(own)
 	} else if p := s.template.Protocols; p == nil || p.HTTP1() {
-		u.takes(l, protocolHTTP1)
+		u.takes(l, sockets.ProtocolHTTP1)
 	}
 	s.seesWrapper(ln)
 	return u.actor(func() error { return s.serveHTTP(ln, own) })
@@ -104,13 +105,13 @@ type httpServer struct {
 	srv     *http.Server            // serves HTTP/1
 	twin    *twin                   // serves HTTP/2; nil before the first connection of it
 	twinErr error                   // why it can't
-	mover   *mover                  // while it drains after an upgrade
+	mover   *sockets.Mover          // while it drains after an upgrade
 	since   time.Time               // when the drain began
 	foreign map[net.Conn]*foreigner // connections that none of our listeners has accepted
-	wrapped map[net.Conn]*track
-	resumed chan struct{} // closed when a drain was called off
-	isShut  bool          // srv.Shutdown was called
-	doubted []*listener   // see proof.go
+	wrapped map[net.Conn]*sockets.Track
+	resumed chan struct{}       // closed when a drain was called off
+	isShut  bool                // srv.Shutdown was called
+	doubted []*sockets.Listener // see proof.go
 	// copies of user's server that may have connections, and whether they were shut down
 	copies       map[*http.Server]bool
 	ourShutdowns int // of user, which onShutdown has not been told of yet
@@ -132,7 +133,7 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 		u: u, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
 		finished: make(chan struct{}), resumed: make(chan struct{}), userEnded: make(chan struct{}),
-		anchor: anchor{held: make(chan struct{}), over: make(chan struct{})}, copies: map[*http.Server]bool{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*track{}, lingers: lingerFor,
+		anchor: anchor{held: make(chan struct{}), over: make(chan struct{})}, copies: map[*http.Server]bool{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}, lingers: lingerFor,
 	}
 	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
 	s.template = clone(srv)
@@ -151,7 +152,7 @@ func (u *Upgrader) httpServer(srv *http.Server) *httpServer {
 
 // serve serves ln until the drain is over, again if a drain was called off.
 // own are the listeners of ours that ln is, or wraps.
-func (s *httpServer) serve(ln net.Listener, own []*listener) error {
+func (s *httpServer) serve(ln net.Listener, own []*sockets.Listener) error {
 	if s.bound {
 		s.raiseAnchor()
 	}
@@ -160,8 +161,8 @@ func (s *httpServer) serve(ln net.Listener, own []*listener) error {
 			return http.ErrServerClosed
 		}
 		for _, l := range own { // the Serve before has ended, and closed it
-			l.hold(false)
-			s.u.socks.unpark(l)
+			l.Hold(false)
+			s.u.socks.Unpark(l)
 		}
 		s.mu.Lock()
 		srv, resumed := s.srv, s.resumed
@@ -199,7 +200,7 @@ func (s *httpServer) serve(ln net.Listener, own []*listener) error {
 // wraps it may say so in its own words.
 func (s *httpServer) ending(err error) bool {
 	closed := errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)
-	return s.draining.Load() != nil || s.u.ctx.Err() != nil || closed && s.u.socks.keep(nil)
+	return s.draining.Load() != nil || s.u.ctx.Err() != nil || closed && s.u.socks.Keep(nil)
 }
 
 // whenResumed gives what is closed when the next drain is called off.
@@ -214,10 +215,10 @@ func (s *httpServer) whenResumed() <-chan struct{} {
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost && r.ProtoMajor == 1 && !s.wraps.Load() {
 		if d, ok := w.(interface{ SetReadDeadline(time.Time) error }); ok {
-			d.SetReadDeadline(postMark)
+			d.SetReadDeadline(sockets.PostMark)
 		}
 	}
-	if r.RequestURI == preludeURI {
+	if r.RequestURI == sockets.PreludeURI {
 		if r.Host == anchorHost {
 			s.anchor.hold()
 		}
@@ -251,10 +252,10 @@ func (s *httpServer) isLast(r *http.Request) bool {
 		return true
 	}
 	s.letGo(t) // drain may not have come to it yet
-	if t.movable() && time.Since(s.begun()) <= s.u.opt.idleGrace {
+	if t.Movable() && time.Since(s.begun()) <= s.u.opt.idleGrace {
 		return false
 	}
-	t.bid(s.lingers) // also where one pipelined request after the other leaves no moment in which it could move
+	t.Bid(s.lingers) // also where one pipelined request after the other leaves no moment in which it could move
 	return true
 }
 
@@ -280,7 +281,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 		return // the door has told it
 	}
 	c = hookConn(c)
-	t := trackOf(c)
+	t := sockets.TrackOf(c)
 	if t == nil && state == http.StateNew {
 		s.onWrapped(c)
 		return
@@ -288,7 +289,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	if t == nil {
 		t = s.findWrapped(c, state == http.StateClosed || state == http.StateHijacked)
 	}
-	if t != nil && t.muted { // the program has seen no request
+	if t != nil && t.IsMuted() { // the program has seen no request
 		if s.onPrelude(t, state) {
 			return
 		}
@@ -300,14 +301,14 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	} else {
 		switch state {
 		case http.StateActive:
-			t.setPhase(phaseBusy)
+			t.SetPhase(sockets.PhaseBusy)
 		case http.StateIdle:
-			t.setPhase(phaseIdle)
+			t.SetPhase(sockets.PhaseIdle)
 		case http.StateHijacked:
-			t.setPhase(phaseHijacked)
-			t.l.live.hijack()
+			t.SetPhase(sockets.PhaseHijacked)
+			t.Listener.Live.Hijack()
 		case http.StateNew:
-			t.playPrelude()
+			t.PlayPrelude()
 			s.begin(c, t)
 		}
 	}
@@ -317,41 +318,41 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 }
 
 // begin is told of each new connection, of our own before its first Read.
-func (s *httpServer) begin(c net.Conn, t *track) {
+func (s *httpServer) begin(c net.Conn, t *sockets.Track) {
 	direct := false
 	switch c.(type) {
-	case *tcpConn, *unixConn, *ruleConn:
+	case *sockets.TCPConn, *sockets.UnixConn, *sockets.MemConn:
 		direct = true
 	}
-	t.setKnown(direct)
+	t.SetKnown(direct)
 	if s.ends() {
 		s.letGo(t)
 	}
 }
 
 // letGo releases a connection while it drains.
-func (s *httpServer) letGo(t *track) {
+func (s *httpServer) letGo(t *sockets.Track) {
 	s.mu.Lock()
 	m := s.mover
 	s.mu.Unlock()
 	s.release(t, m)
 	if !s.ends() { // called off meanwhile, and resume may not have seen it
-		t.offer(nil)
-		t.finish(0)
+		t.Offer(nil)
+		t.Finish(0)
 	}
 }
 
 // release lets go of a connection: to the new process, or for good.
-func (s *httpServer) release(t *track, m *mover) {
-	if !m.accepts(t.l, protocolHTTP1) || !t.isDirect() || !t.offer(m) {
-		t.finish(s.u.opt.idleGrace)
+func (s *httpServer) release(t *sockets.Track, m *sockets.Mover) {
+	if !m.Accepts(t.Listener, sockets.ProtocolHTTP1) || !t.IsDirect() || !t.Offer(m) {
+		t.Finish(s.u.opt.idleGrace)
 	}
 }
 
 // trackOf finds the track under c, whoever has wrapped it.
-func (s *httpServer) trackOf(c net.Conn) *track {
+func (s *httpServer) trackOf(c net.Conn) *sockets.Track {
 	c = hookConn(c)
-	if t := trackOf(c); t != nil {
+	if t := sockets.TrackOf(c); t != nil {
 		return t
 	}
 	return s.findWrapped(c, false)
@@ -401,7 +402,12 @@ func (s *httpServer) shut(srv *http.Server) {
 	s.mu.Lock()
 	doors := slices.Clone(s.doors)
 	s.mu.Unlock()
-	if !s.u.socks.hold(s.withoutDoor(doors), doors) {
+	shut := func() {
+		for _, d := range doors {
+			d.shut()
+		}
+	}
+	if !s.u.socks.Hold(s.withoutDoor(doors), shut) {
 		return
 	}
 	s.mu.Lock()
@@ -418,7 +424,7 @@ func (s *httpServer) shut(srv *http.Server) {
 
 // offer lets go of all connections, if drain has not yet to come to that: it
 // looks at the idle rule first, for which this goroutine can't wait.
-func (s *httpServer) offer(m *mover) {
+func (s *httpServer) offer(m *sockets.Mover) {
 	s.mu.Lock()
 	barred := s.mover == nil
 	s.mu.Unlock()
@@ -427,7 +433,7 @@ func (s *httpServer) offer(m *mover) {
 	}
 }
 
-func (s *httpServer) releaseAll(m *mover) {
+func (s *httpServer) releaseAll(m *sockets.Mover) {
 	for _, t := range s.conns.tracks() {
 		s.release(t, m)
 	}
@@ -444,8 +450,8 @@ func (s *httpServer) resume() {
 		return
 	}
 	for _, t := range s.conns.tracks() {
-		t.offer(nil)
-		t.finish(0)
+		t.Offer(nil)
+		t.Finish(0)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -480,7 +486,7 @@ func (s *httpServer) shutdown() {
 		cancel()
 	}
 	for _, t := range s.conns.tracks() {
-		t.freeToClose()
+		t.FreeToClose()
 	}
 	s.goAway()
 	// A second Shutdown would call what was registered with RegisterOnShutdown
@@ -490,7 +496,22 @@ func (s *httpServer) shutdown() {
 	}
 	s.closeTwin()
 	for _, t := range s.conns.tracks() {
-		t.cut()
+		t.Cut()
 	}
 	close(s.finished)
+}
+
+// onPrelude is connState of a connection whose server reads or answers the
+// prelude; false if the program is to know it all the same.
+func (s *httpServer) onPrelude(t *sockets.Track, state http.ConnState) bool {
+	switch state {
+	case http.StateActive:
+		t.SetPhase(sockets.PhaseBusy)
+	case http.StateIdle:
+		t.Played()
+		t.SetPhase(sockets.PhaseIdle)
+	default:
+		return false
+	}
+	return true
 }

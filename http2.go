@@ -3,6 +3,7 @@ package grace
 import (
 	"context"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"maps"
 	"net"
 	"net/http"
@@ -68,7 +69,7 @@ func (f *feed) Addr() net.Addr { return &net.TCPAddr{} }
 // serveHTTP2 gives c to the twin.
 func (s *httpServer) serveHTTP2(c net.Conn) error {
 	if t := s.trackOf(c); t != nil {
-		t.setPhase(phaseHTTP2)
+		t.SetPhase(sockets.PhaseHTTP2)
 	} else {
 		s.foreignHTTP2(hookConn(c))
 	}

@@ -116,7 +116,7 @@ func TestGoAway(t *testing.T) {
 			s.resume() // it is called off
 			for range 2 {
 				idle := dialHTTP2(t, addr)
-				if err := u.socks.openGates(); err != nil {
+				if err := u.socks.OpenGates(); err != nil {
 					t.Fatal(err)
 				}
 				d := newDrain(nil)

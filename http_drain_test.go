@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log"
 	"net"
@@ -145,9 +146,9 @@ func TestBound(t *testing.T) {
 				w.send([]step{{0, "GE"}})
 				synctest.Wait()
 				if how == "nobody takes it" {
-					w.conn.finish(grace)
+					w.conn.Track.Finish(grace)
 				} else {
-					w.conn.offer(&mover{grace: grace})
+					w.conn.Track.Offer(&sockets.Mover{Grace: grace})
 				}
 				w.send(test.steps)
 				time.Sleep(2 * time.Hour)

@@ -5,6 +5,7 @@ package grace
 import (
 	"crypto/tls"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"strings"
@@ -31,7 +32,7 @@ func TestNilServers(t *testing.T) {
 
 // What wraps a connection, such as TLS, may know more than its descriptor.
 func TestMoveOfWrappedConnection(t *testing.T) {
-	ours := &tcpConn{}
+	ours := &sockets.TCPConn{}
 	if err := Move(tls.Server(ours, nil), nil); !errors.Is(err, ErrNotMoved) {
 		t.Errorf("got %v, want ErrNotMoved", err)
 	}
@@ -50,15 +51,15 @@ func TestWhatIsPromised(t *testing.T) {
 		protocols *http.Protocols
 		want      string
 	}{
-		{nil, protocolHTTP1},
-		{protocols(true, false, false), protocolHTTP1},
-		{protocols(true, true, true), protocolHTTP1},
+		{nil, sockets.ProtocolHTTP1},
+		{protocols(true, false, false), sockets.ProtocolHTTP1},
+		{protocols(true, true, true), sockets.ProtocolHTTP1},
 		{protocols(false, false, true), ""},
 		{protocols(false, true, false), ""},
 	} {
 		u, ln := newSolo(t)
 		u.HTTP(&http.Server{Protocols: c.protocols}, ln)
-		if got := ln.(*listener).protocol(); got != c.want {
+		if got := ln.(*sockets.Listener).Protocol(); got != c.want {
 			t.Errorf("with the protocols %v it takes %q, want %q", c.protocols, got, c.want)
 		}
 		u.askStop()

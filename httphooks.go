@@ -2,13 +2,14 @@ package grace
 
 import (
 	"context"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 )
 
 // serveHTTP serves ln as [net/http.Server.Serve] does.
-func (s *httpServer) serveHTTP(ln net.Listener, own []*listener) error {
-	_, ours := ln.(*listener)
+func (s *httpServer) serveHTTP(ln net.Listener, own []*sockets.Listener) error {
+	_, ours := ln.(*sockets.Listener)
 	unencrypted := false
 	if p := s.template.Protocols; p != nil && p.UnencryptedHTTP2() {
 		var err error
@@ -25,7 +26,7 @@ func (s *httpServer) serveHTTP(ln net.Listener, own []*listener) error {
 }
 
 // serveTLS serves ln as [net/http.Server.ServeTLS] does.
-func (s *httpServer) serveTLS(ln net.Listener, own []*listener, certFile, keyFile string) error {
+func (s *httpServer) serveTLS(ln net.Listener, own []*sockets.Listener, certFile, keyFile string) error {
 	http1, http2, _, err := speaks(s.template)
 	if err != nil {
 		return err
@@ -38,7 +39,7 @@ func (s *httpServer) serveTLS(ln net.Listener, own []*listener, certFile, keyFil
 }
 
 // serveDoor closes the user's listener once, at the end.
-func (s *httpServer) serveDoor(d *door, own []*listener) error {
+func (s *httpServer) serveDoor(d *door, own []*sockets.Listener) error {
 	defer d.Listener.Close()
 	s.mu.Lock()
 	s.doors = append(s.doors, d)

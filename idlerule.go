@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -79,9 +79,9 @@ func watchBytes(w *watch) error {
 				return err
 			}
 			if i > 0 {
-				w.conn.offer(w.mover)
+				w.conn.Track.Offer(w.mover)
 			}
-			if w.conn.isLeaving() {
+			if w.conn.IsLeaving() {
 				return errLeaves
 			}
 			if err := w.send(request[i : i+1]); err != nil {
@@ -91,7 +91,7 @@ func watchBytes(w *watch) error {
 		if err := w.handles(); err != nil {
 			return err
 		}
-		w.conn.offer(nil)
+		w.conn.Track.Offer(nil)
 		if err := w.answers(); err != nil {
 			return err
 		}
@@ -109,24 +109,24 @@ func watchPipelined(w *watch) error {
 	if err := w.handles(); err != nil {
 		return err
 	}
-	w.conn.offer(w.mover)
+	w.conn.Track.Offer(w.mover)
 	if err := w.answers(); err != nil {
 		return err
 	}
 	if err := w.readsOn(); err != nil {
 		return err
 	}
-	if w.conn.isLeaving() {
+	if w.conn.IsLeaving() {
 		return errLeaves
 	}
-	w.conn.offer(nil)
+	w.conn.Track.Offer(nil)
 	if err := w.send(request[half:]); err != nil {
 		return err
 	}
 	if err := w.serves(); err != nil {
 		return err
 	}
-	w.conn.offer(w.mover)
+	w.conn.Track.Offer(w.mover)
 	return w.left()
 }
 
@@ -141,73 +141,6 @@ func watchIdle(w *watch) error {
 }
 
 var errLeaves = errors.New("it is taken for an idle one")
-
-// A ruleConn is a connection of ours in memory.
-type ruleConn struct {
-	net.Conn // the pipe's end, below the track
-	track
-	onClose func(leaving bool)
-}
-
-// newRuleConn gives the connection that a server gets, and the client's end.
-func newRuleConn(onRead func(n int), onClose func(leaving bool)) (c *ruleConn, client net.Conn) {
-	client, inner := net.Pipe()
-	l := &listener{expired: &net.OpError{Op: "read", Net: "pipe", Err: os.ErrDeadlineExceeded}}
-	c = &ruleConn{Conn: inner, onClose: onClose}
-	c.begin(ruleInner{inner, onRead}, l, nil, nil, nil)
-	return c, client
-}
-
-func (c *ruleConn) Read(p []byte) (int, error)        { return c.read(p) }
-func (c *ruleConn) SetReadDeadline(t time.Time) error { return c.setReadDeadline(t) }
-
-func (c *ruleConn) SetWriteDeadline(t time.Time) error { return c.setWriteDeadline(t) }
-
-func (c *ruleConn) SetDeadline(t time.Time) error {
-	return firstError(c.setReadDeadline(t), c.setWriteDeadline(t))
-}
-
-func (c *ruleConn) Write(p []byte) (int, error) {
-	if c.muted {
-		return c.swallow(p)
-	}
-	return c.Conn.Write(p)
-}
-
-// Close says whether the connection would have been moved.
-func (c *ruleConn) Close() error {
-	c.mu.Lock()
-	leaving, was := c.leaving, c.closed
-	if c.muted {
-		c.endPlay()
-	}
-	c.closed = true
-	c.mu.Unlock()
-	if !was {
-		c.onClose(leaving)
-	}
-	if leaving {
-		return nil
-	}
-	return c.Conn.Close()
-}
-
-func (c *ruleConn) isLeaving() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.woken || c.leaving
-}
-
-// ruleInner says when it is read from.
-type ruleInner struct {
-	net.Conn
-	onRead func(n int)
-}
-
-func (c ruleInner) Read(p []byte) (int, error) {
-	c.onRead(len(p))
-	return c.Conn.Read(p)
-}
 
 // A ruleEvent is something that a server has done.
 type ruleEvent int
@@ -231,9 +164,9 @@ func (e ruleEvent) String() string {
 
 // A watch serves one connection.
 type watch struct {
-	conn   *ruleConn
+	conn   *sockets.MemConn
 	client net.Conn
-	mover  *mover // moves nothing
+	mover  *sockets.Mover // moves nothing
 	srv    *http.Server
 	events chan ruleEvent
 	reads  atomic.Int32  // how many have begun, without those that only wait for the client to go
@@ -243,8 +176,8 @@ type watch struct {
 }
 
 func newWatch(serve func(*http.Server, net.Listener) error) *watch {
-	w := &watch{mover: &mover{}, events: make(chan ruleEvent, 100), answer: make(chan struct{}), over: make(chan struct{})}
-	w.conn, w.client = newRuleConn(func(n int) {
+	w := &watch{mover: &sockets.Mover{}, events: make(chan ruleEvent, 100), answer: make(chan struct{}), over: make(chan struct{})}
+	w.conn, w.client = sockets.NewMemConn(func(n int) {
 		if n > 1 {
 			w.reads.Add(1)
 			w.tell(ruleRead)
@@ -257,7 +190,7 @@ func newWatch(serve func(*http.Server, net.Listener) error) *watch {
 			w.tell(ruleClose)
 		}
 	})
-	s := &httpServer{foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*track{}}
+	s := &httpServer{foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}}
 	s.handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		w.tell(ruleHandle)
 		select {
@@ -368,7 +301,7 @@ func (w *watch) leaves() error {
 	if err := w.readsOn(); err != nil {
 		return err
 	}
-	w.conn.offer(w.mover)
+	w.conn.Track.Offer(w.mover)
 	return w.left()
 }
 

@@ -3,6 +3,7 @@ package grace
 import (
 	"bufio"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
@@ -81,7 +82,7 @@ func (s strangeServer) serve(srv *http.Server, ln net.Listener) error {
 type copying struct{ net.Conn }
 
 func (c copying) Read(p []byte) (int, error) {
-	b := make([]byte, fullSlice)
+	b := make([]byte, sockets.FullSlice)
 	n, err := c.Conn.Read(b)
 	return copy(p, b[:n]), err
 }

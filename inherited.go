@@ -16,10 +16,9 @@ type Inherited struct {
 // yet. What is left of an old process's when [Upgrader.Ready] returns is that one's,
 // and is listed no more.
 func (u *Upgrader) Inherited() []Inherited {
-	u.socks.mu.Lock()
-	defer u.socks.mu.Unlock()
-	list := make([]Inherited, len(u.socks.unclaimed))
-	for i, in := range u.socks.unclaimed {
+	left := u.socks.Leftover()
+	list := make([]Inherited, len(left))
+	for i, in := range left {
 		list[i] = Inherited{Kind: string(in.Kind), Network: in.Network, Addr: in.Addr}
 		if in.Master && in.Addr == "" {
 			list[i].Addr = in.Bound

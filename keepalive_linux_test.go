@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"golang.org/x/sys/unix"
 )
 
@@ -93,20 +94,12 @@ func TestListenConfigInEveryGeneration(t *testing.T) {
 					}
 					receive(t, old.ended, "the end of the old one") // and of its copies
 				}
-				l := receive(t, listeners, "a listener").(*listener)
+				l := receive(t, listeners, "a listener").(*sockets.Listener)
 				if got := optionsOf(t, l); got != want {
 					t.Errorf("generation %d:\ngot  %s\nwant %s", n, got, want)
 				}
 				if n == 3 {
-					l.sock.closeListener(l.acceptor().Listener)
-					l.mu.Lock()
-					l.shut = true
-					l.mu.Unlock()
-					g.socks.mendAll() // not shared, so nothing
-					g.socks.mu.Lock()
-					g.socks.mend(l.sock)
-					g.socks.mu.Unlock()
-					g.socks.settled(t.Context())
+					g.socks.OpenAnew(t.Context(), l)
 					if got := optionsOf(t, l); got != want {
 						t.Errorf("opened again:\ngot  %s\nwant %s", got, want)
 					}
@@ -131,7 +124,7 @@ func optionsOf(t *testing.T, l net.Listener) string {
 		t.Fatal(err)
 	}
 	defer accepted.Close()
-	if c, ok := accepted.(*tcpConn); ok {
+	if c, ok := accepted.(*sockets.TCPConn); ok {
 		return connOptions(c.TCPConn)
 	}
 	return connOptions(accepted.(*net.TCPConn))

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // How a program asks for its sockets.
@@ -41,7 +42,7 @@ func (u *Upgrader) Listen(network, addr string) (net.Listener, error) {
 // ListenWith is Listen with a configuration for this socket, in place of the option
 // [ListenConfig], whose documentation says what it means for an inherited one.
 func (u *Upgrader) ListenWith(lc net.ListenConfig, network, addr string) (net.Listener, error) {
-	l, err := u.socks.listen(lc, network, addr)
+	l, err := u.socks.Listen(lc, network, addr)
 	return u.listening(l, err, network, addr)
 }
 
@@ -51,15 +52,15 @@ func (u *Upgrader) ListenWith(lc net.ListenConfig, network, addr string) (net.Li
 // what that gives one that is handed over, as [Upgrader.AddListener] does. So in a new
 // process, where the old one still has the address, nothing is bound again.
 func (u *Upgrader) ListenFunc(network, addr string, open func() (net.Listener, error)) (net.Listener, error) {
-	first := func(string, string) (opened, error) {
+	first := func(string, string) (sockets.Opened, error) {
 		ln, err := open()
 		if err != nil {
-			return opened{}, err
+			return sockets.Opened{}, err
 		}
 		l, err := takeListener(ln)
-		return opened{Listener: l}, err
+		return sockets.Opened{Listener: l}, err
 	}
-	l, err := u.socks.listenBy(u.opt.listenConfig, first, u.reopen, network, addr)
+	l, err := u.socks.ListenBy(u.opt.listenConfig, first, u.reopen, network, addr)
 	return u.listening(l, err, network, addr)
 }
 
@@ -79,7 +80,7 @@ func (u *Upgrader) AddListener(ln net.Listener) (net.Listener, error) {
 	if ln == nil {
 		return nil, errors.New("grace: AddListener: the listener is nil")
 	}
-	if l, ok := ln.(*listener); ok {
+	if l, ok := ln.(*sockets.Listener); ok {
 		return l, nil
 	}
 	given, err := takeListener(ln)
@@ -87,9 +88,9 @@ func (u *Upgrader) AddListener(ln net.Listener) (net.Listener, error) {
 		return nil, fmt.Errorf("grace: AddListener: %w", err)
 	}
 	used := false
-	take := func(string, string) (opened, error) { used = true; return opened{Listener: given}, nil }
+	take := func(string, string) (sockets.Opened, error) { used = true; return sockets.Opened{Listener: given}, nil }
 	network, addr := given.Addr().Network(), given.Addr().String()
-	l, err := u.socks.listenBy(u.opt.listenConfig, take, u.reopen, network, addr)
+	l, err := u.socks.ListenBy(u.opt.listenConfig, take, u.reopen, network, addr)
 	if !used {
 		given.Close()
 	}
@@ -97,8 +98,8 @@ func (u *Upgrader) AddListener(ln net.Listener) (net.Listener, error) {
 }
 
 // reopen opens a socket again that the program's own code had opened.
-func (u *Upgrader) reopen(network, addr string) (opened, error) {
-	return openListener(u.opt.listenConfig, network, addr)
+func (u *Upgrader) reopen(network, addr string) (sockets.Opened, error) {
+	return sockets.OpenListener(u.opt.listenConfig, network, addr)
 }
 
 // takeListener gives the listener of package net that ln is, or embeds. Then ln is not to
@@ -135,12 +136,12 @@ func takeListener(ln net.Listener) (l fd.Listener, err error) {
 }
 
 // listening is the end of a call of Listen and the like.
-func (u *Upgrader) listening(l *listener, err error, network, addr string) (net.Listener, error) {
+func (u *Upgrader) listening(l *sockets.Listener, err error, network, addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, u.listenError(network, addr, err) // not l, a nil pointer
 	}
-	if l.sock.Master && u.parent == nil {
-		u.log.Info("grace: listening on the master's socket", "asked", network+" "+addr, "used", l.addr.Network()+" "+l.addr.String())
+	if l.Sock.Master && u.parent == nil {
+		u.log.Info("grace: listening on the master's socket", "asked", network+" "+addr, "used", l.Addr().Network()+" "+l.Addr().String())
 	}
 	return l, nil
 }
@@ -155,7 +156,7 @@ func (u *Upgrader) ListenPacket(network, addr string) (net.PacketConn, error) {
 // ListenPacketWith is ListenPacket with a configuration for this socket, in place of the
 // option [ListenConfig].
 func (u *Upgrader) ListenPacketWith(lc net.ListenConfig, network, addr string) (net.PacketConn, error) {
-	p, err := u.socks.listenPacket(lc, network, addr)
+	p, err := u.socks.ListenPacket(lc, network, addr)
 	if err != nil {
 		return nil, u.listenError(network, addr, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"golang.org/x/sys/unix"
 )
 
@@ -121,7 +122,7 @@ func TestAddListenerAgain(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if inherited := l.(*listener).sock.index >= 0; inherited != (g.n > 1) {
+		if inherited := l.(*sockets.Listener).Sock.Index >= 0; inherited != (g.n > 1) {
 			t.Errorf("generation %d: inherited %v", g.n, inherited)
 		}
 		given <- ln
@@ -211,7 +212,7 @@ func TestAcceptedConnectionsImplement(t *testing.T) {
 		SetLinger(int) error
 		SetKeepAliveConfig(net.KeepAliveConfig) error
 		MultipathTCP() (bool, error)
-	} = &tcpConn{}
+	} = &sockets.TCPConn{}
 	var _ interface {
 		net.Conn
 		syscall.Conn
@@ -222,7 +223,7 @@ func TestAcceptedConnectionsImplement(t *testing.T) {
 		ReadFrom([]byte) (int, net.Addr, error)
 		ReadMsgUnix(b, oob []byte) (n, oobn, flags int, addr *net.UnixAddr, err error)
 		WriteMsgUnix(b, oob []byte, addr *net.UnixAddr) (n, oobn int, err error)
-	} = &unixConn{}
+	} = &sockets.UnixConn{}
 }
 
 // TestNotSupported: the error matches that of package errors.

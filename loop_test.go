@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"go/ast"
 	"go/importer"
 	"go/parser"
@@ -26,15 +27,15 @@ import (
 // call that asks the system or the network is listed here, each with the reason why
 // that does not wait.
 var loopMayCall = map[string]string{
-	"control.Channel.Close calls net.conn.Close":        "a socket without SO_LINGER",
-	"proc.forked.Kill calls os.Process.Kill":            "a signal",
-	"proc.forked.process calls os.FindProcess":          "only without pidfd: the process is looked up",
-	"proc.killPidfd calls unix.PidfdSendSignal":         "a signal",
-	"listener.give calls net.Conn.Close":                "a socket without SO_LINGER",
-	"socket.listenNow calls unix.Listen":                "listen(2) of a socket that is bound",
-	"control.writeNonblock calls syscall.RawConn.Write": "its function says at once that it is done",
-	"control.writeNonblock calls unix.SendmsgN":         "the socket is non-blocking",
-	"markTakenBack calls unix.SetsockoptTimeval":        "an option",
+	"control.Channel.Close calls net.conn.Close":         "a socket without SO_LINGER",
+	"proc.forked.Kill calls os.Process.Kill":             "a signal",
+	"proc.forked.process calls os.FindProcess":           "only without pidfd: the process is looked up",
+	"proc.killPidfd calls unix.PidfdSendSignal":          "a signal",
+	"sockets.Listener.Give calls net.Conn.Close":         "a socket without SO_LINGER",
+	"sockets.Socket.listenNow calls unix.Listen":         "listen(2) of a socket that is bound",
+	"control.writeNonblock calls syscall.RawConn.Write":  "its function says at once that it is done",
+	"control.writeNonblock calls unix.SendmsgN":          "the socket is non-blocking",
+	"sockets.markTakenBack calls unix.SetsockoptTimeval": "an option",
 }
 
 // harmless are functions that wait for nothing, of packages most of which do.
@@ -279,7 +280,7 @@ func overlaid(t *testing.T, name string) string {
 			t.Fatal(err)
 		}
 		for of, by := range overlay.Replace {
-			if filepath.Clean(of) == filepath.Clean(absolute(name)) {
+			if filepath.Clean(of) == filepath.Clean(sockets.Absolute(name)) {
 				return by
 			}
 		}

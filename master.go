@@ -2,14 +2,10 @@ package grace
 
 import (
 	"errors"
-	"net"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
 
-	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A master is another program that owns the sockets and has started us. It is
@@ -30,29 +26,12 @@ type master struct {
 	// drainSignals ask for the drain besides SIGTERM, SIGINT and SIGQUIT; one of
 	// them that asks for an upgrade elsewhere does not here.
 	drainSignals []os.Signal
-	sockets      []masterSocket
+	sockets      []sockets.Passed
 
 	// ready tells the master that this process accepts; nil: it wants no word.
 	ready func() error
 	// upgrade asks the master for an upgrade; nil: this process does its own.
 	upgrade func() error
-}
-
-// A masterSocket is one that a master has passed.
-type masterSocket struct {
-	manifest.Entry     // Kind, Network, Bound, V6Only and, if the master gives one, Name
-	fd             int // close-on-exec already
-}
-
-// fromMaster adds what the master m has passed.
-func (s *sockets) fromMaster(m *master) {
-	if m == nil {
-		return
-	}
-	s.anyAddr = m.anyAddr
-	for _, ms := range m.sockets {
-		s.unclaimed = append(s.unclaimed, inheritedSocket{Entry: ms.Entry, index: -1, fd: ms.fd})
-	}
 }
 
 // taken: its descriptors belong to an Upgrader. The master is still ours.
@@ -92,9 +71,9 @@ func (u *Upgrader) tellMaster() {
 	if m == nil {
 		return
 	}
-	for _, in := range u.socks.leftover() {
+	for _, in := range u.socks.Leftover() {
 		u.log.Warn("grace: the master has passed a socket that no Listen has asked for; connections there wait in vain",
-			"master", m.name, "variable", m.variable, "descriptor", in.fd, "bound", in.Bound)
+			"master", m.name, "variable", m.variable, "descriptor", in.FD, "bound", in.Bound)
 	}
 	if m.ready == nil {
 		return
@@ -108,46 +87,4 @@ func (u *Upgrader) tellMaster() {
 			u.log.Error("grace: the master can't be told that this process is ready", "err", err, "do", do)
 		}
 	}()
-}
-
-// leftover are the sockets that nobody has asked for.
-func (s *sockets) leftover() []inheritedSocket {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.unclaimed)
-}
-
-// claimMasters takes a socket that a master has passed and that is not bound as
-// was asked for: in socketmaster mode the next one, whatever the address; else
-// the only one with the same port. s.mu is held.
-func (s *sockets) claimMasters(k manifest.Kind, network, addr string) int {
-	found := -1
-	for i, in := range s.unclaimed {
-		if !in.Master || in.Kind != k {
-			continue
-		}
-		if s.anyAddr {
-			return i
-		}
-		if samePort(in.Entry, network, addr) {
-			if found >= 0 {
-				return -1
-			}
-			found = i
-		}
-	}
-	return found
-}
-
-func samePort(e manifest.Entry, network, addr string) bool {
-	if strings.TrimRight(network, "46") != strings.TrimRight(e.Network, "46") {
-		return false
-	}
-	_, port, err := net.SplitHostPort(addr)
-	_, bound, berr := net.SplitHostPort(e.Bound)
-	if err != nil || berr != nil {
-		return false
-	}
-	p, err := net.LookupPort(network, port)
-	return err == nil && p != 0 && strconv.Itoa(p) == bound
 }

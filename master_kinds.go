@@ -14,6 +14,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/manifest"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,7 +72,7 @@ func startServerMaster() (*master, error) {
 	for i := range m.sockets {
 		s := &m.sockets[i]
 		if !isBoundTo(s.Entry, names[i]) {
-			return nil, dishonest(variable, value, "descriptor %d is not bound to %s but to %s", s.fd, names[i], s.Bound)
+			return nil, dishonest(variable, value, "descriptor %d is not bound to %s but to %s", s.FD, names[i], s.Bound)
 		}
 		s.Name = names[i]
 	}
@@ -157,7 +158,7 @@ func einhornMaster() (*master, error) {
 }
 
 // einhornSockets are those of EINHORN_FD_0 and so on, as many as were promised.
-func einhornSockets(variable, count string, given map[int]string) ([]masterSocket, error) {
+func einhornSockets(variable, count string, given map[int]string) ([]sockets.Passed, error) {
 	n, err := strconv.Atoi(count)
 	if err != nil || n < 0 {
 		return nil, dishonest(variable, count, "it is not a number of descriptors")
@@ -166,7 +167,7 @@ func einhornSockets(variable, count string, given map[int]string) ([]masterSocke
 		return nil, dishonest(variable, count, "there are %d variables EINHORN_FD_0 and so on", len(given))
 	}
 	seen := map[int]bool{}
-	sockets := []masterSocket{}
+	sockets := []sockets.Passed{}
 	for i := range n {
 		name := fmt.Sprintf("EINHORN_FD_%d", i)
 		number, ok := given[i]

@@ -16,6 +16,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,19 +63,19 @@ func takeVariable(name string) (value string, ok bool) {
 // takeSocket looks at a descriptor that a master says it has passed, and marks
 // it close-on-exec; none may be in seen. The error says what is wrong with it,
 // without the variable.
-func takeSocket(number string, seen map[int]bool) (masterSocket, error) {
+func takeSocket(number string, seen map[int]bool) (sockets.Passed, error) {
 	fd, err := strconv.Atoi(strings.TrimSpace(number))
 	if err != nil {
-		return masterSocket{}, fmt.Errorf("%q is not a number", number)
+		return sockets.Passed{}, fmt.Errorf("%q is not a number", number)
 	}
 	if seen[fd] {
-		return masterSocket{}, fmt.Errorf("descriptor %d is named twice", fd)
+		return sockets.Passed{}, fmt.Errorf("descriptor %d is named twice", fd)
 	}
 	seen[fd] = true
 	return inspectSocket(fd)
 }
 
-func inspectSocket(fd int) (s masterSocket, err error) {
+func inspectSocket(fd int) (s sockets.Passed, err error) {
 	if fd < 0 {
 		return s, fmt.Errorf("descriptor %d is below zero", fd)
 	}
@@ -93,7 +94,7 @@ func inspectSocket(fd int) (s masterSocket, err error) {
 	if err != nil {
 		return s, fmt.Errorf("descriptor %d: %w", fd, os.NewSyscallError("getsockname", err))
 	}
-	s.fd = fd
+	s.FD = fd
 	s.Kind, s.Master = manifest.Listener, true
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
@@ -136,7 +137,7 @@ func inspectSocket(fd int) (s masterSocket, err error) {
 }
 
 // takeSockets takes several, none of them twice.
-func takeSockets(variable, value string, numbers []string) (sockets []masterSocket, err error) {
+func takeSockets(variable, value string, numbers []string) (sockets []sockets.Passed, err error) {
 	seen := map[int]bool{}
 	for _, n := range numbers {
 		s, err := takeSocket(n, seen)
@@ -149,10 +150,10 @@ func takeSockets(variable, value string, numbers []string) (sockets []masterSock
 }
 
 // onlyListeners refuses packet sockets, which this master does not pass.
-func onlyListeners(variable, value string, sockets []masterSocket) error {
+func onlyListeners(variable, value string, sockets []sockets.Passed) error {
 	for _, s := range sockets {
 		if s.Kind != manifest.Listener {
-			return dishonest(variable, value, "descriptor %d is a socket that does not listen", s.fd)
+			return dishonest(variable, value, "descriptor %d is a socket that does not listen", s.FD)
 		}
 	}
 	return nil
@@ -248,7 +249,7 @@ func (m *master) byHand(sig syscall.Signal) string {
 func (m *master) remember() {
 	if len(m.sockets) > 0 {
 		var st unix.Stat_t
-		if unix.Fstat(m.sockets[0].fd, &st) == nil {
+		if unix.Fstat(m.sockets[0].FD, &st) == nil {
 			m.socket = uint64(st.Ino)
 		}
 	}

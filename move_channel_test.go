@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/control"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // jam makes c have more to write than the kernel takes as long as the other end does not
@@ -35,13 +36,13 @@ func TestMoverStopsWhileItWrites(t *testing.T) {
 	jam(p.old.ch)
 	d, done := p.drain()
 	p.awaitMoves(1)
-	p.mover.stop()
+	p.mover.Stop()
 	p.runNew()
 	receive(t, p.old.seen, "the connection to come back")
 	d.cancel()
 	receive(t, done, "the drain to end")
 	wantAnswer(t, c, r, "", "old")
-	if n := p.mover.count(); n != 0 {
+	if n := p.mover.Count(); n != 0 {
 		t.Errorf("moved %d connections, want none", n)
 	}
 }
@@ -50,12 +51,8 @@ func TestMoverStopsWhileItWrites(t *testing.T) {
 func (p *couple) awaitWritten() {
 	p.t.Helper()
 	p.await("a connection to be sent", func() bool {
-		p.mover.mu.Lock()
-		defer p.mover.mu.Unlock()
-		for _, c := range p.mover.sent {
-			return !c.at.IsZero()
-		}
-		return false
+		_, written := p.mover.Pending()
+		return written > 0
 	})
 }
 
@@ -68,9 +65,9 @@ func TestNewIsToldBeforeOldServes(t *testing.T) {
 	d, done := p.drain()
 	p.awaitWritten()
 	jam(p.old.ch) // the verdict comes behind that
-	before := p.old.l.live.all()
-	p.mover.stop()
-	if after := p.old.l.live.all(); len(before) != 1 || len(after) != 1 || before[0] != after[0] {
+	before := p.old.l.Live.All()
+	p.mover.Stop()
+	if after := p.old.l.Live.All(); len(before) != 1 || len(after) != 1 || before[0] != after[0] {
 		t.Error("old serves a connection, and new was not told")
 	}
 	p.runNew()
@@ -84,34 +81,32 @@ func TestNewIsToldBeforeOldServes(t *testing.T) {
 // half a request, and dies. New does not take the rest for a request.
 func TestNewKnowsWhatOldHasTakenBack(t *testing.T) {
 	p := newCouple(t, saysSide)
-	p.mover.patience = soon
+	p.mover.Patience = soon
 	p.runOld()
 	c, _ := p.ask()
 	receive(t, p.old.seen, "the connection")
 	p.drain()
 	p.awaitWritten()
 	jam(p.old.ch)
-	back := trackOf(receive(t, p.old.seen, "the connection to come back"))
+	back := sockets.TrackOf(receive(t, p.old.seen, "the connection to come back"))
 	if _, err := io.WriteString(c, "GET / HT"); err != nil {
 		t.Fatal(err)
 	}
 	p.await("old to read", func() bool {
-		back.mu.Lock()
-		defer back.mu.Unlock()
-		return back.touched
+		return back.State().Touched
 	})
 	p.old.ch.Close() // as the kernel does when old dies
 	served := make(chan int, 1)
 	p.new.ch.Run(func(m control.Message) {
-		if m.Type == msgConns {
-			p.recv.onConns(m)
-			if len(p.recv.held) != 1 {
-				t.Errorf("new was offered %d connections, want 1", len(p.recv.held))
+		if m.Type == sockets.MsgConns {
+			p.recv.OnConns(m)
+			if len(p.recv.Held) != 1 {
+				t.Errorf("new was offered %d connections, want 1", len(p.recv.Held))
 			}
 		}
 	}, func(error) {
-		p.recv.onEnd()
-		served <- len(p.new.l.live.all())
+		p.recv.OnEnd()
+		served <- len(p.new.l.Live.All())
 	})
 	if n := receive(t, served, "old's end to be seen"); n != 0 {
 		t.Error("new serves a connection that old has read a part of a request from")
@@ -119,25 +114,22 @@ func TestNewKnowsWhatOldHasTakenBack(t *testing.T) {
 }
 
 // New does not read, and the message with the connection does not fit: it is not
-// held for longer than patience.
+// Held for longer than patience.
 func TestMessageThatCannotBeWritten(t *testing.T) {
 	p := newCouple(t, func(string) http.Handler { return saysSide("old") })
 	stuck := make(chan error, 1)
-	p.mover.patience = soon
-	p.mover.stuck = func(err error) { stuck <- err }
+	p.mover.Patience = soon
+	p.mover.Stuck = func(err error) { stuck <- err }
 	p.runOld()
 	c, r := p.ask()
 	receive(t, p.old.seen, "the connection")
 	jam(p.old.ch)
 	p.drain()
-	back := trackOf(receive(t, p.old.seen, "the connection to come back"))
+	back := sockets.TrackOf(receive(t, p.old.seen, "the connection to come back"))
 	if err := receive(t, stuck, "the reason"); !errors.Is(err, control.ErrNotSent) {
 		t.Errorf("the reason is %v, want %v", err, control.ErrNotSent)
 	}
-	back.mu.Lock()
-	lent := back.lent
-	back.mu.Unlock()
-	if lent {
+	if back.State().Lent {
 		t.Error("new may have a copy of what was never sent")
 	}
 	wantAnswer(t, c, r, "", "old")

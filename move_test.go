@@ -16,6 +16,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"golang.org/x/sys/unix"
 )
 
@@ -73,7 +74,7 @@ func (p *couple) take() {
 	p.t.Helper()
 	m, err := p.new.ch.Next()
 	if err == nil {
-		err = p.recv.onConns(m)
+		err = p.recv.OnConns(m)
 	}
 	if err != nil {
 		p.t.Fatal(err)
@@ -84,9 +85,8 @@ func (p *couple) take() {
 func (p *couple) awaitMoves(n int) {
 	p.t.Helper()
 	p.await("connections on their way", func() bool {
-		p.mover.mu.Lock()
-		defer p.mover.mu.Unlock()
-		return len(p.mover.sent)+len(p.mover.queue) == n
+		all, _ := p.mover.Pending()
+		return all == n
 	})
 }
 
@@ -115,7 +115,7 @@ func TestCloseOfMovingConnection(t *testing.T) {
 	if err := moving.Close(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Close of a connection on its way: got %v, want %v", err, net.ErrClosed)
 	}
-	trackOf(moving).cut()
+	sockets.TrackOf(moving).Cut()
 	p.runOld()
 	p.runNew()
 	receive(t, done, "the connection to move")
@@ -126,7 +126,7 @@ func TestCloseOfMovingConnection(t *testing.T) {
 // again: it would never be read.
 func TestRefusedConnectionIsServed(t *testing.T) {
 	p := newCouple(t, saysSide)
-	p.recv.find = func(int) *listener { return nil }
+	p.recv.Find = func(int) *sockets.Listener { return nil }
 	p.runOld()
 	p.runNew()
 	c, r := p.ask()
@@ -135,7 +135,7 @@ func TestRefusedConnectionIsServed(t *testing.T) {
 	receive(t, p.old.seen, "the connection to come back")
 	wantAnswer(t, c, r, "", "old")
 	receive(t, done, "the drain to end")
-	if n := p.mover.count(); n != 0 {
+	if n := p.mover.Count(); n != 0 {
 		t.Errorf("moved %d connections, want none", n)
 	}
 }
@@ -145,7 +145,7 @@ func TestRefusedConnectionIsServed(t *testing.T) {
 // it knows that the connection is not its own.
 func TestConnectionThatNewDoesNotTake(t *testing.T) {
 	p := newCouple(t, saysSide)
-	p.mover.patience = 100 * time.Millisecond
+	p.mover.Patience = 100 * time.Millisecond
 	p.runOld()
 	c, r := p.ask()
 	_, done := p.drain()
@@ -160,12 +160,12 @@ func TestConnectionThatNewDoesNotTake(t *testing.T) {
 	gone := make(chan int, 1)
 	p.new.ch.Run(func(m control.Message) {
 		switch m.Type {
-		case msgConns:
-			p.recv.onConns(m)
-		case msgVerdict:
-			p.recv.onVerdict(m)
+		case sockets.MsgConns:
+			p.recv.OnConns(m)
+		case sockets.MsgVerdict:
+			p.recv.OnVerdict(m)
 		}
-	}, func(error) { gone <- len(p.recv.held) })
+	}, func(error) { gone <- len(p.recv.Held) })
 	if n := receive(t, gone, "old's death to be seen"); n != 0 {
 		t.Errorf("new takes %d connections for its own, want none", n)
 	}
@@ -179,14 +179,14 @@ func TestNewDiesAfterItTook(t *testing.T) {
 	dead := make(chan struct{})
 	p.old.ch.Run(func(m control.Message) {
 		<-dead
-		took, refused, _ := decodeIDs(m.Payload)
-		p.mover.onTook(took, refused)
-	}, func(error) { p.mover.stop() })
+		took, refused, _ := sockets.DecodeIDs(m.Payload)
+		p.mover.OnTook(took, refused)
+	}, func(error) { p.mover.Stop() })
 	p.take()
 	p.new.ch.Run(func(control.Message) {}, func(error) {})
 	p.new.ch.Flush(limit)
-	for _, c := range p.recv.held {
-		c.conn.Close()
+	for _, c := range p.recv.Held {
+		c.Conn.Close()
 	}
 	p.new.ch.Close()
 	close(dead)
@@ -195,7 +195,7 @@ func TestNewDiesAfterItTook(t *testing.T) {
 	d.cancel()
 	receive(t, done, "the drain to end")
 	wantAnswer(t, c, r, "", "old")
-	if n := p.mover.count(); n != 0 {
+	if n := p.mover.Count(); n != 0 {
 		t.Errorf("moved %d connections, want none", n)
 	}
 }
@@ -211,11 +211,11 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 		t.Fatal(err)
 	}
 	jam(p.new.ch) // what the new process answers is queued, and never written
-	p.recv.onConns(m)
+	p.recv.OnConns(m)
 	p.new.ch.Close()
 	receive(t, p.old.seen, "the connection")
 	receive(t, p.old.seen, "the connection to come back")
-	p.recv.onEnd() // old dies
+	p.recv.OnEnd() // old dies
 	d.cancel()
 	receive(t, done, "the drain to end")
 	wantAnswer(t, c, r, "", "old")
@@ -230,7 +230,7 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 func TestBadConnsMessage(t *testing.T) {
 	p := newCouple(t, saysSide)
 	for _, payload := range [][]byte{
-		nil, {1}, encodeConns([]*moving{{id: 1, unread: []byte("xyz")}}).Payload[:connHeader+1],
+		nil, {1}, sockets.EncodeConns([]*sockets.Moving{{ID: 1, Unread: []byte("xyz")}}).Payload[:sockets.ConnHeader+1],
 		// Below 0 as an int of 32 bit.
 		binary.BigEndian.AppendUint64(make([]byte, 8), 1<<63), binary.BigEndian.AppendUint64(make([]byte, 8), math.MaxUint64),
 	} {
@@ -238,7 +238,7 @@ func TestBadConnsMessage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = p.recv.onConns(control.Message{Type: msgConns, Payload: payload, FDs: []int{fd}})
+		err = p.recv.OnConns(control.Message{Type: sockets.MsgConns, Payload: payload, FDs: []int{fd}})
 		if (err == nil) != (len(payload) == 0) {
 			t.Errorf("%d bytes: got error %v", len(payload), err)
 		}
@@ -251,24 +251,24 @@ func TestBadConnsMessage(t *testing.T) {
 // A connection that arrives when its listener is closed, or waits there, is
 // closed as the kernel closes those of its queue.
 func TestConnectionsOfClosedListener(t *testing.T) {
-	u := &Upgrader{socks: newSockets(nil, 0)}
+	u := &Upgrader{socks: sockets.New(nil, 0)}
 	ln, err := u.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := ln.(*listener)
+	l := ln.(*sockets.Listener)
 	waiting, client := net.Pipe()
-	l.give(waiting)
+	l.Give(waiting)
 	l.Close()
 	late, other := net.Pipe()
-	l.give(late)
+	l.Give(late)
 	for _, c := range []net.Conn{client, other} {
 		c.SetDeadline(time.Now().Add(limit))
 		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("got %v, want %v", err, io.EOF)
 		}
 	}
-	if !l.gate.IsQuiet() {
+	if !l.Gate.IsQuiet() {
 		t.Error("the listener waits for a connection still")
 	}
 }
@@ -288,13 +288,13 @@ func TestResetConnectionIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.recv.onConns(m)
-	if n := len(p.recv.held); n != 0 {
+	p.recv.OnConns(m)
+	if n := len(p.recv.Held); n != 0 {
 		t.Errorf("new holds %d connections, want none", n)
 	}
 	p.runNew()
 	receive(t, done, "the drain to end")
-	if n := p.mover.count(); n != 0 {
+	if n := p.mover.Count(); n != 0 {
 		t.Errorf("moved %d connections, want none", n)
 	}
 }
@@ -307,18 +307,18 @@ func TestNewStopsWhileConnectionsArrive(t *testing.T) {
 	c, r := p.ask()
 	_, done := p.drain()
 	p.take()
-	p.new.u.socks.own(true) // as it is once new is ready
-	p.new.u.socks.endAccept()
+	p.new.u.socks.Own(true) // as it is once new is ready
+	p.new.u.socks.EndAccept()
 	d := newDrain(nil)
 	ended := make(chan drainReport, 1)
 	go func() {
-		p.new.u.socks.drain(d)
+		queues{p.new.u.socks}.drain(d)
 		ended <- p.new.http.drain(d)
 	}()
 	t.Cleanup(d.hurry)
 	// As long as it may come the listener is neither quiet nor parked.
 	for range 100 {
-		if p.new.l.finished() || p.new.l.gate.IsParked() {
+		if p.new.l.Finished() || p.new.l.Gate.IsParked() {
 			t.Fatal("new waits for nobody any more")
 		}
 	}
@@ -330,7 +330,7 @@ func TestNewStopsWhileConnectionsArrive(t *testing.T) {
 	}
 	receive(t, ended, "new's drain to end")
 	// One that comes now stays with old.
-	if p.new.l.gate.Reserve() {
+	if p.new.l.Gate.Reserve() {
 		t.Error("a listener that is closed takes connections")
 	}
 }
@@ -345,9 +345,9 @@ func TestServiceStopsWhileConnectionsMove(t *testing.T) {
 	receive(t, p.old.seen, "the connection")
 	_, done := p.drain()
 	p.awaitMoves(1)
-	p.new.u.socks.own(true)
-	p.new.u.socks.endAccept()
-	p.old.u.socks.letGo()
+	p.new.u.socks.Own(true)
+	p.new.u.socks.EndAccept()
+	p.old.u.socks.LetGo()
 	p.runNew()
 	receive(t, p.old.seen, "the connection to come back")
 	wantAnswer(t, c, r, "", "old")
@@ -355,7 +355,7 @@ func TestServiceStopsWhileConnectionsMove(t *testing.T) {
 		t.Errorf("after the answer: got %v, want %v", err, io.EOF)
 	}
 	receive(t, done, "old's drain to end")
-	if n := p.mover.count(); n != 0 {
+	if n := p.mover.Count(); n != 0 {
 		t.Errorf("moved %d connections, want none", n)
 	}
 }
@@ -382,17 +382,17 @@ func TestConnectionThatBeginsLate(t *testing.T) {
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}
-	l := ln.(*listener)
-	l.live.adopt(phaseOther)
-	m := &mover{}
+	l := ln.(*sockets.Listener)
+	l.Live.Adopt(sockets.PhaseOther)
+	m := &sockets.Mover{}
 	_, before := connected(t, ln)
-	l.release(m, false)
+	l.Release(m, false)
 	_, during := connected(t, ln)
-	again := tracked(trackOf(during).inner, l, nil, trackOf(during), m)
-	if trackOf(again).mover != nil {
+	again := sockets.Tracked(sockets.TrackOf(during).Inner, l, nil, sockets.TrackOf(during), m)
+	if sockets.TrackOf(again).Mover != nil {
 		t.Error("a mover has again what it could not move")
 	}
-	l.release(nil, true)
+	l.Release(nil, true)
 	_, ending := connected(t, ln)
 	for name, c := range map[string]net.Conn{"before": before, "with a mover": during, "at the end": ending} {
 		c.SetReadDeadline(time.Now().Add(limit))
@@ -424,7 +424,7 @@ func TestReceivedOptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := receiveConn(n, custom)
+		got, err := sockets.ReceiveConn(n, custom)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -433,7 +433,7 @@ func TestReceivedOptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if kept := keepOptions(n); (kept[0] == 0) != custom || (kept[1] == 0) != custom {
+		if kept := sockets.KeepOptions(n); (kept[0] == 0) != custom || (kept[1] == 0) != custom {
 			t.Errorf("custom %v: TCP_NODELAY is %d and SO_KEEPALIVE is %d", custom, kept[0], kept[1])
 		}
 	}

@@ -15,7 +15,7 @@ func (p performer) say(n notice, err error) {
 	u := p.u
 	switch n {
 	case noticeServing:
-		u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.snapshot()))
+		u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.Snapshot()))
 		u.tellMaster()
 		u.notify.Ready(u.serves())
 		u.runWatchdog()

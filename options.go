@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/logqueue"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // An Option changes one thing about an [Upgrader] or a [Serve]. An option with
@@ -46,7 +47,7 @@ func newOptions(opts []Option) (options, error) {
 		readyTimeout: time.Minute,
 		drainTimeout: 30 * time.Second,
 		probation:    time.Second,
-		move:         canMove,
+		move:         sockets.CanMove,
 		idleGrace:    5 * time.Second,
 	}
 	for _, opt := range opts {
@@ -120,7 +121,7 @@ func Probation(d time.Duration) Option {
 // Linux, and protocols of your own, see [Server]. Give false if connections
 // carry a state of their own, such as a login per connection; they are finished then.
 func MoveConns(yes bool) Option {
-	return func(o *options) error { o.move = yes && canMove; return nil }
+	return func(o *options) error { o.move = yes && sockets.CanMove; return nil }
 }
 
 // IdleGrace is how long a connection that can't be moved may stay idle once its

@@ -29,7 +29,7 @@ const (
 // or has been waited for long enough.
 func (u *Upgrader) restore(then func()) {
 	then = sync.OnceFunc(then)
-	jobs := []func(){u.retakePIDFile, func() { u.socks.settled(u.ctx) }}
+	jobs := []func(){u.retakePIDFile, func() { u.socks.Settled(u.ctx) }}
 	go func() {
 		late := time.AfterFunc(restorePatience, func() { u.post(then) })
 		within(0, jobs...)
@@ -114,7 +114,7 @@ func (u *Upgrader) retakePIDFile() {
 // endServers closes the sockets and ends the servers, which may call the
 // program's own code.
 func (u *Upgrader) endServers() {
-	ends := []func(){u.socks.close}
+	ends := []func(){u.socks.Close}
 	for _, s := range u.lastServers() {
 		ends = append(ends, s.shutdown)
 	}

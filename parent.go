@@ -12,6 +12,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A parent is the old process, as the new one sees it.
@@ -66,17 +67,17 @@ func joinParent(h *handover, limit time.Duration) (*parent, error) {
 
 // run listens to the parent until it is proven to be dead, and posts what it says.
 // take gives the listener for a moved connection; over ends this process.
-func (p *parent) run(log *slog.Logger, take func(index int) *listener, over <-chan struct{}, post func(event) bool) {
-	r := &receiver{ch: p.ch, find: take, held: map[uint32]received{}}
+func (p *parent) run(log *slog.Logger, take func(index int) *sockets.Listener, over <-chan struct{}, post func(event) bool) {
+	r := &sockets.Receiver{Ch: p.ch, Find: take, Held: map[uint32]sockets.Received{}}
 	p.ch.Run(func(m control.Message) {
 		switch m.Type {
-		case msgConns:
-			if err := r.onConns(m); err != nil {
+		case sockets.MsgConns:
+			if err := r.OnConns(m); err != nil {
 				log.Error("grace: connections that were moved here can't be taken; the old process keeps them", "err", err)
 			}
 			return
-		case msgVerdict:
-			if err := r.onVerdict(m); err != nil {
+		case sockets.MsgVerdict:
+			if err := r.OnVerdict(m); err != nil {
 				log.Error("grace: connections that were moved here can't be taken", "err", err)
 			}
 		case msgGo:
@@ -103,7 +104,7 @@ func (p *parent) run(log *slog.Logger, take func(index int) *listener, over <-ch
 		if !p.outlive(log, over, err) {
 			return // this process ends first
 		}
-		r.onEnd()
+		r.OnEnd()
 		p.ch.Close()
 		p.life.Close()
 		close(p.gone)

@@ -75,13 +75,9 @@ func newPIDFile(path, dir string, log *slog.Logger) *pidFile {
 	}
 	path = filepath.Clean(path)
 	return &pidFile{
-		path: path, lockPath: hiddenBeside(path, "lock"), log: log,
+		path: path, lockPath: fd.HiddenBeside(path, "lock"), log: log,
 		wake: make(chan struct{}, 1), over: make(chan struct{}),
 	}
-}
-
-func hiddenBeside(path, suffix string) string {
-	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+suffix)
 }
 
 // acquire takes the file at a first start, whatever it says. If a living process
@@ -115,7 +111,7 @@ func (p *pidFile) inherit(lock *os.File) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !pointsTo(p.lockPath, lock) {
+	if !fd.PointsTo(p.lockPath, lock) {
 		lock.Close()
 		return false
 	}
@@ -333,7 +329,7 @@ func (p *pidFile) write() error {
 	return err
 }
 
-func (p *pidFile) besides() string { return hiddenBeside(p.path, strconv.Itoa(os.Getpid())) }
+func (p *pidFile) besides() string { return fd.HiddenBeside(p.path, strconv.Itoa(os.Getpid())) }
 
 // writeBeside writes our pid into a file that is not in place yet.
 func (p *pidFile) writeBeside() error {

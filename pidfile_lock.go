@@ -77,7 +77,7 @@ func (p *pidFile) tryTakeLock() error {
 		if errors.Is(err, fd.ErrLocked) && fd.TryLockShared(f) == nil {
 			err = errReader
 		}
-		if err == nil && !pointsTo(p.lockPath, f) { // removed, or replaced, meanwhile
+		if err == nil && !fd.PointsTo(p.lockPath, f) { // removed, or replaced, meanwhile
 			f.Close()
 			continue
 		}
@@ -112,7 +112,7 @@ func (p *pidFile) reclaimLock() error {
 
 // replaceLock puts a lock of our own in place of a sibling's.
 func (p *pidFile) replaceLock() error {
-	name := hiddenBeside(p.path, "lock."+strconv.Itoa(os.Getpid()))
+	name := fd.HiddenBeside(p.path, "lock."+strconv.Itoa(os.Getpid()))
 	os.Remove(name) // a process with our pid was killed right here
 	f, err := fd.OpenLocked(name)
 	if f == nil {
@@ -135,7 +135,7 @@ func (p *pidFile) replaceLock() error {
 
 // holdsLock reports whether the lock's name points to the file that we have locked.
 func (p *pidFile) holdsLock() bool {
-	return !supported || p.lock != nil && pointsTo(p.lockPath, p.lock)
+	return !supported || p.lock != nil && fd.PointsTo(p.lockPath, p.lock)
 }
 
 func (p *pidFile) setLock(f *os.File) {
@@ -171,14 +171,4 @@ func (p *pidFile) nameMaster(name string) error {
 func (p *pidFile) masterOfLock() string {
 	b, _ := os.ReadFile(p.lockPath)
 	return string(b)
-}
-
-// pointsTo reports whether f is what path names.
-func pointsTo(path string, f *os.File) bool {
-	a, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	b, err := os.Lstat(path)
-	return err == nil && os.SameFile(a, b)
 }

@@ -54,10 +54,9 @@ func firstSocket(n, after int) int {
 }
 
 var (
-	errBrokenPipe error = unix.EPIPE
-	errConnReset  error = unix.ECONNRESET
-	errAddrInUse  error = unix.EADDRINUSE
-	errTextBusy   error = unix.ETXTBSY
-	errShort            = []error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM} // not the binary's fault
-	errReadOnly   error = unix.EROFS
+	errConnReset error = unix.ECONNRESET
+	errAddrInUse error = unix.EADDRINUSE
+	errTextBusy  error = unix.ETXTBSY
+	errShort           = []error{unix.EMFILE, unix.ENFILE, unix.EAGAIN, unix.ENOMEM} // not the binary's fault
+	errReadOnly  error = unix.EROFS
 )

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log/slog"
 	"net"
@@ -37,13 +38,12 @@ func withH2C(set func(*http.Server)) func(*http.Server) {
 }
 
 // wants is the read deadline that the server has set, to the minute.
-func (t *track) wants() time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.want.IsZero() || t.muted || t.offered == 0 {
+func wants(t *sockets.Track) time.Duration {
+	s := t.State()
+	if s.Deadline.IsZero() || s.Offered == 0 {
 		return 0
 	}
-	return time.Until(t.want).Round(time.Minute)
+	return time.Until(s.Deadline).Round(time.Minute)
 }
 
 // TestDeadlineMoves: how long a connection may still be idle, or wait for its
@@ -75,17 +75,15 @@ func TestDeadlineMoves(t *testing.T) {
 			} else {
 				p.ask()
 			}
-			before := trackOf(receive(t, p.old.seen, "old's connection"))
+			before := sockets.TrackOf(receive(t, p.old.seen, "old's connection"))
 			p.await("old's server to wait", func() bool {
-				before.mu.Lock()
-				defer before.mu.Unlock()
-				return before.offered > 1
+				return before.State().Offered > 1
 			})
 			_, done := p.drain()
 			receive(t, done, "the connection to move")
-			now := trackOf(receive(t, p.new.seen, "new's connection"))
-			p.await("new's server to wait", func() bool { return now.wants() != 0 })
-			if got := now.wants(); got != test.want {
+			now := sockets.TrackOf(receive(t, p.new.seen, "new's connection"))
+			p.await("new's server to wait", func() bool { return wants(now) != 0 })
+			if got := wants(now); got != test.want {
 				t.Errorf("it may wait for %v, want %v", got, test.want)
 			}
 		})
@@ -116,7 +114,7 @@ func TestPostIsRemembered(t *testing.T) {
 			p := newCouple(t, saysSide)
 			p.runOld()
 			if strings.HasSuffix(side, "refused by new") {
-				p.recv.find = func(int) *listener { return nil }
+				p.recv.Find = func(int) *sockets.Listener { return nil }
 			}
 			p.runNew()
 			c := p.dial()
@@ -177,7 +175,7 @@ func TestIdleRuleFails(t *testing.T) {
 		t.Errorf("after the answer: got %v, want %v", err, io.EOF)
 	}
 	receive(t, done, "the drain")
-	if n := p.mover.count(); n != 0 {
+	if n := p.mover.Count(); n != 0 {
 		t.Errorf("%d connections were moved", n)
 	}
 	if p.old.u.idleRuleHolds() || strings.Count(out.String(), "\n") != 1 || !strings.Contains(out.String(), "no connection of net/http is moved") {
@@ -213,23 +211,23 @@ func TestIdleRuleHoldsNobodyUp(t *testing.T) {
 // so that its connection can't move, does not keep old from ending.
 func TestHalfHeaderWhileOthersMove(t *testing.T) {
 	p := newCouple(t, saysSide)
-	p.mover.grace = 10 * time.Millisecond
+	p.mover.Grace = 10 * time.Millisecond
 	p.runOld()
 	p.runNew()
 	c, r := p.ask()
 	half, _ := p.ask()
 	io.WriteString(half, "GET / HTTP/1.1\r\nHo")
 	for range 2 {
-		conn := trackOf(receive(t, p.old.seen, "a connection"))
-		if conn.inner.RemoteAddr().String() != half.LocalAddr().String() {
+		conn := sockets.TrackOf(receive(t, p.old.seen, "a connection"))
+		if conn.Inner.RemoteAddr().String() != half.LocalAddr().String() {
 			continue
 		}
-		p.await("half a header", func() bool { conn.mu.Lock(); defer conn.mu.Unlock(); return conn.begun && conn.phase == phaseIdle })
+		p.await("half a header", func() bool { s := conn.State(); return s.Begun && s.Idle })
 	}
 	_, done := p.drain()
 	receive(t, done, "old to end")
 	wantAnswer(t, c, r, "", "new")
-	if n := p.mover.count(); n != 1 {
+	if n := p.mover.Count(); n != 1 {
 		t.Errorf("%d connections were moved, want 1", n)
 	}
 }
@@ -294,17 +292,17 @@ func TestMoveToSniffer(t *testing.T) {
 		}
 		return c
 	})
-	p.new.l.take(protocolHTTP1) // as if a connection had proven it
-	p.mover.learn(p.new.u.socks.claims())
+	p.new.l.Take(sockets.ProtocolHTTP1) // as if a connection had proven it
+	p.mover.Learn(p.new.u.socks.Claims())
 	p.runOld()
 	p.runNew()
 	c, r := p.ask()
 	_, done := p.drain()
 	receive(t, done, "the connection to move")
 	wantAnswer(t, c, r, "", "new")
-	now := trackOf(receive(t, p.new.seen, "new's connection").(*sniffedConn).Conn)
-	p.await("new's server to wait", func() bool { return now.wants() != 0 })
-	if got, want := now.wants(), 2*time.Hour; got != want {
+	now := sockets.TrackOf(receive(t, p.new.seen, "new's connection").(*sniffedConn).Conn)
+	p.await("new's server to wait", func() bool { return wants(now) != 0 })
+	if got, want := wants(now), 2*time.Hour; got != want {
 		t.Errorf("it may wait for %v, want %v", got, want)
 	}
 	wantAnswer(t, c, r, "", "new")

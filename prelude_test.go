@@ -2,6 +2,7 @@ package grace
 
 import (
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log"
 	"net"
@@ -64,7 +65,7 @@ func (l story) live(t *testing.T) string {
 // A world is a client's connection and the servers through which it goes.
 type world struct {
 	client net.Conn
-	conn   *ruleConn
+	conn   *sockets.MemConn
 	set    func(*http.Server)
 	left   chan bool
 	over   chan struct{}
@@ -73,7 +74,7 @@ type world struct {
 
 func newWorld(set func(*http.Server)) *world {
 	w := &world{set: set, left: make(chan bool, 1), over: make(chan struct{})}
-	w.conn, w.client = newRuleConn(func(int) {}, w.closed)
+	w.conn, w.client = sockets.NewMemConn(func(int) {}, w.closed)
 	w.serve()
 	return w
 }
@@ -87,7 +88,7 @@ func (w *world) closed(leaving bool) {
 
 // serve gives the connection to a new server.
 func (w *world) serve() {
-	s := &httpServer{foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*track{}}
+	s := &httpServer{foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}}
 	s.handler = http.HandlerFunc(tellRequest)
 	srv := &http.Server{Handler: s, ConnState: s.connState, ErrorLog: log.New(io.Discard, "", 0)}
 	w.set(srv)
@@ -105,33 +106,19 @@ func (w *world) move(t *testing.T) {
 		return
 	default:
 	}
-	w.conn.offer(&mover{})
+	w.conn.Track.Offer(&sockets.Mover{})
 	if !<-w.left {
 		t.Error("it did not move")
 		w.left <- false
 		return
 	}
-	w.conn.mu.Lock()
-	p := w.conn.past()
-	w.conn.mu.Unlock()
-	batch, err := decodeConns(encodeConns([]*moving{{past: p}}).Payload)
+	next, err := w.conn.MoveOn(w.closed)
 	if err != nil {
-		panic(err)
+		t.Fatal(err)
 	}
-	inner := w.conn.inner
-	w.conn = &ruleConn{Conn: w.conn.Conn, onClose: w.closed}
-	inner.SetDeadline(time.Time{})
-	w.conn.begin(inner, &listener{expired: errExpiredForTest}, nil, nil, nil)
-	w.conn.come(batch[0].past)
+	w.conn = next
 	w.serve()
 }
-
-var errExpiredForTest = (&net.OpError{Op: "read", Net: "pipe", Err: errTimeoutForTest{}})
-
-type errTimeoutForTest struct{}
-
-func (errTimeoutForTest) Error() string { return "timeout" }
-func (errTimeoutForTest) Timeout() bool { return true }
 
 func (w *world) send(steps []step) {
 	for _, s := range steps {

@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"strings"
@@ -21,21 +22,19 @@ import (
 // is looked at from then on.
 
 const (
-	// provable is how many bytes prove it: a method and the beginning of a path.
-	provable = 16
 	// vainProofs is how many requests may say nothing.
 	vainProofs = 1000
 )
 
 // doubt says that nothing is known yet of what is spoken on these.
-func (s *httpServer) doubt(own []*listener) {
+func (s *httpServer) doubt(own []*sockets.Listener) {
 	if len(own) == 0 || !s.u.opt.move {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range own {
-		l.live.keepFirst(true)
+		l.Live.KeepFirst(true)
 		s.doubted = append(s.doubted, l)
 	}
 	s.doubts.Store(true)
@@ -47,15 +46,15 @@ func (s *httpServer) prove(r *http.Request) {
 	t := s.conns.find(addr)
 	v := unproven
 	if t != nil {
-		v = t.beganWith(r.Method + " " + r.RequestURI + " HTTP/1.")
+		v = beganWith(t, r.Method+" "+r.RequestURI+" HTTP/1.")
 	}
 	if v == unproven {
 		s.tryInVain()
 		return
 	}
-	s.endDoubts(func(l *listener) bool { return l == t.l })
+	s.endDoubts(func(l *sockets.Listener) bool { return l == t.Listener })
 	if v == proven {
-		s.u.takes(t.l, protocolHTTP1)
+		s.u.takes(t.Listener, sockets.ProtocolHTTP1)
 	}
 }
 
@@ -66,38 +65,24 @@ func (s *httpServer) tryInVain() {
 	over := s.vain >= vainProofs
 	s.mu.Unlock()
 	if over {
-		s.endDoubts(func(*listener) bool { return true })
+		s.endDoubts(func(*sockets.Listener) bool { return true })
 	}
 }
 
 // endDoubts says that what is spoken on these is known, or never will be.
-func (s *httpServer) endDoubts(these func(*listener) bool) {
+func (s *httpServer) endDoubts(these func(*sockets.Listener) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	left := s.doubted[:0:0]
 	for _, l := range s.doubted {
 		if these(l) {
-			l.live.keepFirst(false)
+			l.Live.KeepFirst(false)
 		} else {
 			left = append(left, l)
 		}
 	}
 	s.doubted = left
 	s.doubts.Store(len(left) > 0)
-}
-
-// keepFirst lets connections that come keep their first bytes.
-func (s *live) keepFirst(on bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.first = on
-}
-
-// keep keeps what was read first of all.
-func (d *detour) keep(p []byte) {
-	if d.first != nil && len(d.first) == 0 {
-		d.first = append(d.first, p[:min(len(p), provable)]...)
-	}
 }
 
 // A verdict is what one request says of its listener.
@@ -112,14 +97,11 @@ const (
 // beganWith judges the first request of a connection, which begins with this
 // line, by the first bytes, of which there may be more or less. Of less than a
 // method, a space and a slash nothing is concluded.
-func (t *track) beganWith(line string) verdict {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	first := string(t.first)
+func beganWith(t *sockets.Track, line string) verdict {
+	first := t.TakeFirst()
 	if first == "" {
 		return unproven
 	}
-	t.detour.first = nil // the next one begins otherwise
 	switch {
 	case strings.HasPrefix(first, "OPTIONS *"), strings.HasPrefix(first, "\r"), strings.HasPrefix(first, "\n"):
 		return unproven // net/http has answered, or left out, what came first

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
@@ -56,7 +57,7 @@ func TestDoubtsEnd(t *testing.T) {
 		asks   int    // after which all is known
 		takes  string
 	}{
-		{"a limit", wraps(func(c net.Conn) net.Conn { return &userConn{c} }), plain, "", 1, protocolHTTP1},
+		{"a limit", wraps(func(c net.Conn) net.Conn { return &userConn{c} }), plain, "", 1, sockets.ProtocolHTTP1},
 		{"TLS that is hidden", wraps(func(c net.Conn) net.Conn { return &userConn{tls.Server(c, config)} }),
 			func(c net.Conn) net.Conn { return tls.Client(c, trusting) }, "", 1, ""},
 		{"a line before", wraps(newLineConn), plain, "PROXY UNKNOWN\r\n", 1, ""},
@@ -84,7 +85,7 @@ func TestDoubtsEnd(t *testing.T) {
 			if s.http.doubts.Load() {
 				t.Errorf("after %d requests there are doubts still", c.asks)
 			}
-			if got := s.l.protocol(); got != c.takes {
+			if got := s.l.Protocol(); got != c.takes {
 				t.Errorf("the server takes moved connections of %q, want %q", got, c.takes)
 			}
 			askPlain(t, c.client(func() net.Conn {
@@ -92,12 +93,12 @@ func TestDoubtsEnd(t *testing.T) {
 				io.WriteString(raw, c.first)
 				return raw
 			}()))
-			tracks := s.l.live.all()
-			if last := tracks[len(tracks)-1]; last.first != nil {
+			tracks := s.l.Live.All()
+			if last := tracks[len(tracks)-1]; last.First != nil {
 				t.Error("a new connection keeps its first bytes still")
 			}
 			r := httptest.NewRequest("GET", "/", nil)
-			r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, tracks[0].inner.LocalAddr()))
+			r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, tracks[0].Inner.LocalAddr()))
 			if n := testing.AllocsPerRun(100, func() { s.http.ServeHTTP(nil, r) }); n != 0 {
 				t.Errorf("%v allocations in each request", n)
 			}
@@ -123,11 +124,11 @@ func TestFirstRequestIsJudged(t *testing.T) {
 		{"\r\nGET / HTTP/1.1", "GET / HTTP/1.", unproven},
 	} {
 		t.Run(fmt.Sprintf("%.5q %s", c.first, c.line), func(t *testing.T) {
-			tr := &track{detour: &detour{first: []byte(c.first)}}
-			if got := tr.beganWith(c.line); got != c.want {
+			tr := &sockets.Track{Detour: &sockets.Detour{First: []byte(c.first)}}
+			if got := beganWith(tr, c.line); got != c.want {
 				t.Errorf("%q after %q: got %v, want %v", c.line, c.first, got, c.want)
 			}
-			if got := tr.beganWith("GET /second HTTP/1."); got != unproven {
+			if got := beganWith(tr, "GET /second HTTP/1."); got != unproven {
 				t.Errorf("a second request is judged too: %v", got)
 			}
 		})

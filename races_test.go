@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // What happens between two steps of a hand-over.
@@ -135,7 +136,7 @@ func TestListenerClosedInProbation(t *testing.T) {
 			t.Errorf("Accept of a listener that was closed returned %v", err)
 		}
 	}
-	g.Upgrader.socks.mendAll() // nor does that open it
+	g.Upgrader.socks.MendAll() // nor does that open it
 	again := g.upgrade()
 	h.next()
 	g.await(standingBy)
@@ -374,18 +375,18 @@ func (s *stop) wait(g *generation) {
 // A start that hangs has the listeners' descriptors, and nobody is in Accept: the
 // drain of a process that is told to stop ends all the same.
 func TestStopWhileAStartHasTheSockets(t *testing.T) {
-	s := newSockets(nil, 0)
-	l, err := s.listen(net.ListenConfig{}, "tcp", "127.0.0.1:0")
+	s := sockets.New(nil, 0)
+	l, err := s.Listen(net.ListenConfig{}, "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	s.openGates()
-	err = withFDs(s.toHandOver(), func([]*socket, []int) error {
-		s.endAccept()
+	s.OpenGates()
+	err = sockets.WithFDs(s.ToHandOver(), func([]*sockets.Socket, []int) error {
+		s.EndAccept()
 		drained := make(chan drainReport, 1)
 		d := newDrain(nil)
-		go func() { drained <- s.drain(d) }()
+		go func() { drained <- queues{s}.drain(d) }()
 		select {
 		case <-drained:
 		case <-time.After(limit):
@@ -396,5 +397,5 @@ func TestStopWhileAStartHasTheSockets(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	until(t, "the end of the listener", func() bool { l.sock.closing.Lock(); defer l.sock.closing.Unlock(); return l.sock.fd < 0 })
+	until(t, "the end of the listener", func() bool { l.Sock.Closing.Lock(); defer l.Sock.Closing.Unlock(); return l.Sock.FD < 0 })
 }

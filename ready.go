@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/control"
+	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // Ready says that this process can serve: the listeners begin to accept, the
@@ -82,7 +84,7 @@ func (u *Upgrader) accept() error {
 func (u *Upgrader) handshake() error {
 	p := u.parent
 	p.claims.Store(true) // before it is looked up: nothing falls between
-	c := u.socks.claims()
+	c := u.socks.Claims()
 	p.told = c.Sockets
 	takes := u.pid != nil && !u.pid.held()
 	if takes {
@@ -94,7 +96,7 @@ func (u *Upgrader) handshake() error {
 	p.ch.Send(control.NewMessage(msgClaims, &c))
 	_, err := p.ready.WriteString(readyLine)
 	p.ready.Close()
-	if err != nil && !errors.Is(err, errBrokenPipe) {
+	if err != nil && !errors.Is(err, fd.ErrBrokenPipe) {
 		err = fmt.Errorf("grace: readiness pipe: %w", err)
 	} else {
 		err = p.awaitGo(u.ctx)
@@ -114,17 +116,17 @@ func (u *Upgrader) handshake() error {
 // program has claimed or closed some since the claims. What it has not claimed
 // by now is old's.
 func (u *Upgrader) sayAccepting() {
-	c, dropped := u.socks.seal()
+	c, dropped := u.socks.Seal()
 	m := control.NewMessage(msgAccepting, nil)
 	if !slices.Equal(c.Sockets, u.parent.told) {
 		m = control.NewMessage(msgAccepting, &c)
 	}
 	u.parent.ch.Send(m)
 	if len(dropped) > 0 {
-		go closeInherited(dropped) // a file's end may wait for its disk
+		go sockets.CloseInherited(dropped) // a file's end may wait for its disk
 	}
-	if dropped = unused(dropped); len(dropped) > 0 {
-		u.log.Warn("grace: this version does not use sockets that the old process has; it serves what is queued in them and closes them", "sockets", names(dropped))
+	if dropped = sockets.Unused(dropped); len(dropped) > 0 {
+		u.log.Warn("grace: this version does not use sockets that the old process has; it serves what is queued in them and closes them", "sockets", sockets.Names(dropped))
 	}
 }
 

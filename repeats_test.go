@@ -4,6 +4,7 @@ package grace
 
 import (
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"syscall"
 	"testing"
 	"time"
@@ -53,9 +54,9 @@ func (s *stubborn) drain(d *drain) drainReport {
 	return drainReport{}
 }
 
-func (s *stubborn) offer(*mover) {}
-func (s *stubborn) resume()      {}
-func (s *stubborn) shutdown()    {}
+func (s *stubborn) offer(*sockets.Mover) {}
+func (s *stubborn) resume()              {}
+func (s *stubborn) shutdown()            {}
 
 func (s *stubborn) mustDrain(t *testing.T, who string) *drain {
 	t.Helper()
@@ -312,7 +313,7 @@ func TestStopOnTheWayOut(t *testing.T) {
 type stopper struct{ g *generation }
 
 func (s *stopper) drain(*drain) drainReport { return drainReport{} }
-func (s *stopper) offer(*mover)             {}
+func (s *stopper) offer(*sockets.Mover)     {}
 func (s *stopper) resume()                  {}
 func (s *stopper) shutdown()                { s.g.askStop() }
 

@@ -5,6 +5,7 @@ package grace
 import (
 	"context"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"os"
@@ -59,14 +60,14 @@ func TestShutdownAndRollBack(t *testing.T) {
 
 			// The end of a drain.
 			s := u.httpServer(srv)
-			u.socks.yield(u.socks.snapshot(), []int{0})
-			u.socks.endAccept()
+			u.socks.Yield(u.socks.Snapshot(), []int{0})
+			u.socks.EndAccept()
 			s.draining.Store(newDrain(nil))
 			if !s.conns.wait(newDrain(nil), func() bool { return s.left(false) == 0 }) {
 				t.Fatal("the wait has ended in vain")
 			}
 			rollBack := func() {
-				u.socks.reopenGates()
+				u.socks.ReopenGates()
 			}
 			if first == "Shutdown" {
 				s.shut(srv)
@@ -118,9 +119,9 @@ func (s *slowDrainer) drain(d *drain) drainReport {
 	return drainReport{}
 }
 
-func (s *slowDrainer) offer(*mover) {}
-func (s *slowDrainer) resume()      {}
-func (s *slowDrainer) shutdown()    {}
+func (s *slowDrainer) offer(*sockets.Mover) {}
+func (s *slowDrainer) resume()              {}
+func (s *slowDrainer) shutdown()            {}
 
 // TestStopRightAfterRollBack: the drain of the upgrade is still being called off
 // when the process is told to stop. It drains all the same.
@@ -311,8 +312,8 @@ func TestStopRightAfterTheStart(t *testing.T) {
 		ln.Accept()
 	}()
 	receive(t, parked, "an Accept of a listener that is closed")
-	l := ln.(*listener)
-	if u.socks.unpark(l); !l.gate.IsParked() {
+	l := ln.(*sockets.Listener)
+	if u.socks.Unpark(l); !l.Gate.IsParked() {
 		t.Error("a server that begins now opens the listener again")
 	}
 	served := make(chan error, 1)
@@ -384,8 +385,8 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 				return c
 			}
 			c := ask()
-			u.socks.yield(u.socks.snapshot(), []int{0})
-			u.socks.endAccept()
+			u.socks.Yield(u.socks.Snapshot(), []int{0})
+			u.socks.EndAccept()
 			d := newDrain(nil)
 			drained := make(chan drainReport, 1)
 			server := u.allServers()[1]
@@ -395,7 +396,7 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 			receive(t, drained, "the drain of one server")
 			d.cancel()
 			u.post(func() {
-				u.socks.reopenGates()
+				u.socks.ReopenGates()
 				u.drain = d
 				u.m.state, u.m.drain = resuming, running
 				u.m.onDrained()

@@ -194,9 +194,9 @@ func TestListenAndServeOfAnUpgrader(t *testing.T) {
 	}
 	ran := make(chan error, 1)
 	go func() { ran <- u.ListenAndServe(servers...) }()
-	until(t, "all to listen", func() bool { return len(u.socks.snapshot()) == len(servers) })
+	until(t, "all to listen", func() bool { return len(u.socks.Snapshot()) == len(servers) })
 	for i, want := range []string{"plain", "unix", "certificate", "by name", "by client", "no certificate"} {
-		addr := u.socks.snapshot()[i].listener.Addr()
+		addr := u.socks.Snapshot()[i].Listener.Addr()
 		var got string
 		if i < 2 || i == 5 {
 			got = getBody(t, addr)

@@ -2,9 +2,11 @@ package grace
 
 import (
 	"context"
-	"github.com/julofinance/grace/v3/internal/gate"
 	"net"
 	"sync"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A Server is one that is not net/http's: gRPC, fasthttp, your own protocol.
@@ -46,12 +48,12 @@ func (u *Upgrader) Server(s Server) (execute func() error, interrupt func(error)
 	o := &otherServer{
 		u: u, Server: s, finished: make(chan struct{}), resumed: make(chan struct{}), closed: make(chan struct{}), wanted: make(chan struct{}),
 	}
-	if _, ours := s.Listener.(*listener); !ours {
+	if _, ours := s.Listener.(*sockets.Listener); !ours {
 		o.hall = newHall(s.Listener, o.conns.check)
 	}
 	for _, l := range u.listensWith(&o.conns, s.Listener) {
 		if s.Protocol != "" {
-			l.live.adopt(phaseOther)
+			l.Live.Adopt(sockets.PhaseOther)
 			u.takes(l, s.Protocol)
 		}
 	}
@@ -100,7 +102,7 @@ func (s *otherServer) serve() error {
 			s.mu.Lock()
 			draining := s.draining
 			s.mu.Unlock()
-			if draining || s.u.ctx.Err() != nil || s.u.socks.keep(nil) {
+			if draining || s.u.ctx.Err() != nil || s.u.socks.Keep(nil) {
 				s.onClose(closed) // nobody accepts any more
 				break
 			}
@@ -127,7 +129,7 @@ func (s *otherServer) begin() (ln net.Listener, resumed, closed, wanted chan str
 	resumed, closed, wanted = s.resumed, s.closed, s.wanted
 	s.mu.Unlock()
 	for _, l := range s.conns.all() {
-		s.u.socks.unpark(l)
+		s.u.socks.Unpark(l)
 	}
 	if s.hall != nil {
 		return s.hall.open(func() { s.onClose(closed) }), resumed, closed, wanted
@@ -175,7 +177,7 @@ func (s *otherServer) stranded() bool {
 		return true
 	}
 	for _, l := range s.conns.all() {
-		if l.gate.HasInjected() {
+		if l.Gate.HasInjected() {
 			return true
 		}
 	}
@@ -185,7 +187,7 @@ func (s *otherServer) stranded() bool {
 // serveOn lets Serve be called again, for those that are stranded.
 func (s *otherServer) serveOn() {
 	for _, l := range s.conns.all() {
-		l.gate.Swap(gate.Parked, gate.Shut)
+		l.Gate.Swap(gate.Parked, gate.Shut)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -240,17 +242,17 @@ func (s *otherServer) shut(ctx context.Context) {
 
 func (s *otherServer) spare(closed func()) {
 	for _, l := range s.conns.all() {
-		l.spare(closed)
+		l.Spare(closed)
 	}
 }
 
 // offer lets go of all connections: to m, or for good.
-func (s *otherServer) offer(m *mover) {
+func (s *otherServer) offer(m *sockets.Mover) {
 	for _, l := range s.conns.all() {
-		if m.accepts(l, s.Protocol) {
-			l.release(m, false)
+		if m.Accepts(l, s.Protocol) {
+			l.Release(m, false)
 		} else {
-			l.release(nil, true)
+			l.Release(nil, true)
 		}
 	}
 }
@@ -265,7 +267,7 @@ func (s *otherServer) resume() {
 	}
 	s.spare(nil)
 	for _, l := range s.conns.all() {
-		l.release(nil, false)
+		l.Release(nil, false)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -276,7 +278,30 @@ func (s *otherServer) resume() {
 func (s *otherServer) shutdown() {
 	s.spare(nil)
 	for _, t := range s.conns.tracks() {
-		t.cut()
+		t.Cut()
 	}
 	close(s.finished)
 }
+
+// ErrMove is returned by Read on a connection of a [Server] with a Protocol
+// when this process wants to be rid of it: the handler calls [Move] with what
+// it has read and not used yet, and returns. If it is not at a point where it
+// could, it reads on: nothing is lost, and Read says so again after more data. All
+// methods of a unix connection that read do the same.
+var ErrMove = sockets.ErrMove
+
+// ErrNotMoved is returned by [Move] when the connection stays here.
+var ErrNotMoved = sockets.ErrNotMoved
+
+// Move hands the connection c, one accepted from a listener that a [Server]
+// with a Protocol serves, over to the new process, together with the bytes that
+// were read from it and not used: the new process accepts it from its own
+// listener, and reads those first. c is not the caller's any more then, and
+// must not be used or closed. At most 32 KiB of unread can go along.
+//
+// ErrNotMoved means that c stays, as it was, and should be served on: unread is
+// too long, say, or the upgrade was rolled back. If the error is ErrStopped too,
+// this process ends and nobody takes c: the handler may say goodbye and close
+// it, or serve on until [DrainTimeout] cuts it off. Nobody may be reading from
+// c meanwhile.
+func Move(c net.Conn, unread []byte) error { return sockets.Move(c, unread) }

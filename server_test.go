@@ -5,6 +5,7 @@ package grace
 import (
 	"context"
 	"errors"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
@@ -53,14 +54,14 @@ func TestConnectionThatComesBackAfterShutdown(t *testing.T) {
 			}
 			defer client.Close()
 			c := receive(t, conns, "a connection")
-			u.socks.yield(u.socks.snapshot(), []int{0})
-			u.socks.endAccept()
+			u.socks.Yield(u.socks.Snapshot(), []int{0})
+			u.socks.EndAccept()
 			drained := make(chan drainReport, 1)
 			go func() { drained <- u.allServers()[1].drain(newDrain(nil)) }()
 			receive(t, shut, "Shutdown")
 
-			l := ln.(*listener)
-			l.takeBack(trackOf(c), []byte("rest"), nil, false)
+			l := ln.(*sockets.Listener)
+			l.TakeBack(sockets.TrackOf(c), []byte("rest"), nil, false)
 			c = receive(t, conns, "the connection to be served again")
 			b := make([]byte, 9)
 			c.SetReadDeadline(time.Now().Add(limit))
@@ -203,7 +204,7 @@ func TestWrapperIsClosedOnceAtTheEnd(t *testing.T) {
 			})
 			h.opts = func(int) []Option { return []Option{Probation(0)} }
 			g := h.first()
-			client, err := net.Dial("tcp", g.socks.snapshot()[0].Bound)
+			client, err := net.Dial("tcp", g.socks.Snapshot()[0].Bound)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // What is outside hangs, for ever: nothing that the goroutine that owns the state
@@ -125,10 +126,10 @@ func TestRollBackWhileAListenerHangs(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			l.(*listener).open = func() (opened, error) {
+			l.(*sockets.Listener).Open = func() (sockets.Opened, error) {
 				opening <- struct{}{}
 				<-hang
-				return opened{}, errors.New("hung")
+				return sockets.Opened{}, errors.New("hung")
 			}
 			g.serve(l)
 		}
@@ -146,8 +147,8 @@ func TestRollBackWhileAListenerHangs(t *testing.T) {
 	// A drain that lasts.
 	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
 	next := g.toDrain(slow, slow.begun)
-	dropped := g.socks.snapshot()[0].listener
-	until(t, "the listener that new has dropped to be closed", dropped.isShut)
+	dropped := g.socks.Snapshot()[0].Listener
+	until(t, "the listener that new has dropped to be closed", dropped.IsShut)
 	next.die()
 	receive(t, opening, "the listener to be opened again")
 	if got := ask(t, addr); got != "1" {

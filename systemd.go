@@ -120,23 +120,3 @@ func (u *Upgrader) well(limit time.Duration) bool {
 	}
 	return true
 }
-
-// systemdNetwork is the network of names: Listen("systemd", name) gives the
-// socket that systemd calls so.
-const systemdNetwork = "systemd"
-
-// noSuchName is the error for a name that systemd has given to none.
-func (s *sockets) noSuchName(name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	have := []string{}
-	for _, in := range s.unclaimed {
-		if in.Name != "" {
-			have = append(have, fmt.Sprintf("%s (%s %s)", in.Name, in.Network, in.Bound))
-		}
-	}
-	if len(have) == 0 {
-		return fmt.Errorf("grace: listen %s %s: %w: LISTEN_FDNAMES names no socket that is not taken; is this process started by a .socket unit with FileDescriptorName=%s?", systemdNetwork, name, ErrMaster, name)
-	}
-	return fmt.Errorf("grace: listen %s %s: %w: LISTEN_FDNAMES has only %s", systemdNetwork, name, ErrMaster, strings.Join(have, ", "))
-}

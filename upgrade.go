@@ -9,6 +9,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A call of Upgrade, and what is looked at before a child is started.
@@ -142,7 +143,7 @@ func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {
 	return startChild(ctx, plan)
 }
 
-func (u *Upgrader) manifest(socks []*socket) *manifest.Manifest {
+func (u *Upgrader) manifest(socks []*sockets.Socket) *manifest.Manifest {
 	m := &manifest.Manifest{
 		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
 		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.Manager(), Sockets: make([]manifest.Entry, 0, len(socks)),

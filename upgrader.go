@@ -15,6 +15,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // An Upgrader replaces the process that it lives in. One process has one.
@@ -26,7 +27,7 @@ type Upgrader struct {
 	log        *slog.Logger
 	notify     *sdnotify.Notifier // nil without systemd
 	sys        system
-	socks      *sockets
+	socks      *sockets.Set
 	pid        *pidFile // nil without one
 	home       home
 	generation int
@@ -137,11 +138,11 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 		close(u.over)
 		return nil, err
 	}
-	u.socks.log = u.log
+	u.socks.Log = u.log
 	if u.parent == nil {
 		<-u.signals
 	}
-	u.servers = []drainer{u.socks}
+	u.servers = []drainer{queues{u.socks}}
 	if err := u.takePIDFile(); err != nil {
 		var running *RunningError
 		if errors.As(err, &running) {
@@ -161,7 +162,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	u.m = u.newMachine()
 	go u.loop()
 	if p := u.parent; p != nil {
-		p.run(u.log, u.socks.taker, u.over, u.happen)
+		p.run(u.log, u.socks.Taker, u.over, u.happen)
 	}
 	u.joinMaster()
 	u.foreseeTrouble()
@@ -182,8 +183,10 @@ func (u *Upgrader) findPlace() (err error) {
 		if u.sys.masterErr != nil {
 			return u.sys.masterErr
 		}
-		u.socks = newSockets(nil, 0)
-		u.socks.fromMaster(u.master)
+		u.socks = sockets.New(nil, 0)
+		if m := u.master; m != nil {
+			u.socks.FromMaster(m.sockets, m.anyAddr)
+		}
 		u.home = firstHome
 		return noHomeErr
 	}
@@ -198,7 +201,7 @@ func (u *Upgrader) findPlace() (err error) {
 		m.Sockets = m.Sockets[:last]
 		u.parent.pidLock = fd.NewFile(h.first+last, "PID file's lock")
 	}
-	u.socks = newSockets(m, h.first)
+	u.socks = sockets.New(m, h.first)
 	return nil
 }
 

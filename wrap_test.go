@@ -4,6 +4,7 @@ package grace
 
 import (
 	"bufio"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
@@ -142,17 +143,17 @@ func TestTrackBelow(t *testing.T) {
 	before := time.Now().Add(time.Hour)
 	c.SetReadDeadline(before)
 	keeping := &keepingConn{Conn: c}
-	if got, want := trackBelow(headerConn{Conn: keeping}), trackOf(c); got != want {
+	if got, want := sockets.TrackBelow(headerConn{Conn: keeping}), sockets.TrackOf(c); got != want {
 		t.Fatalf("found %p, want %p", got, want)
 	}
 	if !keeping.kept.IsZero() {
 		t.Errorf("the wrapper has kept the deadline %v", keeping.kept)
 	}
-	if want := trackOf(c).want; !want.Equal(before) {
+	if want := sockets.TrackOf(c).Want; !want.Equal(before) {
 		t.Errorf("the read deadline is %v, want %v", want, before)
 	}
 	theirs, _ := net.Pipe()
-	if got := trackBelow(theirs); got != nil {
+	if got := sockets.TrackBelow(theirs); got != nil {
 		t.Errorf("found %p below a pipe", got)
 	}
 }

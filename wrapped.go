@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"reflect"
@@ -8,7 +9,7 @@ import (
 
 // seesWrapper is told of each listener of the server.
 func (s *httpServer) seesWrapper(ln net.Listener) {
-	if _, ours := ln.(*listener); !ours {
+	if _, ours := ln.(*sockets.Listener); !ours {
 		s.wraps.Store(true)
 	}
 }
@@ -20,11 +21,11 @@ func (s *httpServer) onWrapped(c net.Conn) {
 	case len(s.conns.all()) == 0:
 		s.foreignState(c, http.StateNew)
 	case known:
-		if t := trackBelow(c); t != nil {
+		if t := sockets.TrackBelow(c); t != nil {
 			s.mu.Lock()
 			s.wrapped[c] = t
 			s.mu.Unlock()
-			t.playPrelude()
+			t.PlayPrelude()
 			s.begin(c, t)
 			break
 		}
@@ -45,7 +46,7 @@ func (s *httpServer) onWrapped(c net.Conn) {
 
 // findWrapped finds the track of a connection that is not ours itself; last says
 // that nobody will ask for it again.
-func (s *httpServer) findWrapped(c net.Conn, last bool) *track {
+func (s *httpServer) findWrapped(c net.Conn, last bool) *sockets.Track {
 	if reflect.TypeOf(c).Comparable() {
 		s.mu.Lock()
 		t := s.wrapped[c]

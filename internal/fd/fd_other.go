@@ -23,3 +23,6 @@ func NewFile(int, string) *os.File              { return nil }
 func OpenLocked(path string) (*os.File, error)  { return nil, errors.ErrUnsupported }
 func TryLockShared(*os.File) error              { return errors.ErrUnsupported }
 func Unlock(*os.File) error                     { return errors.ErrUnsupported }
+
+// ErrBrokenPipe is that of a peer that reads no more.
+var ErrBrokenPipe = errors.New("broken pipe")

@@ -52,3 +52,6 @@ func IsReadable(n int) bool { return Poll(n, unix.POLLIN)&unix.POLLIN != 0 }
 // IsHungUp reports whether the other end of n, a connected socket or a pipe, is closed. What
 // it has written before may still be there to be read.
 func IsHungUp(n int) bool { return Poll(n, 0)&unix.POLLHUP != 0 }
+
+// ErrBrokenPipe is that of a peer that reads no more.
+var ErrBrokenPipe error = unix.EPIPE

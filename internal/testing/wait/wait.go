@@ -3,6 +3,8 @@
 package wait
 
 import (
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 )
@@ -45,4 +47,16 @@ func For[T any](t testing.TB, c <-chan T, what string) T {
 		t.Fatalf("waited %v for %s", Limit, what)
 		panic("not reached")
 	}
+}
+
+// InSyscall reports whether a goroutine is in a system call below the function.
+func InSyscall(function string) bool {
+	b := make([]byte, 1<<20)
+	for _, stack := range strings.Split(string(b[:runtime.Stack(b, true)]), "\n\n") {
+		head, _, _ := strings.Cut(stack, "\n")
+		if strings.Contains(head, "[syscall") && strings.Contains(stack, function) {
+			return true
+		}
+	}
+	return false
 }

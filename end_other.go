@@ -1,8 +1,0 @@
-//go:build !linux
-
-package grace
-
-// end does nothing: elsewhere no call ends a listener for all that have it. On
-// FreeBSD shutdown(2) of one only wakes up who accepts (soshutdown in
-// sys/kern/uipc_socket.c), on macOS it is ENOTCONN.
-func (sock *socket) end() {}

@@ -1,6 +1,0 @@
-//go:build !unix
-
-package grace
-
-// free is for unix: see there.
-func (t *track) free() {}

@@ -1,0 +1,99 @@
+package sockets
+
+import (
+	"net"
+	"time"
+)
+
+// How a connection ends: by Close, on its way to another process, or cut off.
+
+// close is Close: of a connection that is to leave, the way to the mover.
+func (t *Track) close() error {
+	t.Mu.Lock()
+	was, away, leaving, m, hijacked := t.Closed, t.Away, t.leaving, t.Mover, t.phase == PhaseHijacked
+	if t.muted {
+		leaving, m = t.endPlay(), nil
+	}
+	lingers := t.lingers > 0 && !hijacked && !was && !away && !leaving
+	t.Closed, t.Away = true, away || leaving
+	t.Mu.Unlock()
+	if away {
+		return net.ErrClosed // its number may be another file's by the time it is sent
+	}
+	if leaving && !was {
+		if m == nil || !m.move(t, nil) {
+			t.Listener.TakeBack(t, nil, m, false)
+		}
+		return nil
+	}
+	if lingers {
+		go t.linger(func() { t.Listener.Live.remove(t, false) })
+		return nil
+	}
+	if !was {
+		t.Listener.Live.remove(t, hijacked)
+	}
+	return t.closeInner()
+}
+
+// closeInner closes the descriptor, and the connection even if new has a copy.
+func (t *Track) closeInner() error {
+	if t.lent {
+		if c, ok := t.Inner.(interface {
+			CloseRead() error
+			CloseWrite() error
+		}); ok {
+			c.CloseRead()
+			c.CloseWrite()
+		}
+	}
+	return t.Inner.Close()
+}
+
+// Cut closes a connection that is left when the drain's time is up.
+func (t *Track) Cut() {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	if t.muted {
+		t.endPlay()
+	}
+	if !t.Away {
+		t.free()
+		t.closeInner()
+	}
+}
+
+// FreeToClose is free, before somebody else closes the connection.
+func (t *Track) FreeToClose() {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	if !t.Away {
+		t.free()
+	}
+}
+
+// Bid says that the answer that is on its way is the connection's last, and how
+// long to linger after it.
+func (t *Track) Bid(lingers time.Duration) {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	t.ownDetour()
+	t.lingers = lingers
+}
+
+// linger ends the connection for its client, and closes it when that has seen
+// the end, or after a while.
+func (t *Track) linger(then func()) {
+	defer then()
+	defer t.closeInner()
+	c, ok := t.Inner.(interface{ CloseWrite() error })
+	if !ok || c.CloseWrite() != nil {
+		return
+	}
+	t.Inner.SetReadDeadline(time.Now().Add(t.lingers))
+	for b := make([]byte, 4<<10); ; {
+		if _, err := t.Inner.Read(b); err != nil {
+			return
+		}
+	}
+}

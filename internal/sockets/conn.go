@@ -1,0 +1,502 @@
+package sockets
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"math"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+)
+
+// A TCPConn is what the listeners of Upgrader.Listen accept for tcp: a
+// [net.TCPConn] that its listener keeps track of. All methods of net.TCPConn
+// are there, sendfile and splice among them. TCPConn.NetConn gives it itself,
+// with the deadlines that were set; take it from there, not from the field.
+type TCPConn struct {
+	*net.TCPConn
+	Track Track
+}
+
+// Tracked puts the connection c of l under l's eyes. unread are bytes that were
+// read from it before, and come first. It takes the place of old, which the
+// Mover stays could not move, and is never given to that one.
+func Tracked(c net.Conn, l *Listener, unread []byte, old *Track, stays *Mover) net.Conn {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		t := &TCPConn{TCPConn: c}
+		t.Track.begin(c, l, unread, old, stays)
+		return t
+	case *net.UnixConn:
+		t := &UnixConn{UnixConn: c}
+		t.Track.bare = true // it has more ways to read
+		t.Track.begin(c, l, unread, old, stays)
+		return t
+	}
+	return c // not reached: a listener of ours accepts nothing else
+}
+
+// Read is [net.TCPConn.Read].
+func (c *TCPConn) Read(p []byte) (int, error) { return c.Track.read(p) }
+
+// Write is [net.TCPConn.Write].
+func (c *TCPConn) Write(p []byte) (int, error) {
+	if c.Track.muted {
+		return c.Track.swallow(p)
+	}
+	return c.TCPConn.Write(p)
+}
+
+// WriteTo is [net.TCPConn.WriteTo].
+func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
+	first, err := c.Track.bypass(w)
+	if err != nil {
+		return first, err
+	}
+	n, err := c.TCPConn.WriteTo(w)
+	return first + n, err
+}
+
+// SetDeadline is [net.TCPConn.SetDeadline].
+func (c *TCPConn) SetDeadline(t time.Time) error {
+	return firstError(c.Track.setReadDeadline(t), c.Track.setWriteDeadline(t))
+}
+
+// SetReadDeadline is [net.TCPConn.SetReadDeadline].
+func (c *TCPConn) SetReadDeadline(t time.Time) error { return c.Track.setReadDeadline(t) }
+
+// SetWriteDeadline is [net.TCPConn.SetWriteDeadline].
+func (c *TCPConn) SetWriteDeadline(t time.Time) error { return c.Track.setWriteDeadline(t) }
+
+// Close is [net.TCPConn.Close].
+func (c *TCPConn) Close() error { return c.Track.close() }
+
+// NetConn gives the net.TCPConn. Reading, closing or setting deadlines on it
+// passes this package by.
+func (c *TCPConn) NetConn() net.Conn { c.Track.expose(); return c.TCPConn }
+
+// SyscallConn is [net.TCPConn.SyscallConn].
+func (c *TCPConn) SyscallConn() (syscall.RawConn, error) {
+	c.Track.expose()
+	return c.TCPConn.SyscallConn()
+}
+
+// File is [net.TCPConn.File].
+func (c *TCPConn) File() (*os.File, error) { c.Track.customize(); return c.TCPConn.File() }
+
+// SetNoDelay is [net.TCPConn.SetNoDelay].
+func (c *TCPConn) SetNoDelay(noDelay bool) error {
+	c.Track.customize()
+	return c.TCPConn.SetNoDelay(noDelay)
+}
+
+// SetKeepAlive is [net.TCPConn.SetKeepAlive].
+func (c *TCPConn) SetKeepAlive(keepalive bool) error {
+	c.Track.customize()
+	return c.TCPConn.SetKeepAlive(keepalive)
+}
+
+// SetKeepAlivePeriod is [net.TCPConn.SetKeepAlivePeriod].
+func (c *TCPConn) SetKeepAlivePeriod(d time.Duration) error {
+	c.Track.customize()
+	return c.TCPConn.SetKeepAlivePeriod(d)
+}
+
+// SetKeepAliveConfig is [net.TCPConn.SetKeepAliveConfig].
+func (c *TCPConn) SetKeepAliveConfig(config net.KeepAliveConfig) error {
+	c.Track.customize()
+	return c.TCPConn.SetKeepAliveConfig(config)
+}
+
+func firstError(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// A phase is what the server says of a connection.
+type phase uint8
+
+const (
+	phaseNew      phase = iota // accepted; no request yet
+	PhaseBusy                  // a request is read or answered
+	PhaseIdle                  // answered; the next request may come
+	PhaseHTTP2                 // any number of requests at once
+	PhaseHijacked              // not the server's any more
+	PhaseOther                 // of a Server with a Protocol of its own
+)
+
+// A Track is what a listener knows of one connection. With its TCPConn it fills
+// two lines of the processor's cache; what each Read looks at comes first.
+type Track struct {
+	Listener *Listener
+	Inner    net.Conn
+
+	Mu      sync.Mutex
+	phase   phase
+	origin  origin
+	custom  bool  // its options may not be those of a new connection
+	lent    bool  // another process may have a copy of it, and not know yet that it has not
+	direct  bool  // the server has it itself, not a wrapper of it
+	touched bool  // bytes were read
+	begun   bool  // a request has begun since it was accepted, or became idle
+	waiting bool  // the server has set its deadline for the time in which it is idle
+	capped  bool  // the read deadline is not want, but the idle grace's
+	woken   bool  // the read deadline is in the past, to move it
+	told    bool  // the Read of a protocol of the user's has returned ErrMove
+	ending  bool  // there is no mover, and the process ends: ErrMove all the same
+	leaving bool  // nothing is buffered and nobody reads: Close moves it
+	Closed  bool  // Close was called, or Move
+	Away    bool  // the mover has it: nobody else may close its descriptor
+	late    bool  // the server's read deadline is set when the next Read comes
+	limited bool  // inner has a read deadline
+	timed   bool  // inner may have a write deadline
+	bare    bool  // the program may use inner itself: nothing is late
+	known   bool  // a server of net/http says in which phase it is
+	post    bool  // the request that is answered, or was last, is a POST
+	muted   bool  // what is written is the answer to the prelude; the server's goroutine has it
+	reading int32 // how many Reads are pending
+	offered int32 // to the Read that is pending; 0 if none is
+	full    int32 // the largest slice that a Read was offered between two requests
+	place   int32 // in l.live, from 1; 0 if it is not there. l.live.mu guards it
+
+	Mover *Mover    // takes it to the new process as soon as it may move
+	Want  time.Time // the read deadline that the server has set
+	*Detour
+}
+
+// A detour is what only a connection has that was moved, or is to end. Others
+// share one that has nothing, and is never written to.
+type Detour struct {
+	unread  []byte // comes before what the kernel has
+	grace   time.Duration
+	lingers time.Duration // after its last answer, if that is on the way
+	play    *play         // while muted
+	First   []byte        // of a connection of a live that keeps them: see proof.go
+	stays   *Mover        // has failed to, and is not to try again and again
+	// Of a connection that another server had before: see continued.
+	until time.Time     // the read deadline that it had set
+	age   time.Duration // how long it had waited, if aged
+	aged  bool
+}
+
+var straight Detour
+
+// ownDetour gives the track a detour of its own.
+func (t *Track) ownDetour() {
+	if t.Detour == &straight {
+		t.Detour = new(Detour)
+	}
+}
+
+// begin fills the track and adds it to those of l.
+func (t *Track) begin(c net.Conn, l *Listener, unread []byte, old *Track, stays *Mover) {
+	t.Listener, t.Inner, t.custom, t.Detour = l, c, l.custom, &straight
+	if len(unread) > 0 || stays != nil {
+		t.Detour = &Detour{unread: unread, stays: stays}
+	}
+	l.Live.add(t, old)
+}
+
+// TrackOf finds the track under c, if it is ours and nobody but TLS wrapped it.
+func TrackOf(c net.Conn) *Track {
+	for {
+		switch v := c.(type) {
+		case *TCPConn:
+			return &v.Track
+		case *UnixConn:
+			return &v.Track
+		case *MemConn:
+			return &v.Track
+		case interface{ NetConn() net.Conn }:
+			c = v.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// read is Read on the inner connection.
+func (t *Track) read(p []byte) (int, error) {
+	size := int32(min(len(p), math.MaxInt32))
+	for {
+		t.Mu.Lock()
+		if n, ok, err := t.beforeRead(p, size); ok {
+			return n, err
+		}
+		t.Mu.Unlock()
+		n, err := t.Inner.Read(p)
+		t.Mu.Lock()
+		if !t.touched {
+			t.keep(p[:n])
+		}
+		again, err := t.afterRead(n, size, err)
+		t.Mu.Unlock()
+		if !again {
+			return n, err
+		}
+	}
+}
+
+// beforeRead is what a Read does before it comes to the inner connection. If ok,
+// it does not, and t.mu is not held any more.
+func (t *Track) beforeRead(p []byte, size int32) (n int, ok bool, err error) {
+	switch {
+	case t.Away:
+		err = net.ErrClosed
+	case len(t.unread) > 0:
+		n = t.takeUnread(p)
+	case t.muted:
+		t.Mu.Unlock()
+		n, err = t.playWait()
+		return n, true, err
+	default:
+		if t.phase != PhaseBusy { // a body is also read past the server's buffer, in larger slices
+			t.full = max(t.full, size)
+		}
+		if err = t.mustLeave(size); err == nil {
+			err = t.setLate()
+		}
+		if err == nil {
+			t.offered = size
+			t.reading++
+			return 0, false, nil
+		}
+	}
+	t.Mu.Unlock()
+	return n, true, err
+}
+
+// takeUnread gives bytes that came along. t.mu is held.
+func (t *Track) takeUnread(p []byte) int {
+	n := copy(p, t.unread)
+	t.unread = t.unread[n:]
+	t.touched, t.begun = true, true
+	t.cap()
+	return n
+}
+
+// afterRead is what a Read does once it comes back: take back a deadline that
+// was ours, or leave. Bytes that have come win over the wish to move.
+func (t *Track) afterRead(n int, offered int32, err error) (again bool, _ error) {
+	t.offered = 0
+	t.reading--
+	woken := t.woken
+	if woken {
+		t.woken, t.capped = false, false
+		if n == 0 && t.bound() > 0 { // not moved after all
+			t.cap()
+		} else {
+			t.limit(t.Want)
+		}
+	}
+	if n > 0 {
+		t.touched, t.begun, t.told = true, true, false
+		if t.capped || t.Mover != nil {
+			t.cap()
+		}
+		return false, err
+	}
+	if !woken || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, err
+	}
+	if leave := t.mustLeave(offered); leave != nil {
+		return false, leave
+	}
+	// The move was called off; the server is not to notice.
+	return t.Want.IsZero() || time.Now().Before(t.Want), err
+}
+
+// FullSlice is how large a slice the server of net/http offers when its buffer
+// is empty: that of a bufio.Reader. A larger one that was seen counts instead.
+var FullSlice = int32(bufio.NewReader(nil).Size())
+
+// mayLeave says whether nothing of the next request is in the server's hands,
+// if its Read was offered this many bytes: nothing was read at all yet, or the
+// server has said that it is idle, no request has begun since, and its buffer,
+// all of it, is free.
+func (t *Track) mayLeave(offered int32) bool {
+	if t.Mover == nil && !t.ending || len(t.unread) > 0 || t.Closed {
+		return false
+	}
+	if t.phase == PhaseOther {
+		return !t.told
+	}
+	if !t.direct || t.Mover == nil {
+		return false
+	}
+	return t.phase == phaseNew && !t.touched ||
+		t.phase == PhaseIdle && !t.begun && offered >= max(t.full, FullSlice)
+}
+
+// mustLeave is the error with which a Read returns so that the connection can
+// move: the server of net/http takes it for a timeout and closes, and our Close
+// moves; a server of the user's calls Move.
+func (t *Track) mustLeave(offered int32) error {
+	switch {
+	case t.leaving:
+		return os.ErrDeadlineExceeded
+	case !t.mayLeave(offered):
+		return nil
+	case t.phase == PhaseOther:
+		t.told = true
+		return ErrMove
+	}
+	t.leaving = true
+	return os.ErrDeadlineExceeded
+}
+
+// Offer gives the connection a mover: it is moved at once if it may, or as soon
+// as it may. With nil the move is called off. False if it stays.
+func (t *Track) Offer(m *Mover) bool { return t.release(m, false) }
+
+// release is offer, or tells the connection that the process ends and that
+// nobody takes it.
+func (t *Track) release(m *Mover, ending bool) bool {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	if m != nil && t.stays == m {
+		return false
+	}
+	t.Mover, t.ending = m, ending
+	t.told = false
+	if t.reading > 0 && (m != nil || ending) && t.mayBlock() {
+		t.unblock()
+	}
+	if t.offered > 0 && t.mayLeave(t.offered) {
+		t.woken = true
+		t.limit(gate.LongAgo)
+	} else if !t.Away {
+		t.cap()
+	}
+	return true
+}
+
+// mayBlock says whether the program may have had the descriptor in its hands, and
+// made it a blocking one: File does, for one.
+func (t *Track) mayBlock() bool { return (t.custom || t.bare) && !t.Away }
+
+// SetKnown says that a server of net/http has the connection; direct, that this
+// is what it has, and no wrapper.
+func (t *Track) SetKnown(direct bool) {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	t.known, t.direct = true, direct
+}
+
+func (t *Track) IsDirect() bool {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	return t.direct && t.phase != PhaseHTTP2 && t.phase != PhaseHijacked
+}
+
+// Movable says whether it will move when it may.
+func (t *Track) Movable() bool {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	return t.Mover != nil && t.direct && t.phase != PhaseHTTP2 && t.phase != PhaseHijacked
+}
+
+// customize: the program may set options of the socket.
+func (t *Track) customize() {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	t.custom = true
+}
+
+// expose is customize, and the program may read from the socket itself.
+func (t *Track) expose() {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	t.custom = true
+	t.setBare()
+}
+
+// bypass: bytes are read without us from now on. Those that we have come first.
+func (t *Track) bypass(w io.Writer) (int64, error) {
+	t.Mu.Lock()
+	if t.Away {
+		t.Mu.Unlock()
+		return 0, net.ErrClosed
+	}
+	t.touched, t.begun = true, true
+	t.uncap()
+	t.setBare()
+	unread := t.unread
+	if len(unread) == 0 {
+		t.Mu.Unlock()
+		return 0, nil
+	}
+	t.unread = nil
+	t.Mu.Unlock()
+	n, err := w.Write(unread)
+	return int64(n), err
+}
+
+// SetPhase is what the server tells.
+func (t *Track) SetPhase(p phase) {
+	t.Mu.Lock()
+	switch {
+	case t.phase == PhaseHTTP2 && p != PhaseHijacked || t.phase == PhaseHijacked:
+		// net/http calls HTTP/2 connections idle as well.
+	case p == PhaseIdle: // the server sets its deadline next
+		t.phase, t.begun, t.waiting = p, false, false
+	default:
+		t.phase, t.post = p, false
+		if !t.muted && !t.until.IsZero() { // the wait of which it is the end is over
+			t.until = time.Time{}
+		}
+		t.uncap()
+	}
+	t.Mu.Unlock()
+}
+
+// AwaitRequest: what has been read so far was no request. While the process ends
+// it may be idle for the idle grace only.
+func (t *Track) AwaitRequest() {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	t.begun = false
+	if !t.Closed {
+		t.cap()
+	}
+}
+
+// Unpeek puts b before what the connection reads next.
+func (t *Track) Unpeek(b []byte) {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	if len(b) > 0 {
+		t.ownDetour()
+		t.unread = append(b, t.unread...)
+		if !t.muted { // the prelude is none of the client's
+			t.until = time.Time{} // the server waits only from now on
+		}
+	}
+}
+
+// IsMuted reports whether the server's goroutine, which asks, plays the prelude.
+func (t *Track) IsMuted() bool { return t.muted }
+
+// A trackState is how a connection stands, for tests.
+type trackState struct {
+	Reading, Offered           int32 // see track
+	Idle, Begun, Touched, Lent bool
+	Deadline                   time.Time // that the server has set; zero in the prelude
+}
+
+func (t *Track) State() trackState {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	s := trackState{Reading: t.reading, Offered: t.offered, Idle: t.phase == PhaseIdle, Begun: t.begun, Touched: t.touched, Lent: t.lent}
+	if !t.muted {
+		s.Deadline = t.Want
+	}
+	return s
+}

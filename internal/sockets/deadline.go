@@ -1,0 +1,103 @@
+package sockets
+
+import (
+	"net"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+)
+
+// The server sets a connection's deadlines, net/http several in each request:
+// one in the past, to get a Read out that has mostly not begun, and none where
+// there was none. A read deadline that comes when nobody reads is late: it is
+// set when a Read comes that needs it.
+
+// setReadDeadline is the server's. One that wakes a Read stays; the server's
+// comes back with the Read.
+func (t *Track) setReadDeadline(d time.Time) error {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	if t.Away {
+		return net.ErrClosed
+	}
+	switch d {
+	case PostMark:
+		t.post = true
+		return nil
+	case whoseMark:
+		return whoseError{t}
+	}
+	if !t.until.IsZero() {
+		d = t.continued(d)
+	}
+	if t.phase == PhaseIdle {
+		// The second deadline since it became idle is that of a request, whose
+		// first bytes were in the server's buffer already: nobody has read them
+		// since, and the buffer may be empty again by the next Read.
+		t.begun = t.begun || t.waiting
+		t.waiting = true
+	}
+	t.Want = d
+	if t.muted {
+		t.late = true
+		t.playDeadline()
+		return nil
+	}
+	if t.woken {
+		return nil
+	}
+	t.capped = false
+	if t.bound() > 0 {
+		return t.cap()
+	}
+	if t.reading > 0 || t.bare || t.Closed {
+		return t.limit(d)
+	}
+	t.late = true
+	return nil
+}
+
+// setWriteDeadline is the server's. net/http takes one back after each request.
+func (t *Track) setWriteDeadline(d time.Time) error {
+	t.Mu.Lock()
+	if t.Away {
+		t.Mu.Unlock()
+		return net.ErrClosed
+	}
+	none := t.muted || d.IsZero() && !t.timed && !t.bare && !t.Closed
+	t.timed = t.timed || !none
+	t.Mu.Unlock()
+	if none {
+		return nil
+	}
+	return t.Inner.SetWriteDeadline(d)
+}
+
+// limit sets the read deadline of the inner connection.
+func (t *Track) limit(d time.Time) error {
+	t.late, t.limited = false, !d.IsZero()
+	return t.Inner.SetReadDeadline(d)
+}
+
+// setLate is called before a Read, which fails with its error.
+func (t *Track) setLate() error {
+	switch {
+	case !t.late:
+	case t.Want.IsZero() && !t.limited:
+		t.late = false
+	case !t.Want.IsZero() && !t.Want.After(gate.LongAgo) && !t.Closed:
+		return t.Listener.expired // it is there to stop a Read, and stays late
+	default:
+		t.limit(t.Want)
+	}
+	return nil
+}
+
+// setBare: the program may use the inner connection itself. That has deadlines
+// at once, from now on.
+func (t *Track) setBare() {
+	t.bare = true
+	if t.late && !t.Away { // inner may be another track's by then
+		t.limit(t.Want)
+	}
+}

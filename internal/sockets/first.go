@@ -1,0 +1,31 @@
+package sockets
+
+// The first bytes of a connection, kept to be compared with the first request.
+
+// provable is how many are kept: a method and the beginning of a path.
+const provable = 16
+
+// KeepFirst lets connections that come keep their first bytes.
+func (s *live) KeepFirst(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.first = on
+}
+
+// keep keeps what was read first of all.
+func (d *Detour) keep(p []byte) {
+	if d.First != nil && len(d.First) == 0 {
+		d.First = append(d.First, p[:min(len(p), provable)]...)
+	}
+}
+
+// TakeFirst gives what was kept; "" if nothing was, or it was given before.
+func (t *Track) TakeFirst() string {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	first := string(t.First)
+	if first != "" {
+		t.Detour.First = nil // the next request begins otherwise
+	}
+	return first
+}

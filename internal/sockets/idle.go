@@ -1,0 +1,64 @@
+package sockets
+
+import "time"
+
+// The read deadline of a connection is the server's. But while its process ends,
+// how long it may be idle is for us to say.
+
+// bound is how long the next Read may wait while the process wants to end; 0 if
+// as long as the server says. Between two requests that is the idle grace; while
+// a request's header is on its way, it is the same from each byte to the next. A
+// request that the handler has is not bound: that is what DrainTimeout is for.
+func (t *Track) bound() time.Duration {
+	switch {
+	case t.woken || t.phase != PhaseIdle && t.phase != phaseNew:
+		return 0
+	case t.begun && !t.known:
+		return 0 // whatever is going on
+	case t.grace > 0:
+		return t.grace
+	case t.begun && t.Mover != nil: // else it moves
+		return t.Mover.Grace
+	}
+	return 0
+}
+
+// cap lets a Read wait as long as bound says, or as long as the server does.
+func (t *Track) cap() error {
+	bound := t.bound()
+	if bound == 0 {
+		t.uncap()
+		return nil
+	}
+	end := time.Now().Add(bound)
+	if !t.Want.IsZero() && t.Want.Before(end) {
+		end = t.Want
+	}
+	t.capped = true
+	return t.limit(end)
+}
+
+// uncap gives the server its own deadline back.
+func (t *Track) uncap() {
+	if t.capped {
+		t.capped = false
+		t.limit(t.Want)
+	}
+}
+
+// Finish says how long it may be idle from now on; 0 takes that back.
+func (t *Track) Finish(grace time.Duration) {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	if t.Away { // its descriptor may be that of another track by now
+		return
+	}
+	if grace != t.grace {
+		t.ownDetour()
+		t.grace = grace
+	}
+	if grace > 0 && t.reading > 0 && t.mayBlock() {
+		t.unblock()
+	}
+	t.cap()
+}

@@ -1,0 +1,292 @@
+package sockets
+
+import (
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+)
+
+// A listener is what Upgrader.Listen gives: a *net.TCPListener or
+// *net.UnixListener behind a gate, with the connections that came through it.
+type Listener struct {
+	Gate  *gate.Gate
+	Sock  *Socket
+	socks *Set
+	addr  net.Addr
+	Open  func() (Opened, error) // opens the same socket again
+
+	expired error // of a Read whose deadline is one in the past
+
+	custom bool // connections get options of the program's from the start
+
+	// reopening is held while the socket is closed or opened anew, which may wait
+	// for a disk; before sockets.mu and mu. The loop does not take it.
+	reopening sync.Mutex
+
+	mu    sync.Mutex
+	inner Opened
+	shut  bool       // inner is closed, and may be opened again
+	given []net.Conn // to be accepted besides those of the socket
+	takes string     // the protocol of connections that are moved to us
+	// spared is called by Close in place of closing the socket; see spare.
+	spared func()
+	held   atomic.Bool // see hold
+	// mayReturn says that the end of accepting is an upgrade's, and not the last.
+	mayReturn atomic.Bool
+
+	// unwanted: the program itself has closed it, while nothing but a roll back
+	// could need it. Guarded by sockets.mu.
+	unwanted bool
+
+	Live live // last: who closes connections writes here, who accepts reads the rest
+}
+
+func (l *Listener) acceptor() Opened {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inner
+}
+
+// Accept waits until this process is ready, and again once it has handed over.
+// After Done it returns net.ErrClosed; at a last stop not before the queue is
+// empty.
+func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		mode, injected, err := l.Gate.Enter()
+		if err != nil {
+			return nil, l.acceptError(err)
+		}
+		if injected {
+			if c := l.next(); c != nil {
+				l.Gate.Leave()
+				return c, nil
+			}
+		}
+		if mode != gate.Open && mode != gate.Finishing {
+			l.Gate.Leave()
+			continue
+		}
+		if mode == gate.Finishing && !readable(l.Sock) && l.park() {
+			l.Gate.Leave()
+			continue
+		}
+		if l.held.Load() {
+			l.Gate.Leave()
+			return nil, l.acceptError(net.ErrClosed)
+		}
+		inner := l.acceptor()
+		c, err := inner.Accept()
+		if err == nil {
+			if tc, ok := c.(*net.TCPConn); ok && inner.tune != nil {
+				inner.tune(tc)
+			}
+			c = Tracked(c, l, nil, nil, nil)
+		}
+		l.Gate.Leave()
+		if err != nil && l.outlives(inner) {
+			continue
+		}
+		if err == nil && l.held.Load() { // for who accepts when the drain was called off
+			l.Give(c)
+			return nil, l.acceptError(net.ErrClosed)
+		}
+		if err == nil || !l.Gate.MayRetry(err) {
+			return c, err
+		}
+	}
+}
+
+func (l *Listener) acceptError(err error) error {
+	return &net.OpError{Op: "accept", Net: l.addr.Network(), Addr: l.addr, Err: err}
+}
+
+// Give lets Accept return c: a connection that was moved to this process, or
+// that could not be moved from it. That works while the gate is shut, too.
+func (l *Listener) Give(c net.Conn) {
+	l.mu.Lock()
+	closed := l.Gate.IsClosed() // if not yet, who closes it finds c
+	if !closed {
+		l.given = append(l.given, c)
+		l.Gate.Inject(1)
+	}
+	l.mu.Unlock()
+	if closed {
+		c.Close()
+	}
+}
+
+func (l *Listener) next() net.Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.given) == 0 {
+		return nil
+	}
+	c := l.given[0]
+	l.given[0] = nil
+	l.given = l.given[1:]
+	l.Gate.Inject(-1)
+	return c
+}
+
+// TakeBack serves on a connection that was on its way out. m could not move it,
+// and would fail again: without end, and without a request served meanwhile. If
+// it is lent, new may have a copy of it.
+func (l *Listener) TakeBack(t *Track, unread []byte, m *Mover, lent bool) {
+	t.Inner.SetDeadline(time.Time{})
+	c := Tracked(t.Inner, l, unread, t, m) // takes t's place in l.live
+	t.Mu.Lock()
+	p := t.past()
+	t.Mu.Unlock()
+	back := TrackOf(c)
+	back.come(p)
+	back.Mu.Lock()
+	back.lent = lent
+	back.Mu.Unlock()
+	l.Give(c)
+}
+
+// Take says that connections of this protocol may be moved to us.
+func (l *Listener) Take(proto string) (changed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	changed = l.takes != proto
+	l.takes = proto
+	return changed
+}
+
+// Release is that of all connections, and of those that are still to come.
+func (l *Listener) Release(m *Mover, ending bool) {
+	for _, t := range l.Live.release(m, ending) {
+		t.release(m, ending)
+	}
+}
+
+func (l *Listener) Protocol() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.takes
+}
+
+// park closes the socket once its queue is served: no other process serves on it. It
+// can be opened again if the upgrade is rolled back; Accept waits for that, since
+// what wraps the listener may not live on after an error. False if a connection is
+// still to be injected: it wakes the goroutine that accepts.
+func (l *Listener) park() bool {
+	l.reopening.Lock()
+	l.mu.Lock()
+	to := gate.Parked
+	if l.mayReturn.Load() {
+		to = gate.Shut
+	}
+	inner, parked := l.inner, l.Gate.Park(to)
+	l.shut = l.shut || parked
+	l.mu.Unlock()
+	if !parked {
+		l.reopening.Unlock()
+		return false
+	}
+	end := func() {
+		l.Sock.unlink() // nobody finds it, but it was kept for show
+		l.reopening.Unlock()
+	}
+	if l.Sock.tryClose(inner.Listener) {
+		end()
+	} else {
+		go func() { l.Sock.closeListener(inner.Listener); end() }()
+	}
+	return true
+}
+
+// Finished says whether nothing more is accepted. A queue that is empty is
+// closed here: perhaps nobody is in Accept who would see it.
+func (l *Listener) Finished() bool {
+	if l.Gate.IsFinishing() && !readable(l.Sock) {
+		l.park()
+	}
+	return l.Gate.IsQuiet()
+}
+
+// drop closes the socket, which the program did not want any more while another
+// process had it.
+func (l *Listener) drop() {
+	l.reopening.Lock()
+	defer l.reopening.Unlock()
+	l.Sock.unlink()
+	l.closeInner()
+}
+
+// IsShut says whether the socket was closed when its queue was served.
+func (l *Listener) IsShut() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.shut
+}
+
+// Spare lets Close park the socket, and call closed; with nil no more.
+func (l *Listener) Spare(closed func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spared = closed
+}
+
+// Hold lets Accept give nothing, as if the listener were closed, and keep what
+// comes all the same; Close only parks it. Or it ends that.
+func (l *Listener) Hold(on bool) { l.held.Store(on) }
+
+// letGo closes the socket in this process, for good. What comes back from a move
+// is still accepted.
+func (l *Listener) letGo() error { return l.Sock.closeListener(l.acceptor().Listener) }
+
+// end is letGo, and the end of Accept.
+func (l *Listener) end() error {
+	l.Gate.Set(gate.Closed)
+	err := l.letGo()
+	for c := l.next(); c != nil; c = l.next() {
+		c.Close()
+	}
+	return err
+}
+
+// Close ends Accept. The socket is not handed over any more, and the path of a
+// unix socket goes with it, unless another process serves there.
+//
+// While the process drains after a hand-over the socket is only parked: should
+// the new process die, it is needed again. Before, in probation, it is the program
+// that closes it, and a roll back does not open it again.
+func (l *Listener) Close() error {
+	l.mu.Lock()
+	closed := l.spared
+	l.mu.Unlock()
+	if closed != nil {
+		l.Gate.Set(gate.Parked)
+		closed()
+		return nil
+	}
+	if l.held.Load() { // what is queued at a last stop is accepted still
+		l.Gate.Change(func(m gate.Mode) bool { return m != gate.Finishing }, gate.Parked)
+		return nil
+	}
+	if l.socks.Keep(l.Sock) {
+		l.Gate.Set(gate.Parked)
+		return nil
+	}
+	l.socks.Remove(l.Sock)
+	return l.end()
+}
+
+// Addr, SetDeadline, SyscallConn and File are those of net.TCPListener. Whoever
+// calls File may pass the socket to a process of its own: it does not end with us.
+
+func (l *Listener) Addr() net.Addr                        { return l.addr }
+func (l *Listener) SetDeadline(t time.Time) error         { return l.Gate.SetDeadline(t) }
+func (l *Listener) SyscallConn() (syscall.RawConn, error) { return l.acceptor().SyscallConn() }
+
+func (l *Listener) File() (*os.File, error) {
+	l.Sock.copied.Store(true)
+	return l.acceptor().File()
+}

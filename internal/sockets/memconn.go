@@ -1,0 +1,92 @@
+package sockets
+
+import (
+	"net"
+	"os"
+	"time"
+)
+
+// A MemConn is a connection in memory, tracked like one of a listener: with it a server
+// is watched.
+type MemConn struct {
+	net.Conn // the pipe's end, below the track
+	Track    Track
+	onClose  func(leaving bool)
+}
+
+// NewMemConn gives the connection that a server gets, and the client's end.
+func NewMemConn(onRead func(n int), onClose func(leaving bool)) (c *MemConn, client net.Conn) {
+	client, inner := net.Pipe()
+	l := &Listener{expired: &net.OpError{Op: "read", Net: "pipe", Err: os.ErrDeadlineExceeded}}
+	c = &MemConn{Conn: inner, onClose: onClose}
+	c.Track.begin(memEnd{inner, onRead}, l, nil, nil, nil)
+	return c, client
+}
+
+func (c *MemConn) Read(p []byte) (int, error)        { return c.Track.read(p) }
+func (c *MemConn) SetReadDeadline(t time.Time) error { return c.Track.setReadDeadline(t) }
+
+func (c *MemConn) SetWriteDeadline(t time.Time) error { return c.Track.setWriteDeadline(t) }
+
+func (c *MemConn) SetDeadline(t time.Time) error {
+	return firstError(c.Track.setReadDeadline(t), c.Track.setWriteDeadline(t))
+}
+
+func (c *MemConn) Write(p []byte) (int, error) {
+	if c.Track.muted {
+		return c.Track.swallow(p)
+	}
+	return c.Conn.Write(p)
+}
+
+// Close says whether the connection would have been moved.
+func (c *MemConn) Close() error {
+	c.Track.Mu.Lock()
+	leaving, was := c.Track.leaving, c.Track.Closed
+	if c.Track.muted {
+		c.Track.endPlay()
+	}
+	c.Track.Closed = true
+	c.Track.Mu.Unlock()
+	if !was {
+		c.onClose(leaving)
+	}
+	if leaving {
+		return nil
+	}
+	return c.Conn.Close()
+}
+
+func (c *MemConn) IsLeaving() bool {
+	c.Track.Mu.Lock()
+	defer c.Track.Mu.Unlock()
+	return c.Track.woken || c.Track.leaving
+}
+
+// memEnd says when it is read from.
+type memEnd struct {
+	net.Conn
+	onRead func(n int)
+}
+
+func (c memEnd) Read(p []byte) (int, error) {
+	c.onRead(len(p))
+	return c.Conn.Read(p)
+}
+
+// MoveOn gives the connection that another server gets when c, which its server has
+// Closed, has moved: all that goes along is what a message has room for.
+func (c *MemConn) MoveOn(onClose func(leaving bool)) (*MemConn, error) {
+	c.Track.Mu.Lock()
+	p := c.Track.past()
+	c.Track.Mu.Unlock()
+	batch, err := decodeConns(EncodeConns([]*Moving{{past: p}}).Payload)
+	if err != nil {
+		return nil, err
+	}
+	next := &MemConn{Conn: c.Conn, onClose: onClose}
+	c.Track.Inner.SetDeadline(time.Time{})
+	next.Track.begin(c.Track.Inner, c.Track.Listener, nil, nil, nil)
+	next.Track.come(batch[0].past)
+	return next, nil
+}

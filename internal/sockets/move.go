@@ -1,0 +1,475 @@
+package sockets
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/control"
+	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
+)
+
+// A connection is moved in three steps, so that at each moment exactly one
+// process may read from it, whoever dies:
+//
+//	old -> new  conns    descriptors, with ids; old keeps its own and reads no more
+//	new -> old  took     the ids that new has received and could make use of
+//	old -> new  verdict  old has closed its own: they are new's. Or: they are not,
+//	                     old has lost patience and serves them itself again
+//
+// What new has not taken stays with old: the kernel drops the descriptors that
+// new's table has no room for, and new may have no such listener any more. If
+// new dies before it took one, old has it still, and nothing was read from it.
+// If old dies after new took one, it is new's, unless it bears the mark of one that
+// old has taken back: see takenBack. No second descriptor is needed in either process.
+//
+// Old takes back what is not taken in time, and moves nothing more: a message that
+// the kernel does not take, or that new does not read, holds no connection for
+// longer than patience.
+
+// The messages of a move.
+const (
+	MsgConns   control.Type = 'C' // old -> new: connections
+	MsgTook    control.Type = 'K' // new -> old: their ids
+	MsgVerdict control.Type = 'V' // old -> new: ids, and whether they are new's
+)
+
+const (
+	BatchConns   = 128      // connections in a message, at most maxFDs
+	maxUnread    = 32 << 10 // bytes already read that go with a connection
+	batchBytes   = 16 << 10 // of a message with several connections
+	windowSize   = 4        // messages not answered yet: less than a socket buffer
+	tookPatience = 2 * time.Second
+)
+
+// ProtocolHTTP1 is what a plaintext net/http server takes.
+const ProtocolHTTP1 = "http/1.1"
+
+// Move moves c: see grace.Move.
+func Move(c net.Conn, unread []byte) error {
+	var t *Track
+	switch c := c.(type) {
+	case *TCPConn:
+		t = &c.Track
+	case *UnixConn:
+		t = &c.Track
+	default: // a wrapper, such as TLS, knows what its descriptor does not
+		return fmt.Errorf("grace: %w: a %T is none that Listen's listener has accepted", ErrNotMoved, c)
+	}
+	t.Mu.Lock()
+	m, ending := t.Mover, t.ending
+	ok := m != nil && !t.Closed && t.phase == PhaseOther && len(unread)+len(t.unread) <= maxUnread
+	var rest []byte
+	if ok {
+		rest = append(append(rest, unread...), t.unread...)
+		t.Closed, t.Away = true, true
+	}
+	t.Mu.Unlock()
+	switch {
+	case ending:
+		return fmt.Errorf("grace: %w: %w", ErrNotMoved, ErrStopped)
+	case !ok:
+		return fmt.Errorf("grace: %w", ErrNotMoved)
+	}
+	if !m.move(t, rest) {
+		t.Mu.Lock()
+		t.Closed, t.Away = false, false
+		t.Mu.Unlock()
+		return fmt.Errorf("grace: %w", ErrNotMoved)
+	}
+	return nil
+}
+
+// A mover moves connections from the old process to its successor.
+type Mover struct {
+	ch      *control.Channel
+	sockets map[*Listener]int // their indexes in the manifest
+	// Patience is how long new may take to say that it has taken a connection,
+	// and to read that it is not to.
+	Patience time.Duration
+	// Stuck is told, once, why connections can't be moved any more. May be nil.
+	Stuck func(error)
+	// Grace is how long a connection may stop in the middle of a request's header.
+	Grace time.Duration
+
+	mu      sync.Mutex
+	takes   []string // by index
+	over    bool     // nothing is moved any more
+	nextID  uint32
+	queue   []*Moving
+	sent    map[uint32]*Moving
+	writing bool // a message is with the channel, and not written yet
+	window  int  // messages not answered yet
+	moved   int
+}
+
+type Moving struct {
+	ID     uint32
+	t      *Track
+	socket int
+	custom bool // its options must be kept
+	past   past
+	Unread []byte
+	fd     int
+	at     time.Time // when it was written; zero before
+	lent   bool      // new may have a copy of it
+}
+
+// NewMover gives one for the process at the other end of ch, to which handed go.
+func NewMover(ch *control.Channel, handed []*Socket) *Mover {
+	m := &Mover{
+		ch: ch, Patience: tookPatience,
+		sockets: make(map[*Listener]int, len(handed)), takes: make([]string, len(handed)), sent: map[uint32]*Moving{},
+	}
+	for i, sock := range handed {
+		if sock.Listener != nil {
+			m.sockets[sock.Listener] = i
+		}
+	}
+	return m
+}
+
+// Learn adds what new says that it takes.
+func (m *Mover) Learn(c manifest.Claims) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, socket := range c.Sockets {
+		if socket < len(m.takes) && c.Takes[i] != "" {
+			m.takes[socket] = c.Takes[i]
+		}
+	}
+}
+
+// Accepts says whether new takes connections of this protocol for l.
+func (m *Mover) Accepts(l *Listener, proto string) bool {
+	if m == nil || proto == "" {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i, ok := m.sockets[l]
+	return ok && !m.over && m.takes[i] == proto
+}
+
+// move takes t, from which nobody reads; false if it can't.
+func (m *Mover) move(t *Track, unread []byte) bool {
+	n, err := fd.Of(t.Inner)
+	if err != nil {
+		return false
+	}
+	t.Mu.Lock()
+	custom, p := t.custom, t.past()
+	t.Mu.Unlock()
+	unmark(n)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i, ok := m.sockets[t.Listener]
+	if m.over || !ok {
+		return false
+	}
+	m.nextID++
+	m.queue = append(m.queue, &Moving{ID: m.nextID, t: t, socket: i, custom: custom, past: p, Unread: unread, fd: n})
+	m.flush()
+	return true
+}
+
+// flush sends the next of the queue, if the window allows. While one message is
+// written the next one gathers.
+func (m *Mover) flush() {
+	if m.over || m.writing || m.window >= windowSize || len(m.queue) == 0 {
+		return
+	}
+	var batch []*Moving
+	for size := 0; len(m.queue) > 0 && len(batch) < BatchConns; {
+		c := m.queue[0]
+		if size += ConnHeader + len(c.Unread); size > batchBytes && len(batch) > 0 {
+			break
+		}
+		m.queue[0] = nil
+		m.queue = m.queue[1:]
+		batch = append(batch, c)
+		m.sent[c.ID] = c
+	}
+	m.writing = true
+	m.window++
+	// Not here: a failed channel answers at once, and m.mu is held.
+	go m.ch.SendWithin(m.Patience, EncodeConns(batch), func(err error) { m.onWritten(batch, err) })
+}
+
+// onWritten: a message was written, or could not be: then its connections stay,
+// and those that wait behind them.
+func (m *Mover) onWritten(batch []*Moving, err error) {
+	var back []*Moving
+	m.mu.Lock()
+	m.writing = false
+	if err == nil || errors.Is(err, control.ErrCutShort) { // new has, or will have, the descriptors
+		now := time.Now()
+		for _, c := range batch {
+			c.at = now
+		}
+	}
+	first := err != nil && !m.over
+	switch {
+	case first:
+		back = append(m.withdraw(batch), m.end()...)
+	case err != nil || m.over:
+		back = m.withdraw(batch)
+	default:
+		time.AfterFunc(m.Patience, m.impatient)
+	}
+	m.flush()
+	m.mu.Unlock()
+	m.giveUp(back)
+	if first {
+		m.isStuck(err)
+	}
+}
+
+// end ends moving, and returns what is not on its way yet. m.mu is held.
+func (m *Mover) end() (back []*Moving) {
+	m.over = true
+	back, m.queue = m.queue, nil
+	return back
+}
+
+func (m *Mover) isStuck(err error) {
+	if m.Stuck != nil {
+		m.Stuck(err)
+	}
+}
+
+// withdraw forgets those of batch that are still on their way, and returns them.
+func (m *Mover) withdraw(batch []*Moving) (back []*Moving) {
+	for _, c := range batch {
+		if m.sent[c.ID] == c {
+			delete(m.sent, c.ID)
+			back = append(back, c)
+		}
+	}
+	return back
+}
+
+func (m *Mover) takeBack(back []*Moving) {
+	for _, c := range back {
+		c.t.Listener.TakeBack(c.t, c.Unread, m, c.lent)
+	}
+}
+
+// giveUp takes back what new has not taken. Of what it may have got it is told
+// before this process reads on: should this one die then, new must not take for
+// its own what half a request was read from. The message lets go of new's copy,
+// too; but if the channel is full new reads nothing, and old can't wait for it:
+// then the mark says it.
+func (m *Mover) giveUp(all []*Moving) {
+	var back, kept []*Moving
+	var ids []uint32
+	for _, c := range all {
+		if c.lent = !c.at.IsZero(); c.lent {
+			markTakenBack(c.fd)
+			ids = append(ids, c.ID)
+			back = append(back, c)
+		} else {
+			kept = append(kept, c)
+		}
+	}
+	m.takeBack(kept)
+	if len(back) == 0 {
+		return
+	}
+	var once sync.Once
+	serve := func() { once.Do(func() { m.takeBack(back) }) }
+	m.ch.SendThen(control.Message{Type: MsgVerdict, Payload: encodeIDs(nil, ids)}, func(error) { serve() })
+	time.AfterFunc(m.Patience, serve)
+}
+
+// OnTook: new has received these, and could not make use of those. A new process
+// that has died since took nothing with it.
+func (m *Mover) OnTook(ids, refused []uint32) {
+	if m.ch.HungUp() {
+		return // stop follows
+	}
+	m.mu.Lock()
+	var gone, back []*Moving
+	var yours, mine []uint32
+	for _, id := range ids {
+		// Its answer may be faster than the goroutine that has written the message.
+		// If moving is over by then, onWritten takes the connection back.
+		if c := m.sent[id]; c != nil && !(m.over && c.at.IsZero()) {
+			delete(m.sent, id)
+			gone = append(gone, c)
+			yours = append(yours, id)
+		} else {
+			mine = append(mine, id)
+		}
+	}
+	for _, id := range refused {
+		if c := m.sent[id]; c != nil {
+			delete(m.sent, id)
+			back = append(back, c)
+		}
+	}
+	m.moved += len(gone)
+	m.window--
+	m.flush()
+	m.mu.Unlock()
+	for _, c := range gone {
+		c.t.Inner.Close() // the socket lives on in new
+	}
+	m.ch.Send(control.Message{Type: MsgVerdict, Payload: encodeIDs(yours, mine)})
+	for _, c := range gone {
+		c.t.Listener.Live.remove(c.t, false)
+	}
+	m.takeBack(back)
+}
+
+// impatient takes back what was sent long ago and new has not taken: it does
+// not read the channel.
+func (m *Mover) impatient() {
+	m.mu.Lock()
+	var back []*Moving
+	for id, c := range m.sent {
+		if !c.at.IsZero() && time.Since(c.at) >= m.Patience {
+			delete(m.sent, id)
+			back = append(back, c)
+		}
+	}
+	first := len(back) > 0 && !m.over
+	if len(back) > 0 {
+		back = append(back, m.end()...)
+	}
+	m.mu.Unlock()
+	m.giveUp(back)
+	if first {
+		m.isStuck(fmt.Errorf("it has not taken them within %v", m.Patience))
+	}
+}
+
+// Stop ends moving: new is dead, can't be heard, or gives up. A message that is being written
+// names descriptors: what it holds comes back when the channel has let go of it.
+func (m *Mover) Stop() {
+	m.mu.Lock()
+	back := m.end()
+	for id, c := range m.sent {
+		if !c.at.IsZero() {
+			delete(m.sent, id)
+			back = append(back, c)
+		}
+	}
+	m.mu.Unlock()
+	m.giveUp(back)
+}
+
+func (m *Mover) Count() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.moved
+}
+
+// A message of connections is a list of: id, index of the socket, length of
+// the unread bytes, milliseconds until its read deadline (0 if there is none),
+// each as 4 bytes, big-endian; the bytes. Descriptors are in the same order. The
+// index has customBit if the options of the connection may differ from those of
+// a new one, freshBit if no request has reached a server of net/http, postBit if
+// the last one was a POST.
+const (
+	customBit = 1 << 31
+	freshBit  = 1 << 30
+	postBit   = 1 << 29
+
+	ConnHeader = 16
+)
+
+func EncodeConns(batch []*Moving) control.Message {
+	m := control.Message{Type: MsgConns}
+	for _, c := range batch {
+		m.Payload = binary.BigEndian.AppendUint32(m.Payload, c.ID)
+		socket := uint32(c.socket)
+		if c.custom {
+			socket |= customBit
+		}
+		if c.past.origin == originFresh {
+			socket |= freshBit
+		}
+		if c.past.post {
+			socket |= postBit
+		}
+		left := uint32(0)
+		if ms := c.past.left.Milliseconds(); ms <= math.MaxUint32 {
+			left = uint32(ms)
+		}
+		m.Payload = binary.BigEndian.AppendUint32(m.Payload, socket)
+		m.Payload = binary.BigEndian.AppendUint32(m.Payload, uint32(len(c.Unread)))
+		m.Payload = binary.BigEndian.AppendUint32(m.Payload, left)
+		m.Payload = append(m.Payload, c.Unread...)
+		m.FDs = append(m.FDs, c.fd)
+	}
+	return m
+}
+
+func decodeConns(b []byte) (batch []Moving, err error) {
+	for len(b) > 0 {
+		if len(b) < ConnHeader {
+			return nil, errBadMessage
+		}
+		socket := binary.BigEndian.Uint32(b[4:])
+		c := Moving{
+			ID: binary.BigEndian.Uint32(b), socket: int(socket &^ (customBit | freshBit | postBit)), custom: socket&customBit != 0,
+			past: past{origin: originIdle, post: socket&postBit != 0, left: time.Duration(binary.BigEndian.Uint32(b[12:])) * time.Millisecond},
+		}
+		if socket&freshBit != 0 {
+			c.past.origin = originFresh
+		}
+		n := binary.BigEndian.Uint32(b[8:])
+		b = b[ConnHeader:]
+		if uint64(n) > uint64(len(b)) { // above 2^31 it is negative as an int of 32 bit
+			return nil, errBadMessage
+		}
+		c.Unread = append([]byte(nil), b[:int(n)]...)
+		b = b[int(n):]
+		batch = append(batch, c)
+	}
+	return batch, nil
+}
+
+var errBadMessage = fmt.Errorf("%w: a message on the control channel is cut short", control.ErrProtocol)
+
+// Two lists of ids: the length of the first, then all of both, 4 bytes each.
+func encodeIDs(a, b []uint32) []byte {
+	p := binary.BigEndian.AppendUint32(nil, uint32(len(a)))
+	for _, ids := range [2][]uint32{a, b} {
+		for _, id := range ids {
+			p = binary.BigEndian.AppendUint32(p, id)
+		}
+	}
+	return p
+}
+
+func DecodeIDs(p []byte) (a, b []uint32, err error) {
+	if len(p) < 4 || len(p)%4 != 0 || uint64(binary.BigEndian.Uint32(p)) > uint64(len(p)/4-1) {
+		return nil, nil, errBadMessage
+	}
+	n := int(binary.BigEndian.Uint32(p))
+	var ids []uint32
+	for p = p[4:]; len(p) > 0; p = p[4:] {
+		ids = append(ids, binary.BigEndian.Uint32(p))
+	}
+	return ids[:n], ids[n:], nil
+}
+
+// Pending counts the connections that are on their way, and of them those whose
+// message is written.
+func (m *Mover) Pending() (all, written int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.sent {
+		if !c.at.IsZero() {
+			written++
+		}
+	}
+	return len(m.sent) + len(m.queue), written
+}

@@ -1,0 +1,176 @@
+package sockets
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+)
+
+// A server of net/http takes each connection that it is given for a new one.
+// Between two requests it is another thing than a new one: other deadlines run,
+// they count from the first bytes of the next request, a POST before it makes
+// the server tolerant, another byte limit holds, HTTP/2 can't begin. All of
+// that is the server's own knowledge, and differs from version to version. So a
+// connection that comes from another process in the middle of its life begins
+// with a request of ours, the prelude, which has the method of the last one that
+// the client has sent. Our handler answers it, and the answer is not written.
+// From then on the server itself is where its predecessor was.
+
+// PreludeURI is what the prelude asks for. No client knows it.
+var PreludeURI = "/" + newSecret()
+
+func newSecret() string {
+	var b [16]byte
+	readRandom(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+func prelude(method string) []byte {
+	return fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: grace\r\nContent-Length: 0\r\n\r\n", method, PreludeURI)
+}
+
+var preludeGET, preludePOST = prelude(http.MethodGet), prelude(http.MethodPost)
+
+// An origin is where a server has a connection from.
+type origin uint8
+
+const (
+	originAccept origin = iota // from the kernel
+	originFresh                // from another server, which no request had reached
+	originIdle                 // from another server, between two requests
+)
+
+// A past is what another server leaves of a connection.
+type past struct {
+	origin origin
+	post   bool          // the last request was a POST
+	left   time.Duration // until the read deadline that is set; 0 if none is
+}
+
+// past is that of a connection that leaves now. t.mu is held.
+func (t *Track) past() past {
+	p := past{origin: originIdle, post: t.post}
+	switch {
+	case t.muted: // it is closed before it was idle again
+		p.origin = originAccept
+	case t.phase == phaseNew:
+		p.origin = originFresh
+	}
+	if !t.Want.IsZero() {
+		p.left = max(time.Until(t.Want), time.Millisecond)
+	}
+	return p
+}
+
+// come gives a connection its past, before a server has it.
+func (t *Track) come(p past) {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	t.origin, t.post = p.origin, p.post
+	if p.left > 0 {
+		t.ownDetour()
+		t.until = time.Now().Add(p.left)
+	}
+}
+
+// A play is what a connection has while the prelude is served.
+type play struct {
+	stop     chan struct{} // closed when a Read is to end
+	stopped  bool
+	answered bool
+}
+
+// PlayPrelude lets the server read the prelude first, if the connection is one
+// that is between two requests. Where a wrapper reads before the server does, as
+// a cmux, the next request has begun, and it is its answer that would not be
+// written.
+func (t *Track) PlayPrelude() {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	if t.origin != originIdle || len(t.unread) > 0 || t.touched || t.reading > 0 {
+		return
+	}
+	t.ownDetour()
+	t.muted, t.play = true, &play{stop: make(chan struct{})}
+	t.unread = preludeGET // never written to
+	if t.post {
+		t.unread = preludePOST
+	}
+}
+
+// playWait is a Read after the prelude: net/http's, which waits for the client to
+// go while a request is served. It does not take a byte from the client.
+func (t *Track) playWait() (int, error) {
+	t.Mu.Lock()
+	stop := t.play.stop
+	t.Mu.Unlock()
+	<-stop
+	return 0, t.Listener.expired
+}
+
+// playDeadline looks whether the read deadline is one that stops a Read.
+// t.mu is held.
+func (t *Track) playDeadline() {
+	if !t.Want.IsZero() && !t.Want.After(gate.LongAgo) {
+		t.stopPlay()
+	}
+}
+
+func (t *Track) stopPlay() {
+	if !t.play.stopped {
+		t.play.stopped = true
+		close(t.play.stop)
+	}
+}
+
+// swallow is a Write of the answer to the prelude.
+func (t *Track) swallow(p []byte) (int, error) {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	t.play.answered = true
+	return len(p), nil
+}
+
+// Played says that the prelude is answered, and the connection idle as it was.
+func (t *Track) Played() {
+	t.Mu.Lock()
+	defer t.Mu.Unlock()
+	t.muted, t.play = false, nil
+}
+
+// endPlay is called when the connection is closed before that. It stays open if
+// the server has only refused to keep it: with SetKeepAlivesEnabled(false), say,
+// where it is good for one request more, as new as it looks. t.mu is held.
+func (t *Track) endPlay() (stays bool) {
+	t.stopPlay()
+	return t.play.answered && !t.Closed && !t.Away
+}
+
+// continued is the read deadline d of this server as if it had begun to wait when
+// the server before did: that one's deadline is known. A new connection has one
+// for its first request's header, and one from the same moment for all of that
+// request; an idle one has one until the next request begins. t.mu is held.
+func (t *Track) continued(d time.Time) time.Time {
+	switch t.phase {
+	case phaseNew:
+		if t.origin != originFresh || d.IsZero() {
+			return d
+		}
+		if !t.aged {
+			t.aged, t.age = true, max(0, d.Sub(t.until))
+		}
+		return d.Add(-t.age)
+	case PhaseIdle:
+		if t.origin == originIdle && !d.IsZero() && t.until.Before(d) {
+			d = t.until
+		}
+		t.until = time.Time{}
+		if t.grace == 0 && t.lingers == 0 && t.stays == nil && t.First == nil {
+			t.Detour = &straight // as all others
+		}
+	}
+	return d
+}

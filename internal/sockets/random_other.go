@@ -1,0 +1,7 @@
+//go:build !linux
+
+package sockets
+
+import "crypto/rand"
+
+func readRandom(b []byte) { rand.Read(b) }

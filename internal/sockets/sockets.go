@@ -1,0 +1,433 @@
+package sockets
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/manifest"
+)
+
+// Set are all of a process, in the order in which they were asked for, and
+// those that were inherited and that nobody has asked for yet.
+type Set struct {
+	mu         sync.Mutex
+	all        []*Socket
+	unclaimed  []Inherited
+	making     []int // indexes of those that were claimed, and are not in all yet
+	open       bool  // gates open: this process is ready, and has not handed over
+	inherited  bool  // some came from another process, which needs them until we are ready
+	handedOver bool  // and not rolled back: what is closed may be needed again
+	standingBy bool  // handed over, and nothing is drained yet: the program closes what it does not want
+	closed     bool
+	ending     int  // how many paths are still to be removed, by endPath
+	anyAddr    bool // a master's listeners are given whatever address is asked for
+
+	mending     context.Context // of all that is being mended, see mend.go; nil: nothing is
+	stopMending context.CancelFunc
+	Log         *slog.Logger
+
+	changed chan struct{} // holds one when a gate's mode has changed, or somebody has left it
+}
+
+type Inherited struct {
+	manifest.Entry
+	Index, FD int
+	anew      bool // Listen binds its path anew: this one is in nobody's way
+}
+
+func New(m *manifest.Manifest, first int) *Set {
+	s := &Set{changed: make(chan struct{}, 1), Log: slog.New(slog.DiscardHandler)}
+	if m != nil {
+		s.inherited = true
+		for i, e := range m.Sockets {
+			s.unclaimed = append(s.unclaimed, Inherited{Entry: e, Index: i, FD: first + i})
+		}
+	}
+	return s
+}
+
+// Add opens the gate of a socket that comes after Ready.
+func (s *Set) Add(sock *Socket) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("grace: %s: %w", sock.asked(), ErrStopped)
+	}
+	s.all = append(s.all, sock)
+	if sock.Listener != nil {
+		sock.gate.Watch(s.check)
+	}
+	switch {
+	case !s.open || sock.gate == nil:
+	case sock.Listener != nil:
+		if err := sock.Listener.start(); err != nil {
+			s.all = s.all[:len(s.all)-1] // it is handed to nobody
+			return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, err)
+		}
+	default:
+		sock.gate.Set(gate.Open)
+	}
+	return nil
+}
+
+// asked is what the program wanted, for errors.
+func (s *Socket) asked() string {
+	switch s.Kind {
+	case manifest.File, manifest.Conn:
+		return fmt.Sprintf("add %s %q", s.Kind, s.Addr)
+	case manifest.Packet:
+		return fmt.Sprintf("listen packet %s %s", s.Network, s.Addr)
+	}
+	return fmt.Sprintf("listen %s %s", s.Network, s.Addr)
+}
+
+// Remove forgets a socket that is about to be closed. Its path goes too, if it
+// is ours alone: not while another process still serves on it.
+func (s *Set) Remove(sock *Socket) {
+	if s.forget(sock) {
+		sock.unlink()
+	}
+}
+
+// forget says whether the path is to be removed.
+func (s *Set) forget(sock *Socket) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.all, sock)
+	if i < 0 {
+		return false
+	}
+	s.all = append(s.all[:i:i], s.all[i+1:]...)
+	return !sock.yielded && (sock.Index < 0 || !s.inherited)
+}
+
+// Keep says whether a socket that the program closes may be needed again, by who
+// takes it over, or here.
+func (s *Set) Keep(sock *Socket) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.handedOver || s.closed {
+		return false
+	}
+	if s.standingBy && sock != nil && sock.Listener != nil {
+		if !sock.yielded { // nobody else has it
+			return false
+		}
+		sock.Listener.unwanted = true
+	}
+	return true
+}
+
+// Own says that the sockets are this process's alone, or that they are not.
+func (s *Set) Own(alone bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.inherited = !alone
+}
+
+// Snapshot is what goes into a manifest: every socket that is still open.
+func (s *Set) Snapshot() []*Socket {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]*Socket(nil), s.all...)
+}
+
+// ToHandOver is snapshot for a manifest.
+func (s *Set) ToHandOver() []*Socket {
+	all := s.Snapshot()
+	for _, sock := range all {
+		sock.shared.Store(true)
+		sock.shutBefore.Store(sock.whole != nil && sock.Listener == nil && sock.isShutDown())
+		sock.look()
+	}
+	return all
+}
+
+// Claims are the sockets that this process took of the manifest that it got.
+func (s *Set) Claims() (c manifest.Claims) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sock := range s.all {
+		if sock.Index >= 0 {
+			proto := ""
+			if sock.Listener != nil {
+				proto = sock.Listener.Protocol()
+			}
+			c.Add(sock.Index, proto)
+		}
+	}
+	for _, i := range s.making {
+		if !slices.Contains(c.Sockets, i) {
+			c.Add(i, "")
+		}
+	}
+	return c
+}
+
+// Seal gives the claims, after which nothing is claimed any more, and what nobody
+// has asked for: that is old's.
+func (s *Set) Seal() (c manifest.Claims, dropped []Inherited) {
+	s.mu.Lock()
+	dropped, s.unclaimed = s.unclaimed, nil
+	s.mu.Unlock()
+	return s.Claims(), dropped
+}
+
+// Taker is the listener that takes connections of the socket with this index in
+// the old process's manifest; nil if there is none.
+func (s *Set) Taker(index int) *Listener {
+	for _, sock := range s.Snapshot() {
+		if l := sock.Listener; l != nil && sock.Index == index && l.Protocol() != "" && l.Gate.IsOpen() {
+			return l
+		}
+	}
+	return nil
+}
+
+// OpenGates begins to accept, on every socket. If one of them can't listen it does
+// so on none: what others accept would be lost with this process, and the old one
+// serves on.
+func (s *Set) OpenGates() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, sock := range s.all {
+		if sock.Listener == nil {
+			continue
+		}
+		if err := sock.Listener.listenLate(); err != nil {
+			errs = append(errs, fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, err))
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	s.open, s.handedOver, s.inherited = true, false, false
+	for _, sock := range s.all {
+		if sock.gate == nil {
+			continue
+		}
+		sock.gate.Set(gate.Open)
+		if sock.Listener != nil && sock.Index >= 0 {
+			sayWho(sock)
+		}
+	}
+	return nil
+}
+
+// ReopenGates begins again, after a hand-over that was rolled back.
+func (s *Set) ReopenGates() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open, s.handedOver, s.standingBy = true, false, false
+	for _, sock := range s.all {
+		sock.last.Store(false)
+		switch {
+		case sock.Listener != nil && sock.Listener.unwanted:
+			go sock.Listener.drop()
+		case sock.Listener != nil:
+			sock.Listener.restart()
+			if sock.Index >= 0 || sock.yielded {
+				sayWho(sock)
+			}
+		case sock.gate != nil:
+			sock.gate.Set(gate.Open)
+			s.mend(sock)
+		}
+		sock.yielded = false
+	}
+}
+
+// Unpark lets l accept again that was closed while the process drained, if the
+// Drain was called off meanwhile.
+func (s *Set) Unpark(l *Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !s.open || !l.Gate.IsParked():
+	case l.unwanted:
+		l.Gate.Set(gate.Shut) // for what has come back from a move, and for no other
+	default:
+		l.restart()
+	}
+}
+
+// Hold parks and holds listeners that this process does not accept on any more,
+// and calls shut, which closes what stands before others. False if it accepts: a
+// hand-over was rolled back.
+func (s *Set) Hold(ls []*Listener, shut func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open {
+		return false
+	}
+	for _, l := range ls {
+		l.Gate.Swap(gate.Shut, gate.Parked)
+		l.Hold(true)
+	}
+	shut()
+	return true
+}
+
+// CloseInherited closes this process's copies.
+func CloseInherited(dropped []Inherited) {
+	for _, in := range dropped {
+		fd.CloseAll([]int{in.FD})
+	}
+}
+
+// Unused are those of dropped in whose place this process has bound none.
+func Unused(dropped []Inherited) []Inherited {
+	return slices.DeleteFunc(slices.Clone(dropped), func(in Inherited) bool { return in.anew })
+}
+
+// Names are for the log: the first ten.
+func Names(dropped []Inherited) string {
+	var b strings.Builder
+	for i, in := range dropped {
+		if i == 10 {
+			fmt.Fprintf(&b, " and %d more", len(dropped)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprint(&b, strings.TrimSpace(cmp.Or(in.Network, string(in.Kind))+" "+cmp.Or(in.Bound, in.Addr)))
+	}
+	return b.String()
+}
+
+// Yield stops accepting on those of the handed sockets that new has claimed.
+// The others stay open: this process alone serves them until it drains.
+func (s *Set) Yield(handed []*Socket, claimed []int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open, s.handedOver, s.standingBy = false, true, true
+	s.endMending() // a roll back begins it again
+	for _, i := range claimed {
+		if i >= 0 && i < len(handed) {
+			handed[i].yielded = true
+			handed[i].shutGate()
+		}
+	}
+}
+
+// LeaveEnd leaves the end of the handed sockets to new, which has claimed them, and
+// may accept at any moment, until it hears that the service ends.
+func (s *Set) LeaveEnd(handed []*Socket, claimed []int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, i := range claimed {
+		if i >= 0 && i < len(handed) {
+			handed[i].theirs = true
+		}
+	}
+}
+
+// EndAccept ends accepting, for good unless the upgrade is rolled back. What waits
+// in the queue of a socket that no other process serves on is still accepted; its
+// path is removed before, so that nobody new comes, and then it ends for all that
+// have a copy.
+func (s *Set) EndAccept() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open, s.standingBy = false, false // a server that begins only now opens nothing again
+	s.endMending()
+	for _, sock := range s.all {
+		if sock.Listener != nil {
+			sock.Listener.mayReturn.Store(s.handedOver)
+		}
+		switch {
+		case sock.gate == nil:
+		case sock.Listener != nil && (sock.Listener.IsShut() || sock.Listener.unwanted):
+		case sock.Master || sock.yielded || s.inherited && sock.Index >= 0: // another process's
+			sock.shutGate()
+		case sock.Path == "":
+			sock.last.Store(!sock.theirs)
+			sock.gate.Set(gate.Finishing)
+		default:
+			sock.last.Store(!sock.theirs)
+			s.ending++
+			go s.endPath(sock, s.handedOver)
+		}
+	}
+}
+
+// Drain waits until the queues that no other process has are accepted, whoever
+// calls Accept, or until ctx ends or cut is closed.
+func (s *Set) Drain(ctx context.Context, cut <-chan struct{}) {
+	for {
+		left := s.isEnding()
+		for _, sock := range s.Snapshot() {
+			left = sock.Listener != nil && !sock.Listener.Finished() || left
+		}
+		if !left {
+			return
+		}
+		select {
+		case <-s.changed:
+		case <-cut:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Set) check() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// LetGo closes this process's copies of the listeners that new has taken: it
+// will not accept on them again, and while it holds them clients would still
+// connect to a service that has ended.
+func (s *Set) LetGo() {
+	for _, sock := range s.Snapshot() {
+		if sock.yielded && sock.Listener != nil {
+			sock.Listener.letGo()
+		}
+	}
+}
+
+// Close ends all Accepts and all reads of packets. The packet conns themselves
+// stay open, for answers.
+func (s *Set) Close() {
+	s.mu.Lock()
+	s.closed = true
+	s.endMending()
+	s.mu.Unlock()
+	for _, sock := range s.Snapshot() {
+		switch {
+		case sock.Listener != nil:
+			sock.Listener.end()
+		case sock.gate != nil:
+			sock.gate.Set(gate.Closed)
+		}
+		sock.forget()
+	}
+	_, dropped := s.Seal()
+	CloseInherited(dropped)
+}
+
+// Listeners are those that listen on addr: one, or several with SO_REUSEPORT.
+func (s *Set) Listeners(addr net.Addr) []*Listener {
+	var found []*Listener
+	for _, sock := range s.Snapshot() {
+		if l := sock.Listener; l != nil && l.addr.Network() == addr.Network() && l.addr.String() == addr.String() {
+			found = append(found, l)
+		}
+	}
+	return found
+}
