@@ -190,8 +190,8 @@ func (o *options) settleSignals() error {
 	return nil
 }
 
-// Logger is where the log lines go; the README lists those that an operator
-// should know. Default what [slog.Default] is at each line; a nil logger drops
+// Logger is where the log lines go; docs/log.md says what each of them
+// means. Default what [slog.Default] is at each line; a nil logger drops
 // them. They are queued and written by a goroutine of their own, so that a log
 // that can't be written holds nothing up. What is queued when the process ends
 // is written before Done is closed, if that takes no more than a second.

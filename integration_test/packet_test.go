@@ -58,7 +58,7 @@ func packetAnswer(t *testing.T, c net.Conn) (pid int, text string) {
 
 // TestMoreReusePortPackets: the new version has more packet sockets with
 // SO_REUSEPORT than the old one. What the kernel gives those is read when the new
-// process is ready, and lost if it dies; README's Limits say so. What goes to the
+// process is ready, and lost if it dies; docs/udp.md says so. What goes to the
 // socket that both have is not lost in any case.
 func TestMoreReusePortPackets(t *testing.T) {
 	for _, more := range []int{0, 3} {

@@ -19,18 +19,21 @@ import (
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
-// readmeCode gives the pieces of Go in README.md, in their order.
+// readmeCode gives the pieces of Go in README.md, in their order, and that of
+// docs/signals.md.
 func readmeCode(t *testing.T) (pieces []string) {
 	t.Helper()
-	b, err := os.ReadFile("../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(b), -1) {
-		pieces = append(pieces, m[1])
+	for _, page := range []string{"README.md", "docs/signals.md"} {
+		b, err := os.ReadFile("../" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(b), -1) {
+			pieces = append(pieces, m[1])
+		}
 	}
 	if len(pieces) != 4 {
-		t.Fatalf("README.md has %d pieces of Go, want the smallest program, the servers, the embedding and the signals", len(pieces))
+		t.Fatalf("README.md and docs/signals.md have %d pieces of Go, want the smallest program, the servers, the embedding and the signals", len(pieces))
 	}
 	return pieces
 }
