@@ -14,6 +14,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/hint"
 	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sockets"
@@ -71,7 +72,7 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 			if isShort(err) { // whose advice is another
 				return nil, err
 			}
-			return nil, &startError{err, "see to it that this process can use the PID file and the lock beside it, as the error says, and send the signal again"}
+			return nil, hint.New(err, "see to it that this process can use the PID file and the lock beside it, as the error says, and send the signal again")
 		}
 		defer fd.CloseAll(lock)
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/julofinance/grace/v3/internal/control"
+	"github.com/julofinance/grace/v3/internal/hint"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -134,10 +135,10 @@ func isShort(err error) bool {
 
 // advice is what the operator may do about a failed upgrade.
 func advice(err error) string {
-	var start *startError
+	var start *hint.Error
 	switch {
 	case errors.As(err, &start):
-		return start.do
+		return start.Do
 	case errors.Is(err, ErrStart) && isShort(err):
 		return "raise the limit of open files, processes or memory that the error speaks of (ulimit, the unit's Limit…=, the machine's), or end what takes so many, and send the signal again"
 	case errors.Is(err, ErrNotSupported):

@@ -2,47 +2,25 @@ package grace
 
 import (
 	"errors"
-	"os"
 
+	"github.com/julofinance/grace/v3/internal/hint"
+	"github.com/julofinance/grace/v3/internal/master"
 	"github.com/julofinance/grace/v3/internal/proc"
-	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
-// A master is another program that owns the sockets and has started us. It is
-// recognised by the environment alone, in the order of the kinds below; the
-// first that is there counts, the others' variables are taken away with it.
-type master struct {
-	name     string // for the log: socketmaster, einhorn, start_server, systemd
-	variable string // that names its descriptors, for errors
-	pid      int    // 0: none that could be signalled
-	wrapper  int    // our parent, if that is not the master: a shell without exec
-	child    int    // the pid by which the master knows us: the wrapper's or ours
-	socket   uint64 // the inode of a socket that the master holds too
-	// siblings: an upgrade is the master's to do. It starts another child beside
-	// us and tells us to drain; we start no process of our own.
-	siblings bool
-	// anyAddr: the address given to Listen is ignored (socketmaster mode).
-	anyAddr bool
-	// drainSignals ask for the drain besides SIGTERM, SIGINT and SIGQUIT; one of
-	// them that asks for an upgrade elsewhere does not here.
-	drainSignals []os.Signal
-	sockets      []sockets.Passed
+// theMaster is the program that has started this one. A process that was handed its
+// Sockets by an old one has none, whatever the environment says.
+var theMaster, theMasterErr = masterUnless(inherited)
 
-	// ready tells the master that this process accepts; nil: it wants no word.
-	ready func() error
-	// upgrade asks the master for an upgrade; nil: this process does its own.
-	upgrade func() error
-}
-
-// taken: its descriptors belong to an Upgrader. The master is still ours.
-func (m *master) taken() {
-	if m != nil {
-		m.sockets = nil
+func masterUnless(h *handover) (*master.Master, error) {
+	if h != nil {
+		return nil, nil
 	}
+	return master.Found()
 }
 
 // underMaster says whether upgrades are a master's to do.
-func (u *Upgrader) underMaster() bool { return u.master != nil && u.master.siblings }
+func (u *Upgrader) underMaster() bool { return u.master != nil && u.master.Siblings }
 
 // joinMaster says who the master is, and watches those above us.
 func (u *Upgrader) joinMaster() {
@@ -50,19 +28,17 @@ func (u *Upgrader) joinMaster() {
 	if !u.underMaster() {
 		return
 	}
-	u.log.Info("grace: a master has started this process; upgrades are its to do", "master", m.name, "masterpid", m.pid, "sockets", len(m.sockets))
-	if m.wrapper != 0 && m.pid != 0 {
+	u.log.Info("grace: a master has started this process; upgrades are its to do", "master", m.Name, "masterpid", m.Pid, "sockets", len(m.Sockets))
+	if m.Wrapper != 0 && m.Pid != 0 {
 		// It got the signal that was meant for us, and has not passed it on.
-		proc.WhenGone(m.wrapper, func() {
+		proc.WhenGone(m.Wrapper, func() {
 			u.happen(evStop{stopRequest{reason: "the script between the master and this process has ended"}})
 		})
 	}
-	if m.pid > 1 {
-		proc.WhenGone(m.pid, func() { u.happen(evMasterGone{}) })
+	if m.Pid > 1 {
+		proc.WhenGone(m.Pid, func() { u.happen(evMasterGone{}) })
 	}
 }
-
-const adviceMasterGone = "stop this process with SIGTERM, then start the master again"
 
 // tellMaster is called when this process accepts. It serves on if the master
 // can't be told: that one then goes on as if we had never been ready.
@@ -73,16 +49,16 @@ func (u *Upgrader) tellMaster() {
 	}
 	for _, in := range u.socks.Leftover() {
 		u.log.Warn("grace: the master has passed a socket that no Listen has asked for; connections there wait in vain",
-			"master", m.name, "variable", m.variable, "descriptor", in.FD, "bound", in.Bound)
+			"master", m.Name, "variable", m.Variable, "descriptor", in.FD, "bound", in.Bound)
 	}
-	if m.ready == nil {
+	if m.Ready == nil {
 		return
 	}
 	go func() {
-		if err := m.ready(); err != nil {
+		if err := m.Ready(); err != nil {
 			do := "see why; until it is told it may keep the old process"
-			if own := (*startError)(nil); errors.As(err, &own) {
-				do = own.do
+			if own := (*hint.Error)(nil); errors.As(err, &own) {
+				do = own.Do
 			}
 			u.log.Error("grace: the master can't be told that this process is ready", "err", err, "do", do)
 		}

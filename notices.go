@@ -3,6 +3,7 @@ package grace
 import (
 	"errors"
 	"fmt"
+	"github.com/julofinance/grace/v3/internal/master"
 	"os"
 	"slices"
 	"time"
@@ -47,12 +48,12 @@ func (p performer) say(n notice, err error) {
 		u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)
 		u.onMain(false)
 	case noticeMasterAsked:
-		u.log.Info("grace: upgrade asked of the master, by SIGHUP", "master", u.master.name, "masterpid", u.master.pid)
+		u.log.Info("grace: upgrade asked of the master, by SIGHUP", "master", u.master.Name, "masterpid", u.master.Pid)
 	case noticeMasterRefused:
 		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
 	case noticeMasterGone:
-		u.log.Error("grace: the master is gone; this process goes on serving", "master", u.master.name, "masterpid", u.master.pid,
-			"do", adviceMasterGone)
+		u.log.Error("grace: the master is gone; this process goes on serving", "master", u.master.Name, "masterpid", u.master.Pid,
+			"do", master.AdviceMasterGone)
 	default:
 		p.sayOfChild(n, err)
 	}
@@ -125,13 +126,13 @@ func (p performer) askMaster(replies []reply) {
 	go func() {
 		err := u.mayUpgrade(u.ctx)
 		if err == nil {
-			if err = u.master.upgrade(); err != nil {
+			if err = u.master.Upgrade(); err != nil {
 				err = &UpgradeError{Reason: ErrStart, Err: err}
 			}
 		}
 		u.happen(evMasterAsked{replies, err})
 		if err == nil {
-			late := &UpgradeError{Reason: ErrReadyTimeout, Err: fmt.Errorf("the %s has not replaced this process within %v", u.master.name, u.opt.readyTimeout)}
+			late := &UpgradeError{Reason: ErrReadyTimeout, Err: fmt.Errorf("the %s has not replaced this process within %v", u.master.Name, u.opt.readyTimeout)}
 			p.after(u.opt.readyTimeout, evMasterLate{replies, late})
 		}
 	}()

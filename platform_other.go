@@ -35,8 +35,6 @@ type handover struct{ version, first, count int }
 var (
 	inherited    *handover
 	inheritedErr error
-	theMaster    *master
-	theMasterErr error
 )
 
 func (h *handover) open() (*net.UnixConn, *os.File, error) { return nil, nil, ErrNotSupported }

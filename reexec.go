@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/birth"
+	"github.com/julofinance/grace/v3/internal/hint"
 	"github.com/julofinance/grace/v3/internal/proc"
 )
 
@@ -129,14 +130,14 @@ func (o *options) command(h home) command {
 // resolve looks the binary up, so that the error names the path that was tried.
 func (c *command) resolve() error {
 	if byGoRun(c.Path) {
-		return &startError{fmt.Errorf("start %s: it was made by go run, which ends with this process, and makes another one of new code", c.Path), adviceGoRun}
+		return hint.New(fmt.Errorf("start %s: it was made by go run, which ends with this process, and makes another one of new code", c.Path), adviceGoRun)
 	}
 	if c.needsDir {
-		return &startError{fmt.Errorf("start %s: it is a relative path, and the working directory of the first start was gone already then", c.Path), "give Executable an absolute path, or start the service in a directory that stays"}
+		return hint.New(fmt.Errorf("start %s: it is a relative path, and the working directory of the first start was gone already then", c.Path), "give Executable an absolute path, or start the service in a directory that stays")
 	}
 	found, err := exec.LookPath(c.Path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return &startError{fmt.Errorf("the binary is gone, or was moved: %w", err), "put the new binary at the path that the error names, or give Executable another one, and send the signal again"}
+		return hint.New(fmt.Errorf("the binary is gone, or was moved: %w", err), "put the new binary at the path that the error names, or give Executable another one, and send the signal again")
 	}
 	if err != nil {
 		return err
@@ -192,14 +193,6 @@ func (u *Upgrader) foreseeTrouble() {
 	}
 }
 
-// A startError is one with advice of its own.
-type startError struct {
-	error
-	do string
-}
-
-func (e *startError) Unwrap() error { return e.error }
-
 // begin starts c: in its directory, or, if that is gone and nothing is known to
 // need it, in the one of this process. A program that needs it says so itself,
 // and is not ready then.
@@ -214,7 +207,7 @@ func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (pr
 	var gone *proc.DirError
 	if errors.As(err, &gone) {
 		if c.DirAsked {
-			return nil, &startError{fmt.Errorf("start %s: %w", c.Path, err), "make the directory, or give Dir another one, and send the signal again"}
+			return nil, hint.New(fmt.Errorf("start %s: %w", c.Path, err), "make the directory, or give Dir another one, and send the signal again")
 		}
 		u.log.Warn(noDirectory, "dir", c.Dir, "now", currentDir(), "err", gone.Err)
 		c.Dir = ""
@@ -236,8 +229,8 @@ func startWritten(ctx context.Context, log *slog.Logger, c command, start func(c
 		case !errors.Is(err, errTextBusy):
 			return p, err
 		case time.Since(begun) > stillWritten || ctx.Err() != nil:
-			return nil, &startError{fmt.Errorf("%w: somebody has it open for writing", err),
-				"write a new binary beside the old one, rename it into place, and send the signal again"}
+			return nil, hint.New(fmt.Errorf("%w: somebody has it open for writing", err),
+				"write a new binary beside the old one, rename it into place, and send the signal again")
 		case pause == 5*time.Millisecond:
 			log.Info("grace: the new binary is still open for writing; trying again for a moment", "path", c.Path, "limit", stillWritten)
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/birth"
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/master"
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 	"golang.org/x/sys/unix"
@@ -294,7 +295,7 @@ func TestAdviceWhereSomethingIsShort(t *testing.T) {
 // Nor is a master that is dead, or not known.
 func TestAdviceWhereTheMasterIsNotThere(t *testing.T) {
 	for pid, want := range map[int]string{os.Getpid(): "start the master again", 0: "HUP"} {
-		err := (&master{name: "start_server", pid: pid}).signal(unix.SIGHUP)
+		err := (&master.Master{Name: "start_server", Pid: pid}).Signal(unix.SIGHUP)
 		if a := advice(&UpgradeError{Reason: ErrStart, Err: err}); !strings.Contains(a, want) || strings.Contains(a, "binary") {
 			t.Errorf("%v has the advice %q; want %q in it, and nothing of the binary", err, a, want)
 		}

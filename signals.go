@@ -22,8 +22,8 @@ func (u *Upgrader) handleSignals() (release func()) {
 	}
 	asks, stops := u.opt.upgradeOn, slices.Clone(u.opt.stopOn)
 	if u.underMaster() {
-		stops = append(stops, u.master.drainSignals...)
-		asks = without(asks, u.master.drainSignals)
+		stops = append(stops, u.master.DrainSignals...)
+		asks = without(asks, u.master.DrainSignals)
 	}
 	upgrade := make(chan os.Signal, 1) // a full one says it all: upgrades coalesce
 	if len(asks) > 0 {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/julofinance/grace/v3/internal/hint"
 	"github.com/julofinance/grace/v3/internal/proc"
 )
 
@@ -61,8 +62,8 @@ func (u *Upgrader) wouldEndService() error {
 	if s.pidFile != "" && u.pid != nil && sameFile(s.pidFile, u.pid.path) {
 		return nil // the way of Type=forking, which systemd goes with other types as well
 	}
-	return &UpgradeError{Reason: ErrNotSupported, Err: &startError{
+	return &UpgradeError{Reason: ErrNotSupported, Err: hint.New(
 		fmt.Errorf("systemd has started this process without Type=notify (SYSTEMD_EXEC_PID=%d, no NOTIFY_SOCKET), and when it ends systemd takes the service for ended, and ends the new process too", os.Getpid()),
 		"set Type=notify in the unit's [Service] section, then systemctl daemon-reload and one restart: see docs/systemd.md",
-	}}
+	)}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/hint"
 	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sockets"
@@ -129,7 +130,7 @@ func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {
 		return nil, err
 	}
 	if err := proc.CheckRoom(); err != nil {
-		return nil, &startError{err, "raise the limit that the error names, or end what else counts there, and send the signal again"}
+		return nil, hint.New(err, "raise the limit that the error names, or end what else counts there, and send the signal again")
 	}
 	plan := childPlan{id: id, sockets: u.socks, pid: u.pid, manifest: u.manifest, grace: u.opt.idleGrace}
 	plan.start = func(ready, control int, files []int) (proc.Process, error) {

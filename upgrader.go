@@ -13,6 +13,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/manifest"
+	"github.com/julofinance/grace/v3/internal/master"
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
 	"github.com/julofinance/grace/v3/internal/sockets"
@@ -31,8 +32,8 @@ type Upgrader struct {
 	pid        *pidFile // nil without one
 	home       home
 	generation int
-	parent     *parent // nil in a first process
-	master     *master // nil without one
+	parent     *parent        // nil in a first process
+	master     *master.Master // nil without one
 
 	ctx    context.Context // ends when this process begins to stop
 	cancel context.CancelFunc
@@ -68,7 +69,7 @@ type Upgrader struct {
 type system struct {
 	inherited    *handover
 	inheritedErr error
-	master       *master // nil without one
+	master       *master.Master // nil without one
 	masterErr    error
 	manager      *sdnotify.Manager // nil without systemd's notify socket
 	managerErr   error
@@ -105,7 +106,7 @@ func New(opts ...Option) (*Upgrader, error) {
 	}
 	inherited, inheritedErr = nil, nil // taken
 	takePIDFileVariable()
-	theMaster.taken()
+	theMaster.Taken()
 	inUse.made(u)
 	return u, nil
 }
@@ -185,7 +186,7 @@ func (u *Upgrader) findPlace() (err error) {
 		}
 		u.socks = sockets.New(nil, 0)
 		if m := u.master; m != nil {
-			u.socks.FromMaster(m.sockets, m.anyAddr)
+			u.socks.FromMaster(m.Sockets, m.AnyAddr)
 		}
 		u.home = firstHome
 		return noHomeErr
@@ -219,7 +220,7 @@ func (u *Upgrader) takePIDFile() error {
 	p := newPIDFile(u.opt.pidFile, u.home.dir, u.log)
 	switch {
 	case u.underMaster(): // siblings overlap: the newest takes it when it is ready
-		p.master = fmt.Sprintf("%s %d\n", u.master.name, u.master.pid)
+		p.master = fmt.Sprintf("%s %d\n", u.master.Name, u.master.Pid)
 	case !p.inherit(lock):
 		<-u.signals // it names us from here on
 		if err := p.acquire(); err != nil {

@@ -1,6 +1,6 @@
 //go:build unix
 
-package grace
+package master
 
 import (
 	"os"
@@ -19,7 +19,7 @@ const firstActivated = 3
 //
 // github.com/coreos/go-systemd/v22/activation is not used: where a variable is
 // wrong it gives no sockets and no error, and the server would open its own.
-func systemdMaster() (*master, error) {
+func systemdMaster() (*Master, error) {
 	pid, hasPid := takeVariable("LISTEN_PID")
 	count, hasCount := takeVariable("LISTEN_FDS")
 	names, _ := takeVariable("LISTEN_FDNAMES")
@@ -29,36 +29,36 @@ func systemdMaster() (*master, error) {
 	}
 	n, err := strconv.Atoi(count)
 	if err != nil || n < 0 {
-		return nil, dishonest("LISTEN_FDS", count, "not a number of descriptors")
+		return nil, badVariable("LISTEN_FDS", count, "not a number of descriptors")
 	}
 	p, err := strconv.Atoi(pid)
 	if err != nil || p < 1 {
-		return nil, dishonest("LISTEN_PID", pid, "not a process id")
+		return nil, badVariable("LISTEN_PID", pid, "not a process id")
 	}
 	if p != os.Getpid() {
-		return nil, dishonest("LISTEN_PID", pid, "the sockets are for another process than this one, %d; a script before it must end in exec", os.Getpid())
+		return nil, badVariable("LISTEN_PID", pid, "the sockets are for another process than this one, %d; a script before it must end in exec", os.Getpid())
 	}
 	if n == 0 {
 		return nil, nil
 	}
-	m := &master{name: "systemd", variable: "LISTEN_FDS"}
+	m := &Master{Name: "systemd", Variable: "LISTEN_FDS"}
 	given := strings.Split(names, ":")
 	if names != "" && len(given) != n {
-		return nil, dishonest("LISTEN_FDNAMES", names, "%d names for LISTEN_FDS=%d", len(given), n)
+		return nil, badVariable("LISTEN_FDNAMES", names, "%d names for LISTEN_FDS=%d", len(given), n)
 	}
 	for i := range n {
 		s, err := inspectSocket(firstActivated + i)
 		if err != nil {
-			return nil, dishonest("LISTEN_FDS", count, "%v", err)
+			return nil, badVariable("LISTEN_FDS", count, "%v", err)
 		}
 		// systemd makes them blocking at each start of the service.
 		if err := unix.SetNonblock(s.FD, true); err != nil {
-			return nil, dishonest("LISTEN_FDS", count, "descriptor %d: %v", s.FD, err)
+			return nil, badVariable("LISTEN_FDS", count, "descriptor %d: %v", s.FD, err)
 		}
 		if names != "" {
 			s.Name = given[i]
 		}
-		m.sockets = append(m.sockets, s)
+		m.Sockets = append(m.Sockets, s)
 	}
 	return m, nil
 }

@@ -1,6 +1,6 @@
 //go:build unix
 
-package grace
+package master
 
 import (
 	"encoding/json"
@@ -22,7 +22,7 @@ import (
 // socket is used whatever address the program asks for. SOCKETMASTER_PID is
 // there where the master waits for SIGUSR1; to any other that signal is an
 // order to restart itself, and is never sent.
-func socketmasterMaster() (*master, error) {
+func socketmasterMaster() (*Master, error) {
 	const variable, notify = "EINHORN_FDS", "SOCKETMASTER_PID"
 	value, ok := takeVariable(variable)
 	_, waits := os.LookupEnv(notify)
@@ -30,49 +30,49 @@ func socketmasterMaster() (*master, error) {
 	if !ok || value == "" {
 		return nil, nil
 	}
-	m := &master{name: "socketmaster", variable: variable, siblings: true, anyAddr: true}
+	m := &Master{Name: "socketmaster", Variable: variable, Siblings: true, AnyAddr: true}
 	var err error
-	if m.sockets, err = takeSockets(variable, value, []string{value}); err != nil {
+	if m.Sockets, err = takeSockets(variable, value, []string{value}); err != nil {
 		return nil, err
 	}
-	if err := onlyListeners(variable, value, m.sockets); err != nil {
+	if err := onlyListeners(variable, value, m.Sockets); err != nil {
 		return nil, err
 	}
 	m.remember()
 	if err := m.findMaster(notify, value); err != nil {
 		return nil, err
 	}
-	m.upgrade = func() error { return m.signal(syscall.SIGHUP) }
+	m.Upgrade = func() error { return m.Signal(syscall.SIGHUP) }
 	if waits {
-		m.ready = func() error { return m.signal(syscall.SIGUSR1) }
+		m.Ready = func() error { return m.Signal(syscall.SIGUSR1) }
 	}
 	return m, nil
 }
 
 // startServerMaster: SERVER_STARTER_PORT="8080=3;127.0.0.1:81=4;/a/path=5".
-func startServerMaster() (*master, error) {
+func startServerMaster() (*Master, error) {
 	const variable = "SERVER_STARTER_PORT"
 	value, ok := takeVariable(variable)
 	if !ok {
 		return nil, nil
 	}
-	m := &master{name: "start_server", variable: variable, siblings: true}
+	m := &Master{Name: "start_server", Variable: variable, Siblings: true}
 	var names, numbers []string
 	for _, part := range strings.FieldsFunc(value, func(r rune) bool { return r == ';' }) {
 		i := strings.LastIndexByte(part, '=')
 		if i < 0 {
-			return nil, dishonest(variable, value, "%q is not addr=descriptor", part)
+			return nil, badVariable(variable, value, "%q is not addr=descriptor", part)
 		}
 		names, numbers = append(names, part[:i]), append(numbers, part[i+1:])
 	}
 	var err error
-	if m.sockets, err = takeSockets(variable, value, numbers); err != nil {
+	if m.Sockets, err = takeSockets(variable, value, numbers); err != nil {
 		return nil, err
 	}
-	for i := range m.sockets {
-		s := &m.sockets[i]
+	for i := range m.Sockets {
+		s := &m.Sockets[i]
 		if !isBoundTo(s.Entry, names[i]) {
-			return nil, dishonest(variable, value, "descriptor %d is not bound to %s but to %s", s.FD, names[i], s.Bound)
+			return nil, badVariable(variable, value, "descriptor %d is not bound to %s but to %s", s.FD, names[i], s.Bound)
 		}
 		s.Name = names[i]
 	}
@@ -80,7 +80,7 @@ func startServerMaster() (*master, error) {
 	if err := m.findMaster("", value); err != nil {
 		return nil, err
 	}
-	m.upgrade = func() error { return m.signal(syscall.SIGHUP) }
+	m.Upgrade = func() error { return m.Signal(syscall.SIGHUP) }
 	return m, nil
 }
 
@@ -96,7 +96,7 @@ func isBoundTo(e manifest.Entry, name string) bool {
 
 // einhornMaster: EINHORN_FD_COUNT=2, EINHORN_FD_0=3, EINHORN_FD_1=4; an old one
 // has EINHORN_FDS="3 4" only.
-func einhornMaster() (*master, error) {
+func einhornMaster() (*Master, error) {
 	const variable, old, pid = "EINHORN_FD_COUNT", "EINHORN_FDS", "EINHORN_MASTER_PID"
 	count, isNew := takeVariable(variable)
 	fds := os.Getenv(old)
@@ -110,16 +110,16 @@ func einhornMaster() (*master, error) {
 	os.Unsetenv(old)
 	defer os.Unsetenv(pid)
 	// The master's USR2 is its request to drain.
-	m := &master{name: "einhorn", variable: variable, siblings: true, drainSignals: []os.Signal{syscall.SIGUSR2}}
+	m := &Master{Name: "einhorn", Variable: variable, Siblings: true, DrainSignals: []os.Signal{syscall.SIGUSR2}}
 	var err error
 	if isNew {
-		m.sockets, err = einhornSockets(variable, count, given)
+		m.Sockets, err = einhornSockets(variable, count, given)
 	} else {
-		m.variable, count = old, fds
-		m.sockets, err = takeSockets(old, fds, strings.Fields(fds))
+		m.Variable, count = old, fds
+		m.Sockets, err = takeSockets(old, fds, strings.Fields(fds))
 	}
 	if err == nil {
-		err = onlyListeners(m.variable, count, m.sockets)
+		err = onlyListeners(m.Variable, count, m.Sockets)
 	}
 	if err != nil {
 		return nil, err
@@ -128,17 +128,17 @@ func einhornMaster() (*master, error) {
 	if err := m.findMaster(pid, count); err != nil {
 		return nil, err
 	}
-	m.upgrade = func() error { return m.signal(syscall.SIGHUP) }
+	m.Upgrade = func() error { return m.Signal(syscall.SIGHUP) }
 	commands, ferr := -1, error(nil)
 	if hasSockFD {
 		if commands, ferr = takeCommandSocket(sockFD); ferr != nil && path == "" {
-			return nil, dishonest("EINHORN_SOCK_FD", sockFD, "%v", ferr)
+			return nil, badVariable("EINHORN_SOCK_FD", sockFD, "%v", ferr)
 		}
 	}
 	// einhorn -g says that it passes the socket, but since Ruby 2.0 descriptors
 	// are closed on exec: the path, which it always gives, works.
 	if hasSockFD && ferr == nil {
-		m.ready = func() error {
+		m.Ready = func() error {
 			c, err := fd.NewUnixConn(commands)
 			if err != nil {
 				return err
@@ -146,7 +146,7 @@ func einhornMaster() (*master, error) {
 			return m.acknowledge(c)
 		}
 	} else if path != "" {
-		m.ready = func() error {
+		m.Ready = func() error {
 			c, err := net.DialTimeout("unix", path, 5*time.Second)
 			if err != nil {
 				return err
@@ -161,10 +161,10 @@ func einhornMaster() (*master, error) {
 func einhornSockets(variable, count string, given map[int]string) ([]sockets.Passed, error) {
 	n, err := strconv.Atoi(count)
 	if err != nil || n < 0 {
-		return nil, dishonest(variable, count, "it is not a number of descriptors")
+		return nil, badVariable(variable, count, "it is not a number of descriptors")
 	}
 	if n != len(given) {
-		return nil, dishonest(variable, count, "there are %d variables EINHORN_FD_0 and so on", len(given))
+		return nil, badVariable(variable, count, "there are %d variables EINHORN_FD_0 and so on", len(given))
 	}
 	seen := map[int]bool{}
 	sockets := []sockets.Passed{}
@@ -172,11 +172,11 @@ func einhornSockets(variable, count string, given map[int]string) ([]sockets.Pas
 		name := fmt.Sprintf("EINHORN_FD_%d", i)
 		number, ok := given[i]
 		if !ok {
-			return nil, dishonest(variable, count, "there is no %s", name)
+			return nil, badVariable(variable, count, "there is no %s", name)
 		}
 		s, err := takeSocket(number, seen)
 		if err != nil {
-			return nil, dishonest(name, number, "%v", err)
+			return nil, badVariable(name, number, "%v", err)
 		}
 		sockets = append(sockets, s)
 	}
@@ -216,7 +216,7 @@ func takeCommandSocket(number string) (int, error) {
 }
 
 // acknowledge tells einhorn that this worker is ready, and closes c.
-func (m *master) acknowledge(c net.Conn) error {
+func (m *Master) acknowledge(c net.Conn) error {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(5 * time.Second))
 	ack, err := json.Marshal(struct {

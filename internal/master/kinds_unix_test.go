@@ -1,6 +1,6 @@
 //go:build unix
 
-package grace
+package master
 
 import (
 	"errors"
@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/manifest"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"golang.org/x/sys/unix"
 )
 
@@ -58,7 +59,7 @@ func TestMastersVariables(t *testing.T) {
 	type env map[string]string
 	for _, c := range []struct {
 		name string
-		look func() (*master, error)
+		look func() (*Master, error)
 		env  env
 		want string // in the error
 	}{
@@ -85,7 +86,7 @@ func TestMastersVariables(t *testing.T) {
 				unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
 			}
 			m, err := c.look()
-			if !errors.Is(err, ErrMaster) || m != nil || !strings.Contains(fmt.Sprint(err), c.want) {
+			if !errors.Is(err, sockets.ErrMaster) || m != nil || !strings.Contains(fmt.Sprint(err), c.want) {
 				t.Fatalf("%v, %v; want ErrMaster with %q", m, err, c.want)
 			}
 			if !strings.Contains(err.Error(), "EINHORN_FD") && !strings.Contains(err.Error(), "SERVER_STARTER_PORT") {
@@ -102,7 +103,7 @@ func TestMastersVariables(t *testing.T) {
 
 // TestNoMaster: what another program has set, or nothing, is none.
 func TestNoMaster(t *testing.T) {
-	for name, look := range map[string]func() (*master, error){"socketmaster": socketmasterMaster, "start_server": startServerMaster, "einhorn": einhornMaster} {
+	for name, look := range map[string]func() (*Master, error){"socketmaster": socketmasterMaster, "start_server": startServerMaster, "einhorn": einhornMaster} {
 		for _, variable := range []string{"EINHORN_FDS", "SERVER_STARTER_PORT", "EINHORN_FD_COUNT", "EINHORN_MASTER_PID"} {
 			t.Setenv(variable, "") // put back after the test
 			os.Unsetenv(variable)

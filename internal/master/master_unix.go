@@ -1,6 +1,6 @@
 //go:build unix
 
-package grace
+package master
 
 import (
 	"errors"
@@ -14,43 +14,41 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/julofinance/grace/v3/internal/hint"
 	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sockets"
 	"golang.org/x/sys/unix"
 )
 
-// theMaster is the program that has started this one, if it is one of the known
-// masters. Like the hand-over it is looked for before any init function runs.
-var theMaster, theMasterErr = takeMaster()
+// given is looked for before any init function runs, like the hand-over.
+var given, givenErr = takeMaster()
 
 // masters are the known ones, in the order in which they are looked for. Each
 // takes its variables out of the environment, marks its descriptors
 // close-on-exec, and gives nil if it is not there.
-var masters = []func() (*master, error){
+var masters = []func() (*Master, error){
 	startServerMaster,
 	einhornMaster,
 	socketmasterMaster,
 	systemdMaster,
 }
 
-// takeMaster gives the first of masters that is there. A process that was
-// handed its sockets by an old one has no master, whatever the environment
-// says: its variables are taken away all the same.
-func takeMaster() (found *master, err error) {
-	handedOver := inherited != nil
+// takeMaster gives the first of masters that is there. The variables of the others
+// are taken away all the same.
+func takeMaster() (found *Master, err error) {
 	for _, look := range masters {
 		m, lerr := look()
-		if found == nil && err == nil && !handedOver {
+		if found == nil && err == nil {
 			found, err = m, lerr
 		}
 	}
 	return found, err
 }
 
-// dishonest is an ErrMaster that names the variable.
-func dishonest(variable, value, format string, args ...any) error {
-	return fmt.Errorf("grace: %w: %s=%q: %s", ErrMaster, variable, value, fmt.Sprintf(format, args...))
+// badVariable is an ErrMaster that names the variable.
+func badVariable(variable, value, format string, args ...any) error {
+	return fmt.Errorf("grace: %w: %s=%q: %s", sockets.ErrMaster, variable, value, fmt.Sprintf(format, args...))
 }
 
 // takeVariable takes a variable out of the environment.
@@ -142,7 +140,7 @@ func takeSockets(variable, value string, numbers []string) (sockets []sockets.Pa
 	for _, n := range numbers {
 		s, err := takeSocket(n, seen)
 		if err != nil {
-			return nil, dishonest(variable, value, "%v", err)
+			return nil, badVariable(variable, value, "%v", err)
 		}
 		sockets = append(sockets, s)
 	}
@@ -153,7 +151,7 @@ func takeSockets(variable, value string, numbers []string) (sockets []sockets.Pa
 func onlyListeners(variable, value string, sockets []sockets.Passed) error {
 	for _, s := range sockets {
 		if s.Kind != manifest.Listener {
-			return dishonest(variable, value, "descriptor %d is a socket that does not listen", s.FD)
+			return badVariable(variable, value, "descriptor %d is a socket that does not listen", s.FD)
 		}
 	}
 	return nil
@@ -161,25 +159,25 @@ func onlyListeners(variable, value string, sockets []sockets.Passed) error {
 
 // findMaster fills in who the master is: the pid that told, a variable that
 // holds its pid, says, or the one that has set the variable set.
-func (m *master) findMaster(told, set string) error {
+func (m *Master) findMaster(told, set string) error {
 	value, ok := takeVariable(told)
 	if told == "" || !ok {
-		m.pid = proc.SetBy(m.variable, set)
+		m.Pid = proc.SetBy(m.Variable, set)
 	} else {
 		pid, err := strconv.Atoi(value)
 		if err != nil || pid < 1 {
-			return dishonest(told, value, "it is not a process id")
+			return badVariable(told, value, "it is not a process id")
 		}
 		if !slices.Contains(proc.Ancestors(), pid) {
-			return dishonest(told, value, "that process has not started this one, whose parent is %d", os.Getppid())
+			return badVariable(told, value, "that process has not started this one, whose parent is %d", os.Getppid())
 		}
-		m.pid = pid
+		m.Pid = pid
 	}
 	m.child = os.Getpid()
-	if parent := os.Getppid(); parent != m.pid {
-		m.wrapper = parent
+	if parent := os.Getppid(); parent != m.Pid {
+		m.Wrapper = parent
 		for _, pid := range proc.Ancestors() {
-			if pid == m.pid {
+			if pid == m.Pid {
 				break
 			}
 			m.child = pid
@@ -188,68 +186,68 @@ func (m *master) findMaster(told, set string) error {
 	return nil
 }
 
-// signal sends sig to the master, if it can be proven that its pid is still the
-// master's: it is an ancestor of this process, and holds the socket that it has
+// Signal sends sig to the master, if it can be proven that its pid is still the
+// Master's: it is an ancestor of this process, and holds the socket that it has
 // passed. Where it has passed none there is no proof, and no signal: the
 // variables may be left over from anything. FindProcess pins the process, so that
 // the pid can't change hands between the proof and the signal where the system
 // has a way for that.
-func (m *master) signal(sig syscall.Signal) error {
-	p, err := os.FindProcess(m.pid)
-	if m.pid < 1 || err != nil {
-		return &startError{
-			fmt.Errorf("the %s that has started this process can't be told", m.name),
-			"send the " + m.name + " the signal yourself: " + strings.TrimPrefix(unix.SignalName(sig), "SIG"),
-		}
+func (m *Master) Signal(sig syscall.Signal) error {
+	p, err := os.FindProcess(m.Pid)
+	if m.Pid < 1 || err != nil {
+		return hint.New(
+			fmt.Errorf("the %s that has started this process can't be told", m.Name),
+			"send the "+m.Name+" the signal yourself: "+strings.TrimPrefix(unix.SignalName(sig), "SIG"),
+		)
 	}
 	defer p.Release()
-	if !slices.Contains(proc.Ancestors(), m.pid) {
-		return &startError{fmt.Errorf("the %s that has started this process, pid %d, is gone", m.name, m.pid), adviceMasterGone}
+	if !slices.Contains(proc.Ancestors(), m.Pid) {
+		return hint.New(fmt.Errorf("the %s that has started this process, pid %d, is gone", m.Name, m.Pid), AdviceMasterGone)
 	}
 	if m.socket == 0 {
-		return &startError{
-			fmt.Errorf("pid %d can't be proven to be the %s that has started this process: it has passed no socket", m.pid, m.name),
+		return hint.New(
+			fmt.Errorf("pid %d can't be proven to be the %s that has started this process: it has passed no socket", m.Pid, m.Name),
 			m.byHand(sig),
-		}
+		)
 	}
-	if err := proc.HasSocket(m.pid, m.socket); err != nil {
-		err = fmt.Errorf("pid %d can't be proven to be the %s that has started this process: %w", m.pid, m.name, err)
+	if err := proc.HasSocket(m.Pid, m.socket); err != nil {
+		err = fmt.Errorf("pid %d can't be proven to be the %s that has started this process: %w", m.Pid, m.Name, err)
 		return m.mayNotSignal(sig, err)
 	}
 	if err := p.Signal(sig); err != nil {
-		return m.mayNotSignal(sig, fmt.Errorf("%v to the %s, pid %d: %w", sig, m.name, m.pid, err))
+		return m.mayNotSignal(sig, fmt.Errorf("%v to the %s, pid %d: %w", sig, m.Name, m.Pid, err))
 	}
 	return nil
 }
 
 // mayNotSignal gives err advice if it says that the master is another user's:
 // root's, mostly, which has started us as a user with fewer rights.
-func (m *master) mayNotSignal(sig syscall.Signal, err error) error {
+func (m *Master) mayNotSignal(sig syscall.Signal, err error) error {
 	if !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
 	owner := "another user's"
-	if st, serr := os.Stat(fmt.Sprintf("/proc/%d", m.pid)); serr == nil {
+	if st, serr := os.Stat(fmt.Sprintf("/proc/%d", m.Pid)); serr == nil {
 		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 			owner = fmt.Sprintf("of uid %d", sys.Uid)
 		}
 	}
-	return &startError{
-		fmt.Errorf("the %s is a process %s, and this one is of uid %d: %w", m.name, owner, os.Geteuid(), err),
-		"run the " + m.name + " as the user of this process; or, as its user, " + m.byHand(sig),
-	}
+	return hint.New(
+		fmt.Errorf("the %s is a process %s, and this one is of uid %d: %w", m.Name, owner, os.Geteuid(), err),
+		"run the "+m.Name+" as the user of this process; or, as its user, "+m.byHand(sig),
+	)
 }
 
 // byHand is how an operator does it.
-func (m *master) byHand(sig syscall.Signal) string {
-	return fmt.Sprintf("send the %s the signal yourself: kill -%s %d", m.name, strings.TrimPrefix(unix.SignalName(sig), "SIG"), m.pid)
+func (m *Master) byHand(sig syscall.Signal) string {
+	return fmt.Sprintf("send the %s the signal yourself: kill -%s %d", m.Name, strings.TrimPrefix(unix.SignalName(sig), "SIG"), m.Pid)
 }
 
 // remember keeps what the proof of the master needs.
-func (m *master) remember() {
-	if len(m.sockets) > 0 {
+func (m *Master) remember() {
+	if len(m.Sockets) > 0 {
 		var st unix.Stat_t
-		if unix.Fstat(m.sockets[0].FD, &st) == nil {
+		if unix.Fstat(m.Sockets[0].FD, &st) == nil {
 			m.socket = uint64(st.Ino)
 		}
 	}

@@ -1,0 +1,8 @@
+//go:build !unix
+
+package master
+
+var (
+	given    *Master
+	givenErr error
+)
