@@ -13,14 +13,14 @@ import (
 
 // The program may shut its server down, or close it, by itself. net/http ends the
 // connections of that one server then, but some may be with a copy of it: those
-// of HTTP/2, those of HTTP/1 if it is the server itself that speaks HTTP/2, and all
-// that came after a roll back of a drain that had shut it down.
+// of HTTP/2, those of HTTP/1 if it is the server itself that speaks HTTP/2, and
+// all that came after a roll back of a drain that had shut it down.
 //
-// So the user's server has one connection more, in memory, while there are
+// So the user's server has one more connection, in memory, while there are
 // copies: the anchor. Its request is answered when no copy has a connection any
 // more, and so Shutdown waits for these as well, as long as its context lets it;
-// that it was called is told by RegisterOnShutdown. Close closes the anchor, and that
-// closes the copies.
+// RegisterOnShutdown tells that Shutdown was called. Close closes the anchor, and
+// that closes the copies.
 
 // anchorHost is the host of the anchor's request, which has preludeURI.
 const anchorHost = "anchor"
@@ -33,13 +33,13 @@ type anchor struct {
 	end   sync.Once
 }
 
-// hold is the handler.
+// hold is the handler of the anchor's request.
 func (a *anchor) hold() {
 	close(a.held)
 	<-a.over
 }
 
-// letGo answers the request.
+// letGo lets the anchor's request be answered.
 func (a *anchor) letGo() { a.end.Do(func() { close(a.over) }) }
 
 // An anchorConn sends one request, and then nothing.
@@ -58,13 +58,13 @@ func newAnchorConn(s *httpServer) *anchorConn {
 func (c *anchorConn) Read(p []byte) (int, error) {
 	n, err := c.unread.Read(p)
 	if err != nil {
-		<-c.s.anchor.over // else net/http takes the client for gone
+		<-c.s.anchor.over // else net/http concludes that the client is gone
 	}
 	return n, err
 }
 
-// Close, before the request is answered, is the user's Server.Close, which holds
-// a lock of that server.
+// Close, if it is called before the request is answered, comes from the user's
+// Server.Close, which holds a lock of that server.
 func (c *anchorConn) Close() error {
 	c.once.Do(func() {
 		close(c.closed)
@@ -100,8 +100,8 @@ func (l *anchorListener) Accept() (net.Conn, error) {
 func (l *anchorListener) Close() error   { return nil }
 func (l *anchorListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// raiseAnchor is called before there is a copy, and before the user's server is shut
-// down. s.mu is not held: it may be needed by who holds the server's lock. A
+// raiseAnchor is called before there is a copy, and before the user's server is
+// shut down. s.mu is not held: code that holds the server's lock may need it. A
 // server without HTTP/1 can't have an anchor.
 func (s *httpServer) raiseAnchor() {
 	s.anchor.raise.Do(func() {
@@ -121,7 +121,7 @@ func (s *httpServer) raiseAnchor() {
 	})
 }
 
-// shutUser is Shutdown of the user's server, by us.
+// shutUser shuts the user's server down for us, not for the program.
 func (s *httpServer) shutUser() {
 	s.raiseAnchor()
 	s.mu.Lock()
@@ -146,7 +146,8 @@ func (s *httpServer) onShutdown() {
 	for _, c := range copies {
 		shutNow(c) // all of them, before the first is waited for
 	}
-	// Of a connection that has asked for nothing net/http thinks the same.
+	// net/http too waits no longer than this for a connection that has sent no
+	// request.
 	late := time.AfterFunc(5*time.Second, s.closeArrivals)
 	defer late.Stop()
 	for _, c := range copies {
@@ -162,7 +163,7 @@ func (s *httpServer) onShutdown() {
 	s.anchor.letGo()
 }
 
-// closedByUser is the user's Close.
+// closedByUser is called when the program calls Close of its server.
 func (s *httpServer) closedByUser() {
 	copies := s.endedByUser()
 	s.closeArrivals()
@@ -219,7 +220,7 @@ func (s *httpServer) addCopy(c *http.Server) {
 	s.copies[c] = false
 }
 
-// markShut says that a server was shut down, if it is a copy. s.mu is held.
+// markShut notes that a server was shut down, if it is a copy. s.mu is held.
 func (s *httpServer) markShut(c *http.Server) {
 	if _, ok := s.copies[c]; ok {
 		s.copies[c] = true

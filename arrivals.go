@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// arrivals are connections of which the hooks have been told, and the server not
+// arrivals are connections that the hooks have been told of, and the server not
 // yet.
 type arrivals struct {
 	n  atomic.Int32 // most servers never have any
@@ -19,9 +19,9 @@ type arrivals struct {
 }
 
 type arrival struct {
-	ctx     context.Context // that ConnContext gave
+	ctx     context.Context // from ConnContext
 	settled bool            // what it speaks is known
-	ended   bool            // before that, by end
+	ended   bool            // by end, before that was known
 }
 
 func (a *arrivals) add(c net.Conn, ctx context.Context) {
@@ -34,7 +34,7 @@ func (a *arrivals) add(c net.Conn, ctx context.Context) {
 	a.n.Add(1)
 }
 
-// context is nil if c is none of them.
+// context returns nil if c is no arrival.
 func (a *arrivals) context(c net.Conn) context.Context {
 	if a.n.Load() == 0 || !mayArrive(c) {
 		return nil
@@ -47,7 +47,7 @@ func (a *arrivals) context(c net.Conn) context.Context {
 	return nil
 }
 
-// settle says that what c speaks is known; false if end was there before.
+// settle notes that what c speaks is known; false if end came first.
 func (a *arrivals) settle(c net.Conn) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -58,8 +58,8 @@ func (a *arrivals) settle(c net.Conn) bool {
 	return v == nil || !v.ended
 }
 
-// end says that c is to be closed, if it is not known yet what it speaks, and
-// still says that this must be.
+// end notes that c is to be closed, if it is not known yet what it speaks and
+// still returns true.
 func (a *arrivals) end(c net.Conn, still func() bool) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -71,7 +71,7 @@ func (a *arrivals) end(c net.Conn, still func() bool) bool {
 	return true
 }
 
-// remove says whether it was there.
+// remove reports whether c was there.
 func (a *arrivals) remove(c net.Conn) bool {
 	if a.n.Load() == 0 || !mayArrive(c) {
 		return false
@@ -95,7 +95,8 @@ func (a *arrivals) all() (conns []net.Conn) {
 	return conns
 }
 
-// mayArrive: others may not even be comparable.
+// mayArrive reports whether c is of a type that can be an arrival. Others may not
+// even be comparable, as the key of a map must be.
 func mayArrive(c net.Conn) bool {
 	switch c.(type) {
 	case *sockets.TCPConn, *sockets.UnixConn, *peekedConn, *tls.Conn:
@@ -105,14 +106,14 @@ func mayArrive(c net.Conn) bool {
 	return ok
 }
 
-// boundArrival: while the process ends, nobody may take longer than the idle
-// grace to say what he speaks.
+// boundArrival bounds how long c may take, while the process ends, to show what
+// it speaks: the idle grace.
 //
 // This sets no deadline: the door sets its own at any moment, and so may the
-// program's hooks, so that whoever comes last would win. Either end is first, and
-// then the connection is closed and nobody serves it, also if the drain is called
-// off a moment later; or settle is, and then nothing of this is left on it, and
-// the bound is that of an idle connection: see finish and endIdleForeign.
+// program's hooks, so that the last one set would win. Either end is first, and
+// then the connection is closed and not served, also if the drain is called off a
+// moment later; or settle is, and then nothing of this is left on it, and the
+// bound is that of an idle connection: see finish and endIdleForeign.
 func (s *httpServer) boundArrival(c net.Conn) {
 	d := s.draining.Load()
 	time.AfterFunc(s.u.opt.idleGrace, func() { s.endArrival(c, d) })
@@ -124,8 +125,8 @@ func (s *httpServer) endArrival(c net.Conn, d *drain) {
 	}
 }
 
-// drainsBy says whether it is still this drain by which connections end: one that
-// was called off has no say in the next.
+// drainsBy reports whether d is still the drain by which connections end: one
+// that was called off decides nothing in the next.
 func (s *httpServer) drainsBy(d *drain) bool {
 	return d != nil && s.draining.Load() == d && !d.cancelled()
 }

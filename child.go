@@ -20,9 +20,9 @@ import (
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
-// A child is the new process, as the old one sees it: the process, the channel and
-// the pipe to it, and what it was given. Its goroutines turn what they see into
-// events; what comes of those the machine decides.
+// A child is the new process, as the old one sees it: the process, the channel
+// and the pipe to it, and what it was given. Its goroutines turn what they see
+// into events; the machine decides what follows from those.
 type child struct {
 	id       int // names it in events
 	proc     proc.Process
@@ -69,7 +69,7 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 	var lock []int // of the PID file, or none
 	if plan.pid != nil {
 		if lock, err = plan.pid.lend(); err != nil {
-			if isShort(err) { // whose advice is another
+			if isShort(err) { // such an error has its own advice
 				return nil, err
 			}
 			return nil, hint.New(err, "see to it that this process can use the PID file and the lock beside it, as the error says, and send the signal again")
@@ -133,8 +133,9 @@ func (c *child) watch(post func(event)) {
 	})
 	go func() {
 		state, err := c.proc.Wait()
-		// Grandchildren may hold the pipe and the channel open: what the dead
-		// process itself has written is read, and nobody is waited for.
+		// Grandchildren may hold the pipe and the channel open. What the dead
+		// process itself has written is read, and the grandchildren are not waited
+		// for.
 		end := time.Now().Add(500 * time.Millisecond)
 		c.pipe.SetReadDeadline(end)
 		c.ch.Socket().SetReadDeadline(end)
@@ -198,8 +199,9 @@ func (c *child) learn(claimed *manifest.Claims) {
 	c.mover.Learn(*claimed)
 }
 
-// ping asks the child whether it is well; failed is called if the kernel does not
-// Take the question within limit, and it is not the child that does not read.
+// ping asks the child whether it is well. failed is called if the kernel does not
+// take the question within limit, unless the reason is that the child does not
+// read.
 func (c *child) ping(limit time.Duration, failed func(error)) {
 	c.ch.SendWithin(limit, control.NewMessage(msgPing, nil), func(err error) {
 		if err != nil && isOurs(err) && !errors.Is(err, control.ErrNotRead) && !errors.Is(err, control.ErrCutShort) {
@@ -209,7 +211,7 @@ func (c *child) ping(limit time.Duration, failed func(error)) {
 }
 
 // isOurs reports whether err, of the control channel, is this process's trouble,
-// and not the end of the other one, or what that has sent.
+// and not the end of the other process, or something that it has sent.
 func isOurs(err error) bool {
 	for _, theirs := range []error{io.EOF, io.ErrUnexpectedEOF, ErrProtocol, errConnReset, fd.ErrBrokenPipe, net.ErrClosed} {
 		if errors.Is(err, theirs) {
@@ -219,7 +221,7 @@ func isOurs(err error) bool {
 	return true
 }
 
-// abandon ends a child that nobody knows: it waits for a go that never comes.
+// abandon ends a child that is not used: it waits for a go that never comes.
 func (c *child) abandon() {
 	c.proc.Kill()
 	c.ch.Close()
@@ -227,8 +229,8 @@ func (c *child) abandon() {
 	c.proc.Wait()
 }
 
-// takes says, from now on also to old, that connections of this protocol may be
-// moved to l.
+// takes records that connections of this protocol may be moved to l, and tells
+// the old process so if the claims were sent already.
 func (u *Upgrader) takes(l *sockets.Listener, proto string) {
 	if !u.opt.move || !l.Take(proto) || u.parent == nil || l.Sock.Index < 0 || !u.parent.claims.Load() {
 		return // what is known before the claims goes with them: one message for all

@@ -7,20 +7,21 @@ import (
 	"sync/atomic"
 )
 
-// A connSet is all that a server drains: its listeners of ours, and what came
-// through them.
+// A connSet is all that a server drains: those of its listeners that are ours,
+// and the connections that came through them.
 type connSet struct {
 	mu        sync.Mutex
 	listeners []*sockets.Listener
 	changed   chan struct{} // closed when something may have ended
 
-	// waits says that somebody waits for changed. He says so before he looks at
-	// what has ended, and what ends does before it looks here.
+	// waits is true while a goroutine waits for changed. That sets it before it
+	// looks at what has ended, and what ends is marked so before waits is looked
+	// at.
 	waits atomic.Bool
 }
 
-// listens adds the listeners of ours that ln is, or wraps. Wrappers hand Addr
-// through.
+// listens adds those of our listeners that ln is, or wraps. A wrapper is expected
+// to return the Addr of what it wraps.
 func (s *connSet) listens(u *Upgrader, ln net.Listener) (found []*sockets.Listener) {
 	if l, ok := ln.(*sockets.Listener); ok {
 		found = []*sockets.Listener{l}
@@ -52,7 +53,8 @@ func (s *connSet) all() []*sockets.Listener {
 	return s.listeners
 }
 
-// find gives the connection with this address, see live.find.
+// find returns the connection with this address, see Live.Find of
+// internal/sockets.
 func (s *connSet) find(addr net.Addr) *sockets.Track {
 	for _, l := range s.all() {
 		if t := l.Live.Find(addr); t != nil {
@@ -69,8 +71,8 @@ func (s *connSet) tracks() (all []*sockets.Track) {
 	return all
 }
 
-// left counts what is not over yet: connections, hijacked ones or not, and
-// Listeners through which some may still come.
+// left counts what is not over yet: connections, with hijacked ones or without,
+// and listeners through which some may still come.
 func (s *connSet) left(hijacked bool) (n int) {
 	for _, l := range s.all() {
 		if !l.Gate.IsQuiet() {
@@ -88,7 +90,7 @@ func (s *connSet) open(hijacked bool) (n int) {
 	return n
 }
 
-// quiet says whether no connection comes any more.
+// quiet reports whether no connection comes any more.
 func (s *connSet) quiet() bool {
 	for _, l := range s.all() {
 		if !l.Gate.IsQuiet() {
@@ -98,7 +100,7 @@ func (s *connSet) quiet() bool {
 	return true
 }
 
-// check wakes who waits for an end.
+// check wakes the goroutine that waits for an end.
 func (s *connSet) check() {
 	if !s.waits.Load() {
 		return
@@ -111,8 +113,8 @@ func (s *connSet) check() {
 	}
 }
 
-// wait returns true when ended says so, which is asked again at each change;
-// false if the drain's time is up or it was called off before.
+// wait returns true when ended does, which is called again at each change; false
+// if the drain's time is up or it was called off before.
 func (s *connSet) wait(d *drain, ended func() bool) bool {
 	s.waits.Store(true)
 	defer s.waits.Store(false)

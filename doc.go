@@ -8,10 +8,11 @@
 //
 //	kill -USR2 $(cat app.pid)
 //
-// The running process (old) starts the binary again, as it lies on disk now
-// (new), and hands it every socket. When new says that it is ready, it accepts
-// and old stops accepting. Old stands by for a while, then drains and exits. No
-// request is lost, and no other program is needed.
+// The running process (the old one) starts the binary again, as it lies on disk
+// now (the new one), and hands it every socket. When the new process reports that
+// it is ready, it accepts and the old one stops accepting. The old process stands
+// by for a while, then drains and exits. No request is lost, and no other program
+// is needed.
 //
 // # The names that matter
 //
@@ -26,9 +27,10 @@
 //
 // At any moment a ready process accepts on every socket. At most two
 // generations run, and at most one of them is not ready. A new process that
-// fails in whatever way before it is ready is killed, and old goes on as if
-// nothing had been. One that dies later, before old is gone, is rolled back:
-// old accepts again. If old dies, a new process that exists carries on.
+// fails in whatever way before it is ready is killed, and the old one goes on as
+// if nothing had happened. If the new one dies later, before the old one is gone,
+// the upgrade is rolled back: the old process accepts again. If the old process
+// dies, a new process that exists carries on.
 //
 // # Connections
 //

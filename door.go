@@ -18,13 +18,13 @@ import (
 )
 
 // A door accepts connections whose protocol is not known before something has
-// been read: TLS, where ALPN tells, and plaintext that may be HTTP/2. Each one
-// is looked at in a goroutine of its own, so that a slow client holds nobody up,
-// and then given to the twin, or to the server of HTTP/1, whose listener the
-// door is. What needs no look passes through.
+// been read: TLS, where ALPN tells, and plaintext that may be HTTP/2. Each one is
+// looked at in a goroutine of its own, so that a slow client delays no other, and
+// then given to the twin, or to the server of HTTP/1, whose listener the door is.
+// What needs no look passes through.
 //
-// Up to there the door does what net/http would: it calls BaseContext,
-// ConnContext and ConnState, bounds the handshake, and logs what goes wrong.
+// Until then the door does what net/http would: it calls BaseContext, ConnContext
+// and ConnState, bounds the handshake, and logs what goes wrong.
 type door struct {
 	net.Listener // the user's
 	s            *httpServer
@@ -73,7 +73,7 @@ func (d *door) shut() {
 	}
 }
 
-// Accept gives HTTP/1 connections.
+// Accept returns the HTTP/1 connections.
 func (v *visit) Accept() (net.Conn, error) {
 	v.begin.Do(func() { go v.run(v.closed) })
 	select {
@@ -99,7 +99,7 @@ func (v *visit) Close() error {
 	return nil
 }
 
-// isBefore says whether the door's listener is l, or wraps it.
+// isBefore reports whether the door's listener is l, or wraps it.
 func (d *door) isBefore(l *sockets.Listener) bool {
 	if own, ok := d.Listener.(*sockets.Listener); ok {
 		return own == l
@@ -108,7 +108,7 @@ func (d *door) isBefore(l *sockets.Listener) bool {
 	return l.Addr().Network() == a.Network() && l.Addr().String() == a.String()
 }
 
-// withoutDoor are the listeners of ours that the server has itself.
+// withoutDoor returns those of our listeners that the server has itself.
 func (s *httpServer) withoutDoor(doors []*door) (own []*sockets.Listener) {
 	for _, l := range s.conns.all() {
 		if !slices.ContainsFunc(doors, func(d *door) bool { return d.isBefore(l) }) {
@@ -118,9 +118,10 @@ func (s *httpServer) withoutDoor(doors []*door) (own []*sockets.Listener) {
 	return own
 }
 
-// run accepts until closed is. An error is net/http's to judge, which ends the
-// server by it: not while connections are still to come to it. Then the error
-// waits until the drain is called off, or over.
+// run accepts until closed is closed. It passes errors on to net/http, which may
+// end the server then. That must not happen while connections can still come to
+// it: while the process ends, an error waits until the drain is called off, or
+// over.
 func (d *door) run(closed chan struct{}) {
 	for {
 		resumed := d.s.whenResumed()
@@ -185,7 +186,7 @@ func (d *door) meet(c net.Conn) {
 }
 
 // give is false if the process ends, or the server was ended by the program, and
-// nobody takes c.
+// so nothing takes c.
 func (d *door) give(c net.Conn) bool {
 	select {
 	case d.out <- accepted{conn: c}:
@@ -211,7 +212,8 @@ func (d *door) greet(c net.Conn) context.Context {
 	return ctx
 }
 
-// attend finds out whether c is HTTP/2, and gives it to who serves that.
+// attend finds out whether c is HTTP/2, and gives it to the server that serves
+// that.
 func (d *door) attend(c net.Conn, look func() (http2 bool, err error)) {
 	over := true
 	defer func() {
@@ -270,7 +272,7 @@ func (d *door) handshake(ctx context.Context, c handshaker) (http2 bool, err err
 	return d.s.isHTTP2(c.ConnectionState().NegotiatedProtocol), nil
 }
 
-// isHTTP2 says whether the twin serves what was agreed on by ALPN.
+// isHTTP2 reports whether the twin serves the protocol that ALPN has agreed on.
 func (s *httpServer) isHTTP2(proto string) bool {
 	return proto == "h2" || proto != "http/1.1" && s.template.TLSNextProto[proto] != nil
 }
@@ -293,12 +295,13 @@ func looksLikeHTTP(header [5]byte) bool {
 	return false
 }
 
-// preface is how a client begins that knows that HTTP/2 is spoken here. No
+// preface is the first line of a client that knows that HTTP/2 is spoken here. No
 // HTTP/1 request has this line.
 const preface = "PRI * HTTP/2.0"
 
-// peek reads no more than it needs to tell, and gives it back. Until then the
-// connection is one that has asked for nothing, and moves as such.
+// peek reads no more than it needs to tell the protocols apart, and gives that
+// back. Until then the connection is one that has asked for nothing, and moves as
+// such.
 func (d *door) peek(c net.Conn) (http2 bool, err error) {
 	timeout := d.s.template.ReadHeaderTimeout
 	if timeout == 0 {
@@ -313,7 +316,8 @@ func (d *door) peek(c net.Conn) (http2 bool, err error) {
 		n, err = c.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 	}
-	// After a part of a line net/http has something to say.
+	// After a part of a line net/http may still have to answer or to report
+	// something.
 	if err != nil && (len(b) == 0 || d.s.ends()) {
 		return false, err
 	}
@@ -328,7 +332,7 @@ func (d *door) peek(c net.Conn) (http2 bool, err error) {
 	return string(b) == preface, nil
 }
 
-// A peekedConn is one that is not ours: some listener has wrapped it.
+// A peekedConn is a connection that is not ours: a listener has wrapped it.
 type peekedConn struct {
 	net.Conn
 	unread []byte
@@ -359,7 +363,7 @@ func (c *peekedConn) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(struct{ io.Writer }{c.Conn}, r)
 }
 
-// hookConn is the connection as the user's hooks know it.
+// hookConn returns the connection as the user's hooks know it.
 func hookConn(c net.Conn) net.Conn {
 	if p, ok := c.(*peekedConn); ok {
 		return p.Conn

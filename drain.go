@@ -24,7 +24,8 @@ func (u *Upgrader) allServers() []drainer {
 	return append([]drainer(nil), u.servers...)
 }
 
-// lastServers is allServers, and ends each one that comes later.
+// lastServers is allServers, and lets each server that comes later be ended at
+// once.
 func (u *Upgrader) lastServers() []drainer {
 	u.serversMu.Lock()
 	u.serversEnded = true
@@ -49,14 +50,15 @@ type drainer interface {
 	// resume lets it serve as before, if it does not already: a drain was called
 	// off, maybe when this server had nothing left and only another one had.
 	resume()
-	// offer is called while it drains, if new takes more than it took before.
+	// offer is called while it drains, if the new process takes more than before.
 	offer(m *sockets.Mover)
 	// shutdown ends the server for good; what is left is cut off.
 	shutdown()
 }
 
-// queues makes the sockets a drainer: what is queued in the kernel is accepted to the
-// end. Connections are the servers', and close ends the listeners before.
+// queues makes the sockets a drainer: what is queued in the kernel is accepted to
+// the end. The servers drain the connections, and close has ended the listeners
+// before.
 type queues struct{ socks *sockets.Set }
 
 func (q queues) drain(d *drain) drainReport {
@@ -79,7 +81,7 @@ type drainReport struct {
 type drain struct {
 	mover  *sockets.Mover // nil if there is no successor
 	ctx    context.Context
-	cancel context.CancelFunc // rolls back
+	cancel context.CancelFunc // calls the drain off: a roll back
 	cut    chan struct{}      // closed when the time is up
 	once   sync.Once
 	begun  time.Time
@@ -110,8 +112,9 @@ func (d *drain) run(servers []drainer, limit time.Duration) {
 	wg.Wait()
 }
 
-// offer tells the servers that new takes more than before. It is not for the
-// goroutine that owns the state, like resume, and does nothing after that.
+// offer tells the servers that the new process takes more than before. Like
+// resume, it must not be called by the goroutine that owns the state. It does
+// nothing after the drain was called off.
 func (d *drain) offer(servers []drainer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

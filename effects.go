@@ -7,8 +7,8 @@ import (
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
-// A performer does what the machine says. All of it runs in the goroutine that owns
-// the state, and none of it waits for anything outside.
+// A performer carries out the effects of the machine. All of it runs in the
+// goroutine that owns the state, and none of it waits for anything outside.
 type performer struct{ u *Upgrader }
 
 // The sockets.
@@ -88,8 +88,8 @@ func (p performer) forget() {
 // The parent.
 
 // tellParentOfChild tells a parent that has finished, and hangs on its way out,
-// whether a third process serves: so that it is not the end of the service for it
-// when this one ends.
+// whether a third process serves: then the parent knows that the end of this
+// process is not the end of the service.
 func (p performer) tellParentOfChild(serves bool) {
 	if p.u.parent != nil {
 		gone := "gone"
@@ -112,12 +112,13 @@ func (p performer) sendParentLeave() {
 func (p performer) sendPong()   { p.u.parent.ch.Send(control.NewMessage(msgPong, nil)) }
 func (p performer) becomeMain() { p.u.onMain(true) }
 
-// tellPatience is less than what the end of this process waits for what is queued.
+// tellPatience is shorter than the time for which the end of this process waits
+// for queued messages.
 const tellPatience = 900 * time.Millisecond
 
-// tellPeer sends m to the other process of a hand-over, and logs what could not be
-// sent in time while that process lives: what is missing there, the operator knows
-// then.
+// tellPeer sends m to the other process of a hand-over. If it could not be sent
+// in time while that process lives, that is logged, so that the operator knows
+// what the other process was not told.
 func (u *Upgrader) tellPeer(ch *control.Channel, pid int, m control.Message, what string) {
 	ch.SendWithin(tellPatience, m, func(err error) {
 		if err != nil && isOurs(err) {
@@ -142,8 +143,8 @@ func (p performer) beginDrain(move bool) {
 	}()
 }
 
-// offer does nothing in a drain without a mover, which moves nothing: MoveConns says
-// so, or the child is to stop as well.
+// offer does nothing in a drain without a mover, which moves nothing: with
+// MoveConns(false), or if the child is to stop as well.
 func (p performer) offer() {
 	if d := p.u.drain; d != nil && d.mover != nil {
 		go d.offer(p.u.allServers())

@@ -11,19 +11,19 @@ import (
 // live on after Close, or after an Accept that has failed, and a roll back needs
 // it again: golang.org/x/net's netutil.LimitListener accepts and closes every
 // connection from then on, and a cmux is over. So while a roll back is possible
-// nobody closes what the user gave: it is closed once, at the end.
+// the user's listener is not closed: it is closed once, at the end.
 
-// A hall accepts from a user's listener in a goroutine of its own, so that
-// whoever waits in the Accept of an entrance to it can be told to go without a
-// word to the listener.
+// A hall accepts from a user's listener in a goroutine of its own, so that an
+// Accept of an entrance to it can be made to return without any call of the
+// listener.
 type hall struct {
 	net.Listener               // the user's
 	done         chan struct{} // closed at the end
 	out          chan arrived
 
 	begin sync.Once
-	n     atomic.Int32 // which entrance is open: errors of before are not its
-	holds atomic.Int32 // connections that were accepted, and that nobody has taken yet
+	n     atomic.Int32 // which entrance is open: an earlier one's errors are not for it
+	holds atomic.Int32 // connections that were accepted, and that no Accept has returned yet
 	check func()       // called when holds has changed
 }
 
@@ -51,7 +51,7 @@ func (h *hall) run() {
 	}
 }
 
-// pass waits until somebody takes it; false if it is the end.
+// pass waits until an entrance takes a; false if it is the end.
 func (h *hall) pass(a arrived) bool {
 	select {
 	case h.out <- a:
@@ -81,9 +81,10 @@ type entrance struct {
 	onClose      func()
 }
 
-// open opens the next entrance to the hall. The one before gives nothing any more.
-// The hall accepts nothing before somebody comes: a Serve that has its listener
-// from elsewhere, as a cmux made before, is to lose no connection to it.
+// open opens the next entrance to the hall. The one before gives nothing any
+// more. The hall accepts nothing before the first Accept of an entrance: a Serve
+// that has its listener from elsewhere, as a cmux made before, is to lose no
+// connection to the hall.
 func (h *hall) open(onClose func()) *entrance {
 	return &entrance{Listener: h.Listener, hall: h, n: h.n.Add(1), closed: make(chan struct{}), onClose: onClose}
 }
@@ -104,7 +105,7 @@ func (e *entrance) Accept() (net.Conn, error) {
 				continue
 			}
 			select {
-			case <-e.closed: // for the next one
+			case <-e.closed: // c is for the next entrance
 				go e.hall.pass(a)
 				return nil, net.ErrClosed
 			default:

@@ -127,8 +127,8 @@ func (e *RunningError) Error() string {
 // Is makes errors.Is(err, ErrAlreadyRunning) true.
 func (e *RunningError) Is(target error) bool { return target == ErrAlreadyRunning }
 
-// isShort reports whether err says that something is used up: descriptors, memory,
-// processes.
+// isShort reports whether err means that something is used up: descriptors,
+// memory, processes.
 func isShort(err error) bool {
 	return slices.ContainsFunc(errShort, func(short error) bool { return errors.Is(err, short) })
 }

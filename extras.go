@@ -48,10 +48,10 @@ func (u *Upgrader) File(name string) (*os.File, error) {
 	return f, u.inheritExtra(manifest.File, name, f, in)
 }
 
-// AddConn hands the connection c over at each upgrade, under this name; the
-// new process gets it with [Upgrader.Conn]. c is a TCP, UDP or unix
-// connection, or another that has a descriptor. Otherwise it is as AddFile: it
-// is for the two processes to agree on who reads when.
+// AddConn hands the connection c over at each upgrade, under this name; the new
+// process gets it with [Upgrader.Conn]. c is a TCP, UDP or unix connection, or
+// another that has a descriptor. Otherwise it is as AddFile: the two processes
+// must agree on which one reads when.
 func (u *Upgrader) AddConn(name string, c net.Conn) error {
 	if c == nil {
 		u.addExtra(manifest.Conn, name, nil)
@@ -79,8 +79,8 @@ func (u *Upgrader) Conn(name string) (net.Conn, error) {
 	return c, u.inheritExtra(manifest.Conn, name, c.(syscall.Conn), in)
 }
 
-// maxExtraName is what fits into a manifest whatever the name's bytes are: quoted,
-// it must stay below maxPerSocket.
+// maxExtraName is what fits into a manifest whatever the name's bytes are: the
+// quoted name must stay below maxPerSocket.
 const maxExtraName = 4096
 
 func (u *Upgrader) addConn(k manifest.Kind, name string, c syscall.Conn) error {

@@ -9,19 +9,19 @@ import (
 	"github.com/julofinance/grace/v3/internal/gate"
 )
 
-// A foreigner is a connection that we know nothing of: none of our listeners has
-// accepted it, or its wrapper hides that.
+// A foreigner is a connection that this package has no track of: none of our
+// listeners has accepted it, or its wrapper hides that.
 type foreigner struct {
 	state http.ConnState // New, Active or Idle
 	since time.Time
 	http2 bool
-	// bounded: its read deadline is in the past, by us. What the server has set is
-	// not known, but can be computed: see ownDeadline.
+	// bounded is true if we have set its read deadline to one in the past. The one
+	// that the server has set is not known, but can be computed: see ownDeadline.
 	bounded bool
 }
 
-// waits says whether it waits for a request. Of a connection that nothing else is
-// known of, a part of the header may be there.
+// waits reports whether it waits for a request. A part of the header may be there
+// already, which can't be seen from outside.
 func (f *foreigner) waits() bool { return f.state == http.StateIdle || f.state == http.StateNew }
 
 // foreignState keeps a foreigner. While the process ends it may be idle for the
@@ -39,7 +39,7 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 		f = &foreigner{state: state, since: time.Now()}
 		s.foreign[c] = f
 	default:
-		if f.bounded { // the request was faster, by a moment
+		if f.bounded { // the request came just before the end
 			s.unbound(c, f, state)
 		}
 		f.state, f.since = state, time.Now()
@@ -53,8 +53,8 @@ func (s *httpServer) foreignState(c net.Conn, state http.ConnState) {
 }
 
 // endIdleForeign ends the connection if it is idle still when the grace is over.
-// That is looked at once more after it: the server sets its deadline when it has
-// said already that the connection is idle, and may undo ours.
+// After that it looks again: the server sets its deadline after it has reported
+// the connection as idle, and may undo ours.
 func (s *httpServer) endIdleForeign(c net.Conn) { s.endIdleForeignIn(s.u.opt.idleGrace, c) }
 
 func (s *httpServer) endIdleForeignIn(wait time.Duration, c net.Conn) {
@@ -84,14 +84,15 @@ func (s *httpServer) endAllIdleForeign() {
 	}
 }
 
-// unbound gives the server its own deadline back, of a connection that goes on
-// in this state. s.mu is held.
+// unbound sets the server's own deadline again, for a connection that goes on in
+// this state. s.mu is held.
 func (s *httpServer) unbound(c net.Conn, f *foreigner, state http.ConnState) {
 	f.bounded = false
 	c.SetReadDeadline(ownDeadline(s.template, f, state))
 }
 
-// unboundForeign is for all that are left when a drain is called off. s.mu is held.
+// unboundForeign does that for all that are left when a drain is called off. s.mu
+// is held.
 func (s *httpServer) unboundForeign() {
 	for c, f := range s.foreign {
 		if f.bounded {
@@ -100,10 +101,10 @@ func (s *httpServer) unboundForeign() {
 	}
 }
 
-// ownDeadline is the read deadline that net/http has set of a connection that was
-// waiting, and is in this state now: one from the moment at which it has begun to
-// wait, and for a request from its first byte on, which of one that was idle is
-// not long ago.
+// ownDeadline is the read deadline that net/http has set for a connection that
+// was waiting, and is in this state now. While it waits, the deadline counts from
+// the moment at which it has begun to. For a request it counts from the first
+// byte, which for a connection that was idle came just now.
 func ownDeadline(srv *http.Server, f *foreigner, now http.ConnState) time.Time {
 	var limit time.Duration
 	since := f.since
@@ -122,13 +123,13 @@ func ownDeadline(srv *http.Server, f *foreigner, now http.ConnState) time.Time {
 			since = time.Now()
 		}
 	}
-	if limit <= 0 || f.http2 { // whose connections have none
+	if limit <= 0 || f.http2 { // HTTP/2 connections have none
 		return time.Time{}
 	}
 	return since.Add(limit)
 }
 
-// foreignHTTP2 says that the connection is one of HTTP/2, if it is a foreigner.
+// foreignHTTP2 notes that the connection is one of HTTP/2, if it is a foreigner.
 func (s *httpServer) foreignHTTP2(c net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -9,9 +9,9 @@ import (
 )
 
 // A goodbye is the ResponseWriter of the last answer on an HTTP/1 connection. It
-// says "Connection: close" when the header goes out: not in an answer before
-// that (103 Early Hints), and whatever the handler has set. One that has said it
-// from the start changes nothing but what Hijack gives.
+// sets "Connection: close" when the header goes out: not in an answer before that
+// (103 Early Hints), and whatever the handler has set. If said is true from the
+// start, it changes nothing but what Hijack returns.
 type goodbye struct {
 	http.ResponseWriter
 	said bool
@@ -37,8 +37,8 @@ func (w *goodbye) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// The others are what net/http's own has, for handlers that look for them. A
-// http.ResponseController finds the rest by Unwrap.
+// The other methods are those that net/http's own has, for handlers that look for
+// them. A http.ResponseController finds the rest by Unwrap.
 
 func (w *goodbye) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
@@ -62,9 +62,9 @@ func (w *goodbye) FlushError() error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// Hijack gives the user's connection, not what the door has put before it. That
-// has nothing left to give by now: what it had came before the request's header,
-// and net/http reads into a buffer that has room for all of it.
+// Hijack returns the user's connection, not what the door has put before it. The
+// latter holds no bytes any more: those that it had came before the request's
+// header, and net/http reads into a buffer that has room for all of it.
 func (w *goodbye) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	c, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if p, ok := c.(*peekedConn); ok {
@@ -82,8 +82,8 @@ func (w *goodbye) CloseNotify() <-chan bool {
 	return make(chan bool)
 }
 
-// lingerFor is how long a connection is still read from after the last answer.
-// A client that has sent more by then, as with pipelining, would else get a
-// reset, which takes the answer with it if it has not been read yet (RFC 9112,
-// 9.6). It is the time of a round trip or several: who reads the end closes.
+// lingerFor is how long a connection is still read from after the last answer. A
+// client that has sent more by then, as with pipelining, would else get a reset,
+// which takes the answer with it if it has not been read yet (RFC 9112, 9.6). It
+// is the time of a round trip or several: a client that reads the end closes.
 const lingerFor = time.Second

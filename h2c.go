@@ -7,10 +7,11 @@ import (
 )
 
 // enableH2C lets a server speak HTTP/2 without TLS by itself if its handler is
-// that of h2c.NewHandler, of golang.org/x/net. That one takes such connections
-// away from net/http, so that from Go 1.27 on nobody can send GOAWAY on them,
-// before only who has called http2.ConfigureServer too. Its requests come to the
-// same handler either way, and with the settings of its http2.Server.
+// that of h2c.NewHandler, of golang.org/x/net. That handler takes such
+// connections away from net/http, so that from Go 1.27 on no GOAWAY can be sent
+// on them, and before that only if the program has called http2.ConfigureServer
+// too. Its requests come to the same handler either way, and with the settings of
+// its http2.Server.
 func enableH2C(srv *http.Server) {
 	h := reflect.ValueOf(srv.Handler)
 	if h.Kind() != reflect.Pointer || h.IsNil() || h.Type().Elem().PkgPath() != "golang.org/x/net/http2/h2c" {
@@ -31,8 +32,8 @@ func enableH2C(srv *http.Server) {
 	}
 }
 
-// settingsOf gives the settings of an *http2.Server as net/http has them; nil if
-// there are none, or if it is something else one day.
+// settingsOf returns the settings of an *http2.Server in net/http's form; nil if
+// there are none, or if v is something else one day.
 func settingsOf(v reflect.Value) *http.HTTP2Config {
 	if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
 		return nil

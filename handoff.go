@@ -8,36 +8,36 @@ import (
 
 // What crosses between the two processes of a hand-over.
 //
-// Old writes the manifest into the control channel before it forks, so that a
-// process that exists has everything, whatever becomes of old from then on.
-// The rest is a conversation of typed messages, in this order:
+// The old process writes the manifest into the control channel before it forks,
+// so that the new process has everything from its first moment, whatever becomes
+// of the old one. The rest is a conversation of typed messages, in this order:
 //
 //	new -> old  claims     the sockets that it took
 //	new -> old  "ready 1"  on the readiness pipe
-//	old -> new  go         old has decided: it won't kill new for being late any more
-//	new -> old  accepting  the PID file is switched, new accepts; the claims, if they have changed
+//	old -> new  go         the old process has decided: it won't kill the new one for being late
+//	new -> old  accepting  the PID file is switched, the new process accepts; the claims, if they have changed
 //	old                    stops accepting; probation begins
 //
-// Without go, old could kill a new process that is late at the very moment in
-// which it begins to accept, together with the connections that it has just
-// accepted. A new process that sees the channel close instead of go carries on:
-// old is dead.
+// Without go, the old process could kill a new process that is late at the very
+// moment in which it begins to accept, together with the connections that it has
+// just accepted. A new process that sees the channel close instead of go carries
+// on: the old process is dead.
 
 // protocolVersion is the version of the manifest and of the messages. It goes
 // up when a process of the other version could not carry out the hand-over.
 const protocolVersion = 1
 
-// readyLine is what new writes down the readiness pipe.
+// readyLine is what the new process writes down the readiness pipe.
 var readyLine = fmt.Sprintf("ready %d\n", protocolVersion)
 
 // stopMessage is a message of type msgStop, in either direction.
 type stopMessage struct {
 	Now bool
-	// Leave is said by a new process that gives up by itself: old is to take
-	// over again. Without it, somebody asked new to stop the service.
+	// Leave is set by a new process that gives up by itself: the old process is to
+	// take over again. Without it, the new process was asked to stop the service.
 	Leave bool
-	// Early is said by a new process that was told to stop before it had go: old
-	// serves on.
+	// Early is set by a new process that was told to stop before it had go: the
+	// old process serves on.
 	Early bool
 }
 
@@ -47,11 +47,11 @@ const (
 	msgGo        control.Type = 'G' // old -> new
 	msgAccepting control.Type = 'A' // new -> old: claims, if they have changed
 	msgStop      control.Type = 'S' // either: stopMessage
-	msgUpgrade   control.Type = 'U' // old -> new: upgrade once old is gone
-	msgFailed    control.Type = 'F' // new -> old: why new gives up, as text
-	msgMain      control.Type = 'P' // old -> new: systemd takes new for the main process now
+	msgUpgrade   control.Type = 'U' // old -> new: upgrade once the old process is gone
+	msgFailed    control.Type = 'F' // new -> old: why the new process gives up, as text
+	msgMain      control.Type = 'P' // old -> new: systemd takes the new process for the main process now
 	msgTakes     control.Type = 'T' // new -> old: claims.Takes, more of them
-	// C, K and V are connections that move: see internal/sockets.
+	// The types C, K and V are for connections that move: see internal/sockets.
 	msgPing   control.Type = 'Q' // old -> new: is the goroutine that owns the state well?
 	msgPong   control.Type = 'O' // new -> old: its answer
 	msgHanded control.Type = 'H' // new -> old: a third process serves; with a payload, no more
@@ -64,13 +64,14 @@ const (
 // new process would serve.
 func sayLeft(ch *control.Channel) { ch.Send(control.NewMessage(msgStop, &stopMessage{Now: true})) }
 
-// saysLeft reports whether the next message is that of sayLeft. It stays to be read.
+// saysLeft reports whether the next message is that of sayLeft, and does not
+// consume it.
 func saysLeft(ch *control.Channel) bool {
 	t, ok := ch.Peek()
 	return ok && t == msgStop
 }
 
-// How it is written as records: see control.Records.
+// How a stopMessage is written as records: see control.Records.
 
 func (s *stopMessage) Encode(r *control.Records) {
 	r.Flag("now", s.Now)

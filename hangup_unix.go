@@ -24,8 +24,9 @@ import (
 //   - it was ignored when the process was started (nohup): it stays so.
 
 // earlyHangup swallows a SIGHUP that reaches a new process between its start and
-// New: who signals the whole process group does not know of it, and the upgrade would fail.
-// (What else a supervisor sends does not end a Go program, or is meant to.)
+// New: a program that signals the whole process group does not know of this
+// process, and the upgrade would fail. (What else a supervisor sends does not end
+// a Go program, or is meant to.)
 var earlyHangup = swallowHangup()
 
 func swallowHangup() chan os.Signal {
@@ -37,15 +38,15 @@ func swallowHangup() chan os.Signal {
 	return c
 }
 
-// endEarlyHangup leaves SIGHUP to who handles it from New on.
+// endEarlyHangup leaves SIGHUP to what handles it from New on.
 func endEarlyHangup() {
 	if earlyHangup != nil {
 		signal.Stop(earlyHangup)
 	}
 }
 
-// handleHangup handles SIGHUP, unless it is one of others, until end is closed;
-// what comes then does nothing.
+// handleHangup handles SIGHUP, unless it is one of others, until end is closed; a
+// SIGHUP that comes after that does nothing.
 func (u *Upgrader) handleHangup(others []os.Signal, end <-chan struct{}) {
 	if signal.Ignored(syscall.SIGHUP) || slices.Contains(others, os.Signal(syscall.SIGHUP)) {
 		return

@@ -6,12 +6,12 @@ import (
 	"runtime/debug"
 )
 
-// callHook calls a function that the program has given to be asked whether all is
-// well. Its panic is an answer too: no. It must not end the process that serves.
+// callHook calls a function of the program that answers whether all is well. If
+// it panics the answer is no. The panic must not end the process that serves.
 //
-// Not so with what does the program's work, such as Serve and Shutdown of a
-// [Server]: what its state is after a panic nobody knows, and a process that ends
-// is replaced, while one that hangs is not.
+// Functions that do the program's work, such as Serve and Shutdown of a [Server],
+// are not called by it: their state after a panic is unknown, and a process that
+// ends is replaced, while one that hangs is not.
 func (u *Upgrader) callHook(ctx context.Context, name string, hook func(context.Context) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -175,7 +175,8 @@ func (s *httpServer) serve(ln net.Listener, own []*sockets.Listener) error {
 		s.mu.Lock()
 		isShut := s.isShut
 		s.mu.Unlock()
-		// First this, then whether the drain was called off right now.
+		// byProgram is found out first, and only then whether the drain was called
+		// off right now.
 		byProgram := !isShut && !s.ending(err)
 		select {
 		case <-s.finished:
@@ -195,15 +196,16 @@ func (s *httpServer) serve(ln net.Listener, own []*sockets.Listener) error {
 	}
 }
 
-// ending says whether err, from a listener, comes from the end of this process's
-// part. While it drains any error comes from our closing the listener: one that
-// wraps it may say so in its own words.
+// ending reports whether err, from a listener, comes from the end of this
+// process's part. While it drains any error comes from our closing the listener:
+// a listener that wraps it may return an error of its own.
 func (s *httpServer) ending(err error) bool {
 	closed := errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)
 	return s.draining.Load() != nil || s.u.ctx.Err() != nil || closed && s.u.socks.Keep(nil)
 }
 
-// whenResumed gives what is closed when the next drain is called off.
+// whenResumed returns the channel that is closed when the next drain is called
+// off.
 func (s *httpServer) whenResumed() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -243,7 +245,7 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.ServeHTTP(w, r)
 }
 
-// isLast says, while connections are to end or to move, whether this one gets
+// isLast reports, while connections are to end or to move, whether this one gets
 // its last answer now.
 func (s *httpServer) isLast(r *http.Request) bool {
 	addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
@@ -251,16 +253,16 @@ func (s *httpServer) isLast(r *http.Request) bool {
 	if t == nil {
 		return true
 	}
-	s.letGo(t) // drain may not have come to it yet
+	s.letGo(t) // drain may not have reached it yet
 	if t.Movable() && time.Since(s.begun()) <= s.u.opt.idleGrace {
 		return false
 	}
-	t.Bid(s.lingers) // also where one pipelined request after the other leaves no moment in which it could move
+	t.Bid(s.lingers) // also if requests are pipelined without a pause in which it could move
 	return true
 }
 
-// ends says whether connections are to end, or move. A drain that is called off
-// ends none from that moment, though resume comes a little later.
+// ends reports whether connections are to end, or move. A drain that is called
+// off ends none from that moment, though resume comes a little later.
 func (s *httpServer) ends() bool {
 	d := s.draining.Load()
 	return d != nil && !d.cancelled()
@@ -278,7 +280,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 		return
 	}
 	if state == http.StateNew && s.arrivals.remove(c) {
-		return // the door has told it
+		return // the door has told the hooks of it
 	}
 	c = hookConn(c)
 	t := sockets.TrackOf(c)
@@ -289,7 +291,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	if t == nil {
 		t = s.findWrapped(c, state == http.StateClosed || state == http.StateHijacked)
 	}
-	if t != nil && t.IsMuted() { // the program has seen no request
+	if t != nil && t.IsMuted() { // muted: the program has seen no request
 		if s.onPrelude(t, state) {
 			return
 		}
@@ -317,7 +319,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	}
 }
 
-// begin is told of each new connection, of our own before its first Read.
+// begin is called for each new connection, for one of ours before its first Read.
 func (s *httpServer) begin(c net.Conn, t *sockets.Track) {
 	direct := false
 	switch c.(type) {
@@ -330,26 +332,26 @@ func (s *httpServer) begin(c net.Conn, t *sockets.Track) {
 	}
 }
 
-// letGo releases a connection while it drains.
+// letGo releases a connection that is seen while the server drains.
 func (s *httpServer) letGo(t *sockets.Track) {
 	s.mu.Lock()
 	m := s.mover
 	s.mu.Unlock()
 	s.release(t, m)
-	if !s.ends() { // called off meanwhile, and resume may not have seen it
+	if !s.ends() { // the drain was called off meanwhile, and resume may have missed this connection
 		t.Offer(nil)
 		t.Finish(0)
 	}
 }
 
-// release lets go of a connection: to the new process, or for good.
+// release offers a connection to the new process, or lets it end here.
 func (s *httpServer) release(t *sockets.Track, m *sockets.Mover) {
 	if !m.Accepts(t.Listener, sockets.ProtocolHTTP1) || !t.IsDirect() || !t.Offer(m) {
 		t.Finish(s.u.opt.idleGrace)
 	}
 }
 
-// trackOf finds the track under c, whoever has wrapped it.
+// trackOf finds the track under c, also if c is wrapped.
 func (s *httpServer) trackOf(c net.Conn) *sockets.Track {
 	c = hookConn(c)
 	if t := sockets.TrackOf(c); t != nil {
@@ -364,7 +366,7 @@ func (s *httpServer) drain(d *drain) drainReport {
 		m = nil
 	}
 	s.mu.Lock()
-	s.mover = m // first: who sees draining relies on it
+	s.mover = m // first: code that sees draining relies on it
 	s.since = d.begun
 	s.mu.Unlock()
 	s.draining.Store(d)
@@ -378,8 +380,9 @@ func (s *httpServer) drain(d *drain) drainReport {
 	hijacked := 0
 	if s.conns.wait(d, func() bool { return s.left(false) == 0 }) {
 		if hijacked = s.left(true); hijacked > 0 {
-			// Only hijacked ones are left: tell their owners.
-			if !s.bound { // goAway has
+			// Only hijacked ones are left: the functions of RegisterOnShutdown tell
+			// their owners.
+			if !s.bound { // else goAway has done it
 				s.shut(s.server())
 			}
 			s.conns.wait(d, func() bool { return s.left(true) == 0 })
@@ -395,9 +398,10 @@ func (s *httpServer) drain(d *drain) drainReport {
 }
 
 // shut calls Shutdown: nothing but hijacked connections is left. If the upgrade
-// is rolled back first, it does not: net/http would drop a request that the
-// server reads from then on. If it is later, what comes waits for the server's
-// successor, and the listeners are not closed.
+// is rolled back before that, shut does nothing: net/http would drop a request
+// that the server reads from then on. If the upgrade is rolled back later, new
+// connections wait for the server that takes the place of this one, and the
+// listeners are not closed.
 func (s *httpServer) shut(srv *http.Server) {
 	s.mu.Lock()
 	doors := slices.Clone(s.doors)
@@ -422,8 +426,8 @@ func (s *httpServer) shut(srv *http.Server) {
 	}
 }
 
-// offer lets go of all connections, if drain has not yet to come to that: it
-// looks at the idle rule first, for which this goroutine can't wait.
+// offer releases all connections, unless drain has not come to that yet: drain
+// looks at the idle rule first, and this goroutine can't wait for that.
 func (s *httpServer) offer(m *sockets.Mover) {
 	s.mu.Lock()
 	barred := s.mover == nil
@@ -444,7 +448,7 @@ func (s *httpServer) left(hijacked bool) int {
 	return s.foreigners() + s.conns.left(hijacked)
 }
 
-// resume serves on: the drain was called off.
+// resume lets the server serve on: the drain was called off.
 func (s *httpServer) resume() {
 	if s.draining.Swap(nil) == nil {
 		return
@@ -458,7 +462,7 @@ func (s *httpServer) resume() {
 	s.mover = nil
 	s.unboundForeign()
 	if s.isShut {
-		s.srv, s.isShut = s.http1Clone(), false // it can't serve again
+		s.srv, s.isShut = s.http1Clone(), false // a server that was shut down can't serve again
 		s.addCopy(s.srv)
 	}
 	close(s.resumed)
@@ -501,8 +505,8 @@ func (s *httpServer) shutdown() {
 	close(s.finished)
 }
 
-// onPrelude is connState of a connection whose server reads or answers the
-// prelude; false if the program is to know it all the same.
+// onPrelude is connState for a connection whose server reads or answers the
+// prelude; false if the program is to be told of the state all the same.
 func (s *httpServer) onPrelude(t *sockets.Track, state http.ConnState) bool {
 	switch state {
 	case http.StateActive:

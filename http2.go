@@ -17,21 +17,21 @@ import (
 // connections that are idle, which are to be moved or to be left open for a
 // while. The twin has none of those, and so can be shut down first.
 //
-// It serves from a listener that is fed by a door, which has seen by then what
-// the client speaks. How net/http hands out HTTP/2 connections by itself differs
-// from version to version (Go 1.27 ignores the functions in TLSNextProto that
-// Go 1.26 calls): nothing of that is needed.
+// It serves from a listener that is fed by a door, which has found out before
+// what the client speaks. How net/http hands out HTTP/2 connections by itself
+// differs from version to version (Go 1.27 ignores the functions in TLSNextProto
+// that Go 1.26 calls): nothing of that is needed.
 //
-// A user who has set TLSNextProto, most often by http2.ConfigureServer of
-// golang.org/x/net, has bound that HTTP/2 to his very server: its settings, and
-// the GOAWAY that its Shutdown sends. The first twin is that server then, and it
-// is HTTP/1 that a copy serves.
+// If the user has set TLSNextProto, most often by http2.ConfigureServer of
+// golang.org/x/net, that HTTP/2 is bound to the user's server itself: to its
+// settings, and to the GOAWAY that its Shutdown sends. Then the first twin is
+// that server, and a copy of it serves HTTP/1.
 
 // A twin serves HTTP/2 connections, until they are told to go away.
 type twin struct {
 	srv  *http.Server
 	in   *feed
-	shut atomic.Bool // it was shut down: what it still has was told to go away
+	shut atomic.Bool // it was shut down: the connections that it still has were told to go away
 }
 
 // A feed is a listener whose connections others have accepted.
@@ -52,7 +52,7 @@ func (f *feed) Accept() (net.Conn, error) {
 	}
 }
 
-// give is false if nobody accepts here any more.
+// give is false if nothing accepts from the feed any more.
 func (f *feed) give(c net.Conn) bool {
 	select {
 	case f.conns <- c:
@@ -94,10 +94,12 @@ func (s *httpServer) serveHTTP2(c net.Conn) error {
 }
 
 // lateHTTP2 is how long a connection that comes while the process drains may
-// begin streams: one that is told to go away at once has opened in vain.
+// begin streams: one that is told to go away at once would have been opened in
+// vain.
 const lateHTTP2 = time.Second
 
-// theTwin gives the twin of now, which is made when the first connection comes.
+// theTwin returns the present twin, which is made when the first connection
+// comes.
 func (s *httpServer) theTwin() (*twin, error) {
 	s.raiseAnchor()
 	s.mu.Lock()
@@ -112,7 +114,7 @@ func (s *httpServer) theTwin() (*twin, error) {
 		tw.srv = s.http2Clone()
 		tw.srv.ConnState = func(c net.Conn, state http.ConnState) {
 			if state == http.StateActive && tw.shut.Load() {
-				go shutNow(tw.srv) // it was not known yet to who sends GOAWAY
+				go shutNow(tw.srv) // Shutdown did not know c yet when it sent GOAWAY
 			}
 			s.connState(c, state)
 		}
@@ -121,7 +123,7 @@ func (s *httpServer) theTwin() (*twin, error) {
 	s.twin = tw
 	go func() {
 		err := tw.srv.Serve(tw.in)
-		if tw.srv == s.user && errors.Is(err, http.ErrServerClosed) { // perhaps by its owner: the next twin is another
+		if tw.srv == s.user && errors.Is(err, http.ErrServerClosed) { // perhaps the program has shut it down: the next twin is a copy
 			s.userShut.Store(true)
 		}
 		tw.in.Close()
@@ -154,8 +156,8 @@ func (s *httpServer) goAway() {
 	}
 	s.mu.Unlock()
 	if s.bound && s.userShut.CompareAndSwap(false, true) {
-		// Whether the twin is this or not: what was hijacked, by h2c.NewHandler,
-		// say, may have been registered with it.
+		// Also if the twin is another server: connections that were hijacked, by
+		// h2c.NewHandler, say, may have been registered with this one.
 		s.shutUser()
 	}
 	if tw != nil && tw.srv != s.user {

@@ -10,7 +10,8 @@ import (
 	"slices"
 )
 
-// clone copies all that can be set of a server, whatever else a later Go adds.
+// clone copies all fields of a server that can be set, also those that a later Go
+// adds.
 func clone(s *http.Server) *http.Server {
 	c := new(http.Server)
 	from, to := reflect.ValueOf(s).Elem(), reflect.ValueOf(c).Elem()
@@ -25,8 +26,9 @@ func clone(s *http.Server) *http.Server {
 	return c
 }
 
-// keepAlivesDisabled says whether SetKeepAlivesEnabled(false) was called, which
-// net/http tells nobody. If it keeps that elsewhere one day, the answer is no.
+// keepAlivesDisabled reports whether SetKeepAlivesEnabled(false) was called,
+// which net/http does not make known. If it keeps that elsewhere one day, the
+// answer is no.
 func keepAlivesDisabled(s *http.Server) bool {
 	f := reflect.ValueOf(s).Elem().FieldByName("disableKeepAlives")
 	if f.Kind() != reflect.Struct {
@@ -48,8 +50,8 @@ func (closedListener) Accept() (net.Conn, error) { return nil, net.ErrClosed }
 func (closedListener) Close() error              { return nil }
 func (closedListener) Addr() net.Addr            { return &net.TCPAddr{} }
 
-// speaks says which protocols net/http would serve with s, the user's server as
-// it was given. It is net/http that knows: GODEBUG may switch HTTP/2 off.
+// speaks reports which protocols net/http would serve with s, the user's server
+// as it was given. Only net/http itself knows: GODEBUG may switch HTTP/2 off.
 func speaks(s *http.Server) (http1, overTLS, unencrypted bool, err error) {
 	probe := clone(s)
 	probe.ConnState, probe.BaseContext, probe.ConnContext = nil, nil, nil

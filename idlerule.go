@@ -15,17 +15,18 @@ import (
 	"time"
 )
 
-// That a connection is idle, with no byte of the next request in the server's
-// hands, is concluded from what net/http does: see mayLeave. It is not what
-// net/http promises. Should a version do otherwise, half a request would be lost
-// with each connection that moves in the middle of one. So before the first one
-// moves, net/http is watched, with connections in memory; if it does otherwise,
-// none moves.
+// mayLeave concludes from what net/http does that a connection is idle, with no
+// byte of the next request in the server's hands. net/http does not promise that.
+// Should a version do otherwise, half a request would be lost with each
+// connection that moves in the middle of one. So before the first one moves,
+// net/http is watched, with connections in memory; if it does otherwise, none
+// moves.
 
-// An idleRule is what is known of that: nothing, until somebody asks.
+// An idleRule is what is known of that: nothing before the first call of
+// idleRuleHolds.
 type idleRule struct {
 	once  sync.Once
-	check func() error // nil: watchNetHTTP
+	check func() error // nil: watchServer with net/http's Serve
 	holds bool
 }
 
@@ -49,8 +50,8 @@ func (u *Upgrader) idleRuleHolds() bool {
 // than a millisecond.
 const rulePatience = 5 * time.Second
 
-// watchServer serves connections with serve, and says in which way it does not
-// do what mayLeave and mustLeave assume.
+// watchServer serves connections with serve; its error tells in which way serve
+// does not do what mayLeave and mustLeave assume.
 func watchServer(serve func(*http.Server, net.Listener) error) error {
 	for _, t := range []struct {
 		name string
@@ -169,8 +170,8 @@ type watch struct {
 	mover  *sockets.Mover // moves nothing
 	srv    *http.Server
 	events chan ruleEvent
-	reads  atomic.Int32  // how many have begun, without those that only wait for the client to go
-	seen   int32         // of them
+	reads  atomic.Int32  // how many have begun, without those that only notice that the client goes
+	seen   int32         // how many of them were seen
 	answer chan struct{} // lets the handler return
 	over   chan struct{}
 }
@@ -204,7 +205,7 @@ func newWatch(serve func(*http.Server, net.Listener) error) *watch {
 	return w
 }
 
-// receive is what the client reads.
+// receive reads as the client.
 func (w *watch) receive() {
 	in := bufio.NewReader(w.client)
 	for {
@@ -276,7 +277,8 @@ func (w *watch) readsOn() error {
 	}
 }
 
-// handles waits until the handler is called. It reads nothing until that returns.
+// handles waits until the handler is called. The server reads nothing until that
+// returns.
 func (w *watch) handles() error {
 	err := w.want(ruleHandle)
 	w.seen = w.reads.Load()
@@ -314,7 +316,7 @@ func (w *watch) left() error {
 	return w.want(ruleEnd)
 }
 
-// send sends it. In memory that ends when the server has read all of it.
+// send sends s. In memory a write ends when the server has read all of it.
 func (w *watch) send(s string) error {
 	w.client.SetWriteDeadline(time.Now().Add(rulePatience))
 	_, err := io.WriteString(w.client, s)

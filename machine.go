@@ -3,10 +3,10 @@ package grace
 import "time"
 
 // The state machine of a process: events in, effects out. What happens reaches
-// on, one event at a time, from the goroutine that owns the Upgrader's state; what
-// is to be done leaves through effects, none of which waits for anything outside.
-// The machine knows no process, no socket, no log and no clock, so that every
-// state can be tried with every event (machine_test.go).
+// the method on, one event at a time, from the goroutine that owns the Upgrader's
+// state; what is to be done leaves through effects, none of which waits for
+// anything outside. The machine knows no process, no socket, no log and no clock,
+// so that every state can be tested with every event (machine_test.go).
 //
 //	starting ── ready ──> serving <──────────── child failed ─────┐
 //	                       │   ^                                  │
@@ -22,15 +22,15 @@ import "time"
 // one state to the next, machine_child.go whether the child is well, and machine_end.go
 // how a process ends. What each state does at each event: testdata/machine.txt.
 //
-// There is room for what this process does not do yet. Exclusive state that the old
-// process gives up before the child is ready: a state between upgrading and standingBy,
-// entered when the child says that it waits for it. Lingering with long streams: a
-// state between draining and stopped, that the child is told of as of an end. A health
-// check: an event that rolls back as evSilence does. A child that this process did not
-// start: a childStage that begins at preparing, and has no kill. A follower: a state
-// after stopped.
+// There is room for what this process does not do yet. Exclusive state that the
+// old process gives up before the child is ready: a state between upgrading and
+// standingBy, entered when the child reports that it waits for it. Lingering with
+// long streams: a state between draining and stopped, that the child is told of
+// as of an end. A health check: an event that rolls back as evSilence does. A
+// child that this process did not start: a childStage that begins at preparing,
+// and has no kill. A follower: a state after stopped.
 
-// A state says what this process does with its sockets.
+// A state tells what this process does with its sockets.
 type state int
 
 const (
@@ -48,15 +48,15 @@ func (s state) String() string {
 	return [...]string{"starting", "serving", "upgrading", "standingBy", "draining", "resuming", "holding", "stopped"}[s]
 }
 
-// A childStage says how far the new process has come.
+// A childStage tells how far the new process has come.
 type childStage int
 
 const (
 	noChild   childStage = iota
 	launching            // a process may exist that is not known yet
-	preparing            // it runs, and has not said that it is ready
+	preparing            // it runs, and has not reported that it is ready
 	going                // it was told to go: it may accept, and name itself in the PID file
-	accepting            // it has said that it accepts
+	accepting            // it has reported that it accepts
 	leaving              // it has given up after that, and drains
 )
 
@@ -83,7 +83,7 @@ type childState struct {
 	judged     bool // probation is over, and it is asked whether it is well
 
 	killed error // why it was killed, one of the Err values
-	told   error // why it says that it gives up, or what is wrong with it
+	told   error // the reason that it gave for giving up, or what is wrong with it
 
 	asked, answered int  // how often it was asked whether it is well, and has answered
 	waited          bool // an answer is waited for
@@ -96,7 +96,7 @@ func (c *childState) accepted() bool { return c.stage >= accepting }
 // version does not know the question, it ends, or it can't be heard.
 func (c *childState) mute() bool { return !c.pongs || c.orderly || c.stage == leaving || c.deaf }
 
-// A parentStage says what has become of the old process.
+// A parentStage tells what has become of the old process.
 type parentStage int
 
 const (
@@ -105,7 +105,7 @@ const (
 	parentGone
 )
 
-// A stopStage says what this process was told.
+// A stopStage tells what this process was told to end.
 type stopStage int
 
 const (
@@ -114,7 +114,7 @@ const (
 	stopService           // the service is
 )
 
-// A drainStage says how far the drain has come.
+// A drainStage tells how far the drain has come.
 type drainStage int
 
 const (

@@ -9,11 +9,11 @@ import (
 
 // The state machine: whether the child is well, and what is done if it is not.
 //
-// Alive and well are two things: a child that is stopped, or hangs, has
-// accepted the hand-over and serves nobody. So this process asks, when probation is
-// over and from then on until it exits, and the child answers through the
-// goroutine that owns its state. One that does not answer is killed, and the
-// hand-over is rolled back.
+// Alive and well are two things: a child that is stopped, or hangs, has accepted
+// the hand-over and does not serve. So this process asks, when probation is over
+// and from then on until it exits, and the child answers through the goroutine
+// that owns its state. A child that does not answer is killed, and the hand-over
+// is rolled back.
 //
 // What if the channel between the two does not work any more, though both live?
 // Then the child can't be judged, and which one must give way depends on how far
@@ -46,8 +46,8 @@ const (
 	hungUpGrace = time.Second
 )
 
-// ask asks the child whether it is well; answer comes when it has answered, or
-// needs not to.
+// ask asks the child whether it is well; well is called when the child has
+// answered, or is not to be asked.
 func (m *machine) ask() {
 	c := &m.child
 	if c.mute() {
@@ -89,10 +89,10 @@ func (m *machine) onPong() {
 	}
 }
 
-// onUnasked: the child was not asked. Had it not read the question, it would not
-// have answered; but the kernel takes nothing from this process, and the child may
-// be as well as ever. It serves, and this process, which can't be trusted with the
-// connections that it would take back, finishes what it has.
+// onUnasked: the question could not be sent, so the child had no chance to
+// answer, and may be well. The kernel takes nothing from this process, which
+// can't be trusted then with the connections that it would take back. So the
+// child serves, and this process finishes what it has.
 func (m *machine) onUnasked(e evUnasked) {
 	if m.child.mute() {
 		return
@@ -103,8 +103,8 @@ func (m *machine) onUnasked(e evUnasked) {
 	m.well()
 }
 
-// well: the child has answered, or is not to be asked. Go on with what has waited
-// for that.
+// well: the child has answered, or is not to be asked. What has waited for that
+// goes on.
 func (m *machine) well() {
 	m.child.waited = false
 	switch {
@@ -135,7 +135,7 @@ func (m *machine) onCheckUp() {
 // served here.
 func (m *machine) onStuck(e evStuck) {
 	if m.child.mute() {
-		return // it ends
+		return // the child ends
 	}
 	m.do.say(noticeStuck, e.err)
 	if !m.child.waited {
@@ -143,8 +143,8 @@ func (m *machine) onStuck(e evStuck) {
 	}
 }
 
-// onDeaf: the channel was read to its end, or can't be read. The end of the child
-// is told by the kernel, not by that.
+// onDeaf: the channel was read to its end, or can't be read. That does not prove
+// the end of the child: only the kernel tells that.
 func (m *machine) onDeaf(e evDeaf) {
 	c := &m.child
 	why := fmt.Errorf("the control channel has ended: %w", e.err)
@@ -196,10 +196,10 @@ func (m *machine) onKillAgain(e evKillAgain) {
 	m.tryKill(min(2*e.pause, longestRetry))
 }
 
-// onUnkillable: the child can't be killed, or does not end by that. Who waits for
-// the upgrade is told; it goes on to be tried. Before the child has accepted, this
-// process has it all and waits: two children at once must not be. Afterwards
-// somebody must accept, which is this process.
+// onUnkillable: the child can't be killed, or does not end by that. The callers
+// that wait for the upgrade are told; killing is tried on. Before the child has
+// accepted, this process has all sockets, and waits: there must not be two
+// children at once. Afterwards one process must accept, and that is this one.
 func (m *machine) onUnkillable(err error) {
 	c := &m.child
 	if c.unkillable {

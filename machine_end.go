@@ -20,15 +20,15 @@ type stopRequest struct {
 	reason   string    // if it was neither a signal nor the program
 }
 
-// byOperator reports whether the request is one that a second of its kind makes
-// urgent: a signal, or the like. What the program asks for is urgent if it says so,
-// however often it asks: it may ask soft of several places, and for a signal that
-// this process handles as well (signal.NotifyContext).
+// byOperator reports whether a second request of its kind makes the stop urgent:
+// a signal, or the like. What the program asks for is urgent only if it says so,
+// however often it asks: it may ask without hurry in several places, and for a
+// signal that this process handles as well (signal.NotifyContext).
 func (r *stopRequest) byOperator() bool { return r.signal != nil || r.reason != "" }
 
-// passOnFor is how long after the hand-over a stop that reaches the old process is
-// one of the service: whoever sent it had read the PID file a moment before. Later
-// it is meant for a process that takes too long to end.
+// passOnFor is how long after the hand-over a stop that reaches the old process
+// is one of the service: its sender may have read the PID file a moment before
+// the hand-over. Later it is meant for a process that takes too long to end.
 const passOnFor = 10 * time.Second
 
 func (m *machine) onStop(r stopRequest) {
@@ -49,8 +49,9 @@ func (m *machine) onStop(r stopRequest) {
 		return
 	}
 	if r.leave && m.stop == notStopping && m.state == upgrading && m.child.stage == going {
-		// The child accepts at any moment, and says then which sockets are its
-		// own: that decides whose paths and queues they are. Or it dies.
+		// The child accepts at any moment, and reports then which sockets it has
+		// taken: that decides which process removes the paths and serves the
+		// queues. Or the child dies.
 		m.leaveLater = true
 		return
 	}
@@ -87,7 +88,7 @@ func (m *machine) onStop(r stopRequest) {
 	}
 	switch {
 	case m.state == holding: // only the child is waited for
-	case m.state == resuming: // it is over first
+	case m.state == resuming: // the roll back is finished first
 		m.refuseAll()
 		m.hurried = m.hurried || r.now
 	case m.state == draining: // it is under way already
@@ -114,9 +115,9 @@ func (m *machine) onStop(r stopRequest) {
 	m.well()
 }
 
-// repeatedStop reports whether r is no more than a stop that was asked for a moment
-// before: see repeats. Only this keeps a supervisor that signals both processes of
-// a hand-over from cutting off what they have begun.
+// repeatedStop reports whether r only repeats a stop that was asked for a moment
+// before: see repeats. Without this, a supervisor that signals both processes of
+// a hand-over would cut off what they have begun.
 func (m *machine) repeatedStop(r stopRequest) bool {
 	switch {
 	case r.leave:
@@ -146,8 +147,9 @@ func (m *machine) concernsThisAlone(r stopRequest) bool {
 
 // endAlone: this process alone is to end. It drains already, or does from now on;
 // the first signal cuts off nothing here either, since the child may have got the
-// same one, and pass it on. If the child dies after all, this process serves on as if
-// no signal had come; but a program that has asked for the end is not prepared for that.
+// same one, and pass it on. If the child dies after all, this process serves on
+// as if no signal had come. But if the program has asked for the end it is not
+// prepared to serve on, and this process stops.
 func (m *machine) endAlone(r stopRequest) {
 	if r.byOperator() {
 		r.now, m.child.alone = r.now || m.child.alone, true
@@ -176,9 +178,10 @@ func (m *machine) leave() {
 	}
 }
 
-// leaveToChild: the program of this process gives up, on an error of a server's
-// say, while a child is starting. That one is to serve, as if this process had
-// died: it has a copy of every socket, and what comes from now on waits for it there.
+// leaveToChild: the program of this process gives up, on an error of a server,
+// say, while a child is starting. The child is to serve, as if this process had
+// died: it has a copy of every socket, and connections that come from now on wait
+// for it there.
 func (m *machine) leaveToChild() {
 	m.child.heir, m.gaveUp = true, true
 	m.do.leaveToChild()
@@ -199,14 +202,14 @@ func (m *machine) passStop(r stopRequest) {
 	}
 }
 
-// refuseAll answers everybody who waits for an upgrade that will not be.
+// refuseAll answers all callers that wait for an upgrade that will not be.
 func (m *machine) refuseAll() {
 	callers := slices.Concat(m.current, m.waiting, m.asked)
 	m.current, m.waiting, m.asked, m.pending = nil, nil, nil, false
 	tell(callers, fmt.Errorf("grace: Upgrade: %w", ErrStopped))
 }
 
-// onChildStop: the child begins to end, and says why.
+// onChildStop: the child begins to end, and tells why.
 func (m *machine) onChildStop(e evChildStop) {
 	c := &m.child
 	if !c.went() || e.early { // it will exit, and was never ready
@@ -216,7 +219,7 @@ func (m *machine) onChildStop(e evChildStop) {
 		return
 	}
 	if !e.leave {
-		if c.stage == leaving && e.at.Sub(c.since) > passOnFor { // it is not the service any more
+		if c.stage == leaving && e.at.Sub(c.since) > passOnFor { // the child is not the service any more
 			m.do.say(noticeStopIgnored, nil)
 			return
 		}
@@ -239,8 +242,8 @@ func (m *machine) onChildStop(e evChildStop) {
 	m.rollBack(&UpgradeError{Reason: ErrRolledBack, Pid: c.pid, Err: errors.New("it has stopped by itself")})
 }
 
-// beginLastDrain ends a process that has no child. If it gives up while its parent
-// stands by, that one takes over, and has the queues.
+// beginLastDrain ends a process that has no child. If it gives up while its
+// parent stands by, the parent takes over, and has the queues.
 func (m *machine) beginLastDrain(r stopRequest) {
 	if r.leave && m.parent == parentAlive {
 		m.gaveUp = true
@@ -269,7 +272,8 @@ func (m *machine) onDrained() {
 		m.do.resume()
 	case m.drain == running:
 		if m.child.stage == accepting && m.stop == notStopping {
-			// To exit now would leave nobody, if the child is stopped or hangs.
+			// If this process exited now and the child is stopped or hangs, no
+			// process would serve.
 			m.drain = over
 			m.ask()
 			return

@@ -4,7 +4,7 @@ import "time"
 
 // What goes into the state machine, and what comes out: events and effects.
 
-// effects is what the machine has done. None of it waits.
+// effects are what the machine wants to be done. None of them waits.
 type effects interface {
 	openGates() error // begin to accept, for the first time
 	closeGates()      // stop accepting; the child has what it has claimed
@@ -29,14 +29,14 @@ type effects interface {
 	kill() error                           // SIGKILL to the child
 	forget()                               // the child is dead and was reaped
 	askMaster(replies []reply)             // for an upgrade: evMasterAsked
-	restore(r []reply, n notice, by error) // put back what the child had taken, answer, and say so: evRestored
+	restore(r []reply, n notice, by error) // put back what the child had taken, answer, and give notice: evRestored
 
 	beginDrain(move bool)     // evDrained
 	offer()                   // the servers move what the child takes by now
 	hurryDrain()              // cut off what is left
 	cancelDrain()             // evDrained comes sooner
 	resume()                  // the servers serve as before: evResumed
-	stopping(service bool)    // from now on what asks is refused
+	stopping(service bool)    // from now on new requests are refused
 	finish(gaveUp, last bool) // end everything: evFinished; last: no other process of the service is there
 	done()                    // close Done
 	endSignals()              // one more signal has its default action
@@ -44,7 +44,7 @@ type effects interface {
 	after(d time.Duration, e event)
 	say(n notice, err error)
 	sayStop(n notice, r stopRequest)
-	sayRepeated(signal string) // it has counted already
+	sayRepeated(signal string) // the signal has counted already
 
 	isService() bool         // a supervisor takes this process for the service
 	hasServiceManager() bool // systemd is told what happens
@@ -84,7 +84,7 @@ type (
 		line string
 		err  error
 	}
-	evClaims struct { // the child has said which sockets it takes
+	evClaims struct { // the child has reported which sockets it takes
 		id    int
 		pongs bool
 		err   error // they make no sense
@@ -94,7 +94,7 @@ type (
 		id int
 		at time.Time
 	}
-	evFailed struct { // the child says why it gives up
+	evFailed struct { // the child reports why it gives up
 		id  int
 		why error
 	}
@@ -219,7 +219,7 @@ func (n notice) String() string {
 	}[n]
 }
 
-// childOf gives the child that an event is about.
+// childOf returns the child that an event is about.
 func childOf(e event) (id int, ok bool) {
 	switch e := e.(type) {
 	case evLine:

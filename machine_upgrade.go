@@ -49,7 +49,8 @@ func (m *machine) onUpgrade(r reply) {
 	}
 }
 
-// passOn: whoever has asked had read the PID file a moment before the hand-over.
+// passOn passes a request on to the child: its sender may have read the PID file
+// a moment before the hand-over.
 func (m *machine) passOn(r reply) {
 	m.passed = true
 	m.do.sendUpgrade()
@@ -72,8 +73,8 @@ func (m *machine) answer(err error) {
 	m.current = nil
 }
 
-// inTheWay says what an upgrade that is wanted waits for; "" is nothing. At most
-// two generations run.
+// inTheWay returns what an upgrade that is wanted waits for; "" if nothing. At
+// most two generations run.
 func (m *machine) inTheWay() string {
 	switch {
 	case m.state == starting:
@@ -173,7 +174,7 @@ func (m *machine) onLaunched(e evLaunched) {
 	}
 }
 
-// onLine: the readiness pipe has said something, or was closed.
+// onLine: something was read from the readiness pipe, or it was closed.
 func (m *machine) onLine(e evLine) {
 	switch {
 	case !m.mayServe() || m.child.killed != nil:
@@ -198,25 +199,26 @@ func (m *machine) onClaims(e evClaims) {
 	m.maybeGo()
 }
 
-// maybeGo decides for the child. From here on it is not killed for being late,
-// unless it hangs before it accepts.
+// maybeGo lets the child go on if it is ready. From then on it is not killed for
+// being late, unless it hangs before it accepts.
 func (m *machine) maybeGo() {
 	c := &m.child
 	if c.stage != preparing || !c.line || !c.claimed || c.killed != nil {
 		return
 	}
 	c.stage = going
-	m.do.after(m.limits.ready, evLate{id: c.id, went: true}) // again: what comes late now hangs
+	m.do.after(m.limits.ready, evLate{id: c.id, went: true}) // again: a child that does not accept by then hangs
 	m.do.sendGo()
 }
 
-// mayServe reports whether a child that does not accept yet is waited for.
+// mayServe reports whether this process waits for a child that does not accept
+// yet.
 func (m *machine) mayServe() bool {
 	return m.state == upgrading || m.state == draining && m.child.heir && !m.child.accepted()
 }
 
-// onLate: the ready timeout is up. One that began before go counts no more: the
-// child may have begun to accept.
+// onLate: the ready timeout is up. A timeout that began before go does not count
+// after it: the child may have begun to accept.
 func (m *machine) onLate(e evLate) {
 	if m.mayServe() && m.child.went() == e.went {
 		m.child.told = fmt.Errorf("killed after %v", m.limits.ready)
@@ -245,7 +247,7 @@ func (m *machine) onAccepting(e evAccepting) {
 	if c.stage != going || !m.mayServe() {
 		return
 	}
-	if c.unkillable { // so it was late, no more
+	if c.unkillable { // it was late, and is no more
 		c.killed, c.unkillable = nil, false
 	}
 	c.stage, c.since = accepting, e.at
@@ -321,8 +323,7 @@ func (m *machine) reportDeath(c childState, failure *UpgradeError) {
 	}
 }
 
-// upgradeFailed: the child was never ready, and this process goes on as if nothing
-// had been.
+// upgradeFailed: the child was never ready, and this process goes on as before.
 func (m *machine) upgradeFailed(err error) {
 	m.state = serving
 	m.upgrades = repeats{} // what comes now is meant to try again
@@ -341,11 +342,11 @@ func (m *machine) rollBack(err error) {
 		m.do.cancelDrain()
 	}
 	m.do.tellParentOfChild(false)
-	if m.passed { // to the one that is dead
+	if m.passed { // passed on to the child, which is dead
 		m.pending = true
 	}
 	m.restore(noticeRolledBack, err)
-	if m.drain == over { // it has waited only for the child to say that it is well
+	if m.drain == over { // it has waited only to hear that the child is well
 		m.onDrained()
 	}
 	m.hurried = false
@@ -354,8 +355,8 @@ func (m *machine) rollBack(err error) {
 	}
 }
 
-// restore puts back what the child may have taken, and answers then. The next
-// upgrade waits until all is there.
+// restore puts back what the child may have taken, and then answers the callers.
+// The next upgrade waits until all is there.
 func (m *machine) restore(n notice, err error) {
 	callers := m.current
 	m.current = nil

@@ -8,8 +8,8 @@ import (
 	"github.com/julofinance/grace/v3/internal/proc"
 )
 
-// theMaster is the program that has started this one. A process that was handed its
-// Sockets by an old one has none, whatever the environment says.
+// theMaster is the program that has started this one. A process that was handed
+// its sockets by an old one has none, whatever the environment says.
 var theMaster, theMasterErr = masterUnless(inherited)
 
 func masterUnless(h *handover) (*master.Master, error) {
@@ -19,10 +19,10 @@ func masterUnless(h *handover) (*master.Master, error) {
 	return master.Found()
 }
 
-// underMaster says whether upgrades are a master's to do.
+// underMaster reports whether upgrades are a master's to do.
 func (u *Upgrader) underMaster() bool { return u.master != nil && u.master.Siblings }
 
-// joinMaster says who the master is, and watches those above us.
+// joinMaster finds out which process the master is, and watches those above us.
 func (u *Upgrader) joinMaster() {
 	m := u.master
 	if !u.underMaster() {
@@ -30,7 +30,8 @@ func (u *Upgrader) joinMaster() {
 	}
 	u.log.Info("grace: a master has started this process; upgrades are its to do", "master", m.Name, "masterpid", m.Pid, "sockets", len(m.Sockets))
 	if m.Wrapper != 0 && m.Pid != 0 {
-		// It got the signal that was meant for us, and has not passed it on.
+		// The wrapper got the signal that was meant for us, and has not passed it
+		// on.
 		proc.WhenGone(m.Wrapper, func() {
 			u.happen(evStop{stopRequest{reason: "the script between the master and this process has ended"}})
 		})

@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// What is said of each step: to the log, to systemd, and to a master.
+// How each step is reported: to the log, to systemd, and to a master.
 
-// say says that a step was done. What it names belongs to the state at that moment.
+// say reports that a step was done. What it names belongs to the state at that
+// moment.
 func (p performer) say(n notice, err error) {
 	u := p.u
 	switch n {
@@ -59,7 +60,7 @@ func (p performer) say(n notice, err error) {
 	}
 }
 
-// sayOfChild says what is wrong with the child, or what becomes of it.
+// sayOfChild reports what is wrong with the child, or what becomes of it.
 func (p performer) sayOfChild(n notice, err error) {
 	log, pid := p.u.log, p.u.m.child.pid
 	var failure *UpgradeError
@@ -95,12 +96,12 @@ func (p performer) sayOfChild(n notice, err error) {
 	}
 }
 
-// sayRepeated says that a signal is one that has counted already.
+// sayRepeated reports that a signal is one that has counted already.
 func (p performer) sayRepeated(signal string) {
 	p.u.log.Info("grace: the same signal again; it counts as one", "signal", signal, "within", sameSignal)
 }
 
-// sayStop says what becomes of a stop that was asked for.
+// sayStop reports what becomes of a stop that was asked for.
 func (p performer) sayStop(n notice, r stopRequest) {
 	u := p.u
 	switch n {
@@ -118,8 +119,9 @@ func (p performer) sayStop(n notice, r stopRequest) {
 	}
 }
 
-// askMaster asks the master for an upgrade. Those who wait for it are answered
-// when it tells this process to drain, or when it does not within the ready timeout.
+// askMaster asks the master for an upgrade. The callers that wait for it are
+// answered when it tells this process to drain, or when it does not within the
+// ready timeout.
 func (p performer) askMaster(replies []reply) {
 	u := p.u
 	replies = slices.Clone(replies)

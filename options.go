@@ -86,14 +86,14 @@ func takePIDFileVariable() {
 
 // PIDFile names the file that holds the pid of the process that serves.
 // Default: the variable GRACE_PIDFILE; if that is empty too, no file is
-// written; New takes the variable out of the environment. A relative path counts from the working directory of the first
-// start. The file is switched by rename at each upgrade, held by a lock, and
-// removed at the last stop.
+// written; New takes the variable out of the environment. A relative path counts
+// from the working directory of the first start. The file is switched by rename at
+// each upgrade, held by a lock, and removed at the last stop.
 func PIDFile(path string) Option {
 	return func(o *options) error { o.pidFile = path; return nil }
 }
 
-// ReadyTimeout is how long a new process may take from its start until it says
+// ReadyTimeout is how long a new process may take from its start until it reports
 // that it is ready; then it is killed and the old one goes on. Default 1 minute.
 func ReadyTimeout(d time.Duration) Option {
 	return positive("ReadyTimeout", d, func(o *options) { o.readyTimeout = d })
@@ -116,10 +116,10 @@ func Probation(d time.Duration) Option {
 	return notNegative("Probation", d, func(o *options) { o.probation = d })
 }
 
-// MoveConns says whether connections that are idle between two requests are moved to
-// the new process. Default true, where it can be done: plaintext HTTP/1 on
-// Linux, and protocols of your own, see [Server]. Give false if connections
-// carry a state of their own, such as a login per connection; they are finished then.
+// MoveConns sets whether connections that are idle between two requests are moved
+// to the new process. Default true, where it can be done: plaintext HTTP/1 on
+// Linux, and protocols of your own, see [Server]. Give false if connections carry
+// a state of their own, such as a login per connection; they are finished then.
 func MoveConns(yes bool) Option {
 	return func(o *options) error { o.move = yes && sockets.CanMove; return nil }
 }
@@ -190,11 +190,11 @@ func (o *options) settleSignals() error {
 	return nil
 }
 
-// Logger is where the log lines go; docs/log.md says what each of them
-// means. Default what [slog.Default] is at each line; a nil logger drops
-// them. They are queued and written by a goroutine of their own, so that a log
-// that can't be written holds nothing up. What is queued when the process ends
-// is written before Done is closed, if that takes no more than a second.
+// Logger sets where the log lines go; docs/log.md explains each of them. Default
+// what [slog.Default] is at each line; a nil logger drops them. They are queued
+// and written by a goroutine of their own, so that a log that can't be written
+// blocks nothing. What is queued when the process ends is written before Done is
+// closed, if that takes no more than a second.
 func Logger(l *slog.Logger) Option {
 	return func(o *options) error {
 		if l == nil {

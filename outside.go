@@ -10,10 +10,10 @@ import (
 	"github.com/julofinance/grace/v3/internal/proc"
 )
 
-// The goroutine that owns the state waits for nothing outside: not for a
-// disk, a lock, a resolver, a supervisor's socket, nor for the program's own code.
-// What may wait for such a thing is done by another goroutine, which posts what
-// came of it. Nor may that one hold a lock meanwhile that the first needs.
+// The goroutine that owns the state waits for nothing outside: not for a disk, a
+// lock, a resolver, a supervisor's socket, nor for the program's own code. What
+// may wait for such a thing is done by another goroutine, which posts the result.
+// Nor may that one hold a lock meanwhile that the first needs.
 
 const (
 	// restorePatience is how long the last line of a roll back waits for what the
@@ -35,7 +35,7 @@ func (u *Upgrader) restore(then func()) {
 		within(0, jobs...)
 		late.Stop()
 		if !u.post(func() { then(); u.m.on(evRestored{}) }) {
-			then() // the loop has ended, and nobody else answers
+			then() // the loop has ended, and will not call it
 		}
 	}()
 }
@@ -44,8 +44,8 @@ func (u *Upgrader) restore(then func()) {
 const leavePatience = 2 * time.Second
 
 // startOrLeave is start, but for a start that does not heed its context, since a
-// disk hangs under the PID file or the binary. It is left behind: it must keep the
-// process from nothing, and what it starts after all is killed.
+// disk hangs under the PID file or the binary. Such a start is left behind: it
+// must not hold the process up, and what it starts after all is killed.
 func (u *Upgrader) startOrLeave(ctx context.Context, id int) (*child, error) {
 	type result struct {
 		c   *child
@@ -137,7 +137,7 @@ func (u *Upgrader) end(mayRemove, last bool, peers []*control.Channel) {
 	u.post(u.tellEnd)
 }
 
-// tellEnd tells systemd and the log, the last ones.
+// tellEnd sends the last messages to systemd and the log.
 func (u *Upgrader) tellEnd() {
 	next := u.child
 	tell := u.handOverMain()

@@ -20,16 +20,17 @@ type parent struct {
 	ch      *control.Channel
 	ready   *os.File // readiness pipe
 	m       manifest.Manifest
-	goAhead chan struct{} // closed when old has said go
-	deaf    chan struct{} // closed when nothing more is heard of old, dead or alive
-	gone    chan struct{} // closed when old is proven to be dead
+	goAhead chan struct{} // closed when the old process has said go
+	deaf    chan struct{} // closed when nothing more is heard of the old process, dead or alive
+	gone    chan struct{} // closed when the old process is proven to be dead
 	life    proc.Life
-	claims  atomic.Bool // they are being made: what comes later is told by itself
-	told    []int       // the sockets of the claims that old was told
-	pidLock *os.File    // the lock of old's PID file; nil: it has none
+	claims  atomic.Bool // the claims are being made: what is taken later is told in a message of its own
+	told    []int       // the sockets of the claims that the old process was told
+	pidLock *os.File    // the lock of the old process's PID file; nil: it has none
 }
 
-// joinParent reads the manifest. Old wrote it before it started us.
+// joinParent reads the manifest. The old process wrote it before it started this
+// one.
 func joinParent(h *handover, limit time.Duration) (*parent, error) {
 	if h.version != protocolVersion {
 		return nil, fmt.Errorf("grace: %w: the old process speaks version %d of it, this one %d; stop the old one and start this one once", ErrProtocol, h.version, protocolVersion)
@@ -113,10 +114,11 @@ func (p *parent) run(log *slog.Logger, take func(index int) *sockets.Listener, o
 	go p.watchLife(over)
 }
 
-// watchLife ends the channel when the parent is dead: whoever else has the parent's
-// end of it keeps it open, as a child of its that hangs in execve does, which has every
-// descriptor until then. What the parent has sent is read before: a socket that is
-// shut down for reading gives what is queued, and then its end.
+// watchLife ends the channel when the parent is dead. Another process that has
+// the parent's end of it would keep it open, such as a child of the parent's that
+// hangs in execve, which has every descriptor until then. What the parent has
+// sent is read before: a socket that is shut down for reading gives what is
+// queued, and then its end.
 func (p *parent) watchLife(over <-chan struct{}) {
 	if p.life.Await(over) {
 		p.ch.Socket().CloseRead()
@@ -142,12 +144,13 @@ func (p *parent) outlive(log *slog.Logger, over <-chan struct{}, err error) bool
 	return p.life.Await(over)
 }
 
-// deafPatience is how long old may take to be dead when its end of the channel is
-// closed.
+// deafPatience is how long the old process may take to be dead when its end of
+// the channel is closed.
 const deafPatience = 2 * time.Second
 
-// awaitGo waits until old has said go, or is dead. If it lives and can't be heard
-// it may think that this process never accepts: then it must not.
+// awaitGo waits until the old process has said go, or is dead. If it lives and
+// can't be heard, it may think that this process never accepts: then this process
+// must not.
 func (p *parent) awaitGo(ctx context.Context) (err error) {
 	select {
 	case <-p.goAhead:
@@ -156,13 +159,14 @@ func (p *parent) awaitGo(ctx context.Context) (err error) {
 	case <-p.deaf:
 		err = p.awaitDeath(ctx)
 	}
-	if ctx.Err() != nil { // of several the first: what is told to stop takes nothing
+	if ctx.Err() != nil { // also if another case was ready: a process that is told to stop takes nothing
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)
 	}
 	return err
 }
 
-// awaitDeath waits until old, which can't be heard, is proven to be dead.
+// awaitDeath waits until the old process, which can't be heard, is proven to be
+// dead.
 func (p *parent) awaitDeath(ctx context.Context) error {
 	limit := time.NewTimer(deafPatience)
 	defer limit.Stop()
@@ -175,8 +179,8 @@ func (p *parent) awaitDeath(ctx context.Context) error {
 	return nil
 }
 
-// mayAccept reports whether this process may accept by now, for all that old knows,
-// and be named by the PID file.
+// mayAccept reports whether the old process has said go: this process may accept
+// then, and be named by the PID file.
 func (p *parent) mayAccept() bool {
 	select {
 	case <-p.goAhead:

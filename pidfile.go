@@ -20,10 +20,10 @@ import (
 )
 
 // A pidFile names the process that serves. It is replaced by rename, so that a
-// reader sees one whole pid or the other; what proves that a process of ours
-// lives is the lock of another file beside it, see pidfile_lock.go. All
-// generations share that lock, from the first start to the last stop: the old
-// process passes its open file to the new one, as it passes sockets. So when new
+// reader sees one whole pid or the other. The proof that a process of ours lives
+// is the lock of another file beside it, see pidfile_lock.go. All generations
+// share that lock, from the first start to the last stop: the old process passes
+// its open file to the new one, as it passes sockets. So when the new process
 // dies no third process can come in before the old one has put its pid back.
 //
 // Beside app.pid there are .app.pid.lock, as long as the service runs, and
@@ -44,9 +44,9 @@ type pidFile struct {
 	// without knowing of each other, and the newest takes the lock from the others.
 	master string
 
-	// wanted says that the file is to name this process; between the start of a new
-	// process and its failure it is the new one's. It is changed before mu is
-	// taken, so that the last one to change it is right.
+	// wanted is true while the file is to name this process; between the start of
+	// a new process and its failure the file is the new one's. wanted is changed
+	// before mu is taken, so that the last one to change it is right.
 	wanted atomic.Bool
 
 	// mu guards what follows, and is held while this process changes the files.
@@ -160,7 +160,7 @@ func (p *pidFile) take() error {
 		return p.failed(ErrStopped)
 	}
 	err := p.putInPlace()
-	if errors.Is(err, os.ErrNotExist) { // somebody has tidied up
+	if errors.Is(err, os.ErrNotExist) { // the file beside it was removed: a cleaner of temporary files, say
 		err = p.write()
 	}
 	if err != nil {
@@ -218,7 +218,8 @@ func (p *pidFile) rest() { p.wanted.Store(false) }
 // or one that is dead; without, the old process takes it back. A new process keeps it.
 func (p *pidFile) release(remove bool) { p.giveUp(remove, false) }
 
-// giveUp is release; last says that no other process of the service has the lock.
+// giveUp is release; last is true if no other process of the service has the
+// lock.
 func (p *pidFile) giveUp(remove, last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -243,7 +244,8 @@ func (p *pidFile) giveUp(remove, last bool) {
 	p.dropLock(remove && (ours || dead || p.wanted.Load()), last)
 }
 
-// nowOurs: the file names this process; see to it that it goes on to do so.
+// nowOurs: the file names this process; from now on keep sees to it that it stays
+// so.
 func (p *pidFile) nowOurs() {
 	p.wanted.Store(true)
 	if !p.kept {
@@ -293,9 +295,9 @@ func (p *pidFile) lookAgain() (done bool, err error) {
 	return p.look()
 }
 
-// look puts right what is not. Another living process that the file names has
-// been put there by somebody: that is said, and left, unless ours is to be there
-// whatever is.
+// look puts right what is wrong. If the file names another living process,
+// another program has put it there: that is reported, and the file is left,
+// unless force is set.
 func (p *pidFile) look() (done bool, err error) {
 	if err := p.reclaimLock(); errors.Is(err, fd.ErrLocked) && p.master != "" {
 		return false, nil // a newer sibling has it
@@ -333,7 +335,7 @@ func (p *pidFile) besides() string { return fd.HiddenBeside(p.path, strconv.Itoa
 
 // writeBeside writes our pid into a file that is not in place yet.
 func (p *pidFile) writeBeside() error {
-	p.removeReplaced() // it has the name
+	p.removeReplaced() // a replaced file may have this name
 	name := p.besides()
 	open := func() (*os.File, error) { return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) }
 	f, err := open()

@@ -12,31 +12,33 @@ import (
 
 // Which lock proves that a process of ours lives?
 //
-// One on the PID file itself does not: everybody may read that file, and whoever
-// has a descriptor of it, of any mode, may hold flock(2) on it, and so refuse a
-// start after a crash, or make an upgrade fail in the moment before the lock is
-// taken. A write lock of fcntl(2) needs a descriptor that is open for writing: only
-// the owner gets one, but anybody's read lock is in its way, and as long as it is
-// open the file system can't be mounted read-only (mount(2), EBUSY); nor can it
-// while a file is open that has no name any more. A unix socket that answers would
-// prove it too, but of two that find it deaf one has to remove it, which needs a lock.
+// One on the PID file itself does not: every user may read that file, and a
+// process that has a descriptor of it, of any mode, may hold flock(2) on it, and
+// so refuse a start after a crash, or make an upgrade fail in the moment before
+// the lock is taken. A write lock of fcntl(2) needs a descriptor that is open for
+// writing: only the owner gets one, but any user's read lock is in its way, and
+// as long as it is open the file system can't be mounted read-only (mount(2),
+// EBUSY); nor can it while a file is open that has no name any more. A unix
+// socket that answers would prove it too, but of two processes that get no answer
+// from it one has to remove it, which needs a lock.
 //
-// So the lock is flock(2) on a file of its own, .app.pid.lock, of mode 0600, which
-// none but our own user, and root, can open; it is open for reading only. It is
-// the open file that is locked, not the process: old passes the descriptor to new,
-// the lock is free when the last of them is gone, whatever ends it, and neither
-// has to be there when the other one changes the PID file. It is made by open,
-// not by link: not every file system has hard links. On NFS, flock wants a
-// descriptor that is open for writing; it gets one there.
+// So the lock is flock(2) on a file of its own, .app.pid.lock, of mode 0600,
+// which none but our own user, and root, can open; it is open for reading only.
+// It is the open file that is locked, not the process: the old process passes the
+// descriptor to the new one, the lock is free when the last of them is gone,
+// whatever ends it, and neither has to be there when the other one changes the
+// PID file. It is made by open, not by link: not every file system has hard
+// links. On NFS, flock wants a descriptor that is open for writing; it gets one
+// there.
 //
-// Only who holds the lock of the file that the name points to writes the PID
-// file, and removes the two. So a lock is taken in this order: open, lock, see that the
-// name points to it still.
+// Only the process that holds the lock of the file that the name points to writes
+// the PID file, and removes the two. So a lock is taken in this order: open,
+// lock, check that the name still points to it.
 //
-// Children of a master overlap, and each has a lock of its own: the newest one that
-// is ready renames its file over that of the one before, if that one says that it
-// is a child of the same master, and is the holder from then on. If it dies, its
-// lock is free, and the one before takes that.
+// Children of a master overlap, and each has a lock of its own: the newest one
+// that is ready renames its file over that of the one before, if that file names
+// the same master, and is the holder from then on. If it dies, its lock is free,
+// and the one before takes that.
 
 // takeLock makes this process the holder; a *RunningError if another one is.
 func (p *pidFile) takeLock() error {
@@ -60,7 +62,7 @@ func (p *pidFile) takeLock() error {
 	}
 }
 
-// errReader: the lock is shared, by a script that looks whether it is held.
+// errReader: the lock is shared, held by a script that checks whether it is held.
 var errReader = errors.New("its lock is held by a process that only reads it")
 
 // tryTakeLock makes this process the holder if there is none: else fd.ErrLocked, or
@@ -145,8 +147,8 @@ func (p *pidFile) setLock(f *os.File) {
 	p.lock = f
 }
 
-// dropLock gives the lock up, and with remove its file. With free it is free for
-// whoever comes next, also if a child of ours has a copy of the open file.
+// dropLock gives the lock up, and with remove its file. With free the next
+// process can take it, also if a child of ours has a copy of the open file.
 func (p *pidFile) dropLock(remove, free bool) {
 	if p.lock == nil {
 		return
@@ -160,7 +162,7 @@ func (p *pidFile) dropLock(remove, free bool) {
 	p.setLock(nil)
 }
 
-// nameMaster writes into a lock's file whose child we are.
+// nameMaster writes into a lock's file which master this process is a child of.
 func (p *pidFile) nameMaster(name string) error {
 	if b, err := os.ReadFile(name); err == nil && string(b) == p.master {
 		return nil

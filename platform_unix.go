@@ -40,10 +40,11 @@ func startProcess(ctx context.Context, c command, ready, control int, sockets []
 	return c.Start(ctx, files, kept)
 }
 
-// firstSocket is the number of the first of n sockets: after, or higher. Go gives what it starts
-// the soft limit of open files that it was started with itself, 1024 usually.
-// Many sockets go above that: else no number below it were free, and the
-// dynamic linker, or the shell of a script, could not open a file.
+// firstSocket is the number of the first of n sockets: after, or higher. Go gives
+// the programs that it starts the soft limit of open files that it was started
+// with itself, 1024 usually. Many sockets go above that limit: else no number
+// below it would be free, and the dynamic linker, or the shell of a script, could
+// not open a file.
 func firstSocket(n, after int) int {
 	const above = 1024
 	var limit unix.Rlimit

@@ -7,26 +7,25 @@ import (
 	"strings"
 )
 
-// What a server speaks that serves one of our listeners through a wrapper is not
-// to be seen: a tls.Listener may be in a netutil.LimitListener, which hides it,
-// and others want a header before the first request. So a new process promises
-// to take moved connections there when it has seen that a request came to its
+// What a server speaks that serves one of our listeners through a wrapper can't
+// be seen: a tls.Listener may be in a netutil.LimitListener, which hides it, and
+// others want a header before the first request. So a new process promises to
+// take moved connections there only when it has seen that a request came to its
 // server just as the client has sent it: as the very first bytes of a connection.
-
 //
 // Of each connection the first request is looked at. If it is not what the client
 // has sent, the wrapper does something that a moved connection would not have
 // gone through: nothing is promised then, also if others come as they were sent.
-// What is not promised is finished by the old process, and loses nothing; so
-// where no request says anything, an end is put to it as well. Either way nothing
-// is looked at from then on.
+// Connections for which nothing is promised are finished by the old process, and
+// nothing is lost; so the looking also ends after many requests from which
+// nothing can be concluded. Once it has ended nothing is looked at any more.
 
 const (
 	// vainProofs is how many requests may say nothing.
 	vainProofs = 1000
 )
 
-// doubt says that nothing is known yet of what is spoken on these.
+// doubt notes that nothing is known yet of what is spoken on these.
 func (s *httpServer) doubt(own []*sockets.Listener) {
 	if len(own) == 0 || !s.u.opt.move {
 		return
@@ -69,7 +68,7 @@ func (s *httpServer) tryInVain() {
 	}
 }
 
-// endDoubts says that what is spoken on these is known, or never will be.
+// endDoubts notes that what is spoken on these is known, or never will be.
 func (s *httpServer) endDoubts(these func(*sockets.Listener) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,7 +84,7 @@ func (s *httpServer) endDoubts(these func(*sockets.Listener) bool) {
 	s.doubts.Store(len(left) > 0)
 }
 
-// A verdict is what one request says of its listener.
+// A verdict is what one request shows of its listener.
 type verdict int
 
 const (
@@ -95,8 +94,8 @@ const (
 )
 
 // beganWith judges the first request of a connection, which begins with this
-// line, by the first bytes, of which there may be more or less. Of less than a
-// method, a space and a slash nothing is concluded.
+// line, by the first bytes that were kept, which may be more or fewer. If they
+// are less than a method, a space and a slash nothing is concluded.
 func beganWith(t *sockets.Track, line string) verdict {
 	first := t.TakeFirst()
 	if first == "" {

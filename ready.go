@@ -12,11 +12,11 @@ import (
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
-// Ready says that this process can serve: the listeners begin to accept, the
-// PID file names it, sockets that the old process had and nobody here asked
-// for are left to it, and the old process stops accepting. It is called once
-// everything that is needed to serve is there, also by a first process, whose
-// listeners wait for it too. [Upgrader.Actor] and [Serve] call it.
+// Ready declares that this process can serve: the listeners begin to accept, the
+// PID file names it, sockets that the old process had and this program has not
+// asked for are left to it, and the old process stops accepting. It is called
+// once everything that is needed to serve is there, also by a first process,
+// whose listeners wait for it too. [Upgrader.Actor] and [Serve] call it.
 //
 // An error means that this process must not serve: ReadyCheck's, the PID
 // file's, or ErrStopped. The program should exit; an old process goes on. A
@@ -73,14 +73,16 @@ func (u *Upgrader) accept() error {
 		u.pid.release(!left) // finish is about to, but the program exits now
 	}
 	if u.parent != nil {
-		// Should the program exit next, old is to know that it had begun.
+		// Should the program exit next, the old process is to know that this one
+		// had begun.
 		u.parent.ch.Flush(time.Second)
 	}
 	return err
 }
 
-// handshake agrees with old that it is now this process's turn: claims, the
-// line, go, and the PID file. If old is dead it is our turn in any case.
+// handshake agrees with the old process that it is this process's turn now:
+// claims, the line, go, and the PID file. If the old process is dead it is our
+// turn in any case.
 func (u *Upgrader) handshake() error {
 	p := u.parent
 	p.claims.Store(true) // before it is looked up: nothing falls between
@@ -112,9 +114,9 @@ func (u *Upgrader) handshake() error {
 	return u.pid.take()
 }
 
-// sayAccepting tells old that this process accepts, on which sockets if the
-// program has claimed or closed some since the claims. What it has not claimed
-// by now is old's.
+// sayAccepting tells the old process that this one accepts, and on which sockets
+// if the program has claimed or closed some since the claims. What it has not
+// claimed by now is the old process's.
 func (u *Upgrader) sayAccepting() {
 	c, dropped := u.socks.Seal()
 	m := control.NewMessage(msgAccepting, nil)
@@ -130,7 +132,7 @@ func (u *Upgrader) sayAccepting() {
 	}
 }
 
-// failReady tells old why, so that its log has the reason too.
+// failReady tells the old process why, so that its log has the reason too.
 func (u *Upgrader) failReady(err error) error {
 	if u.parent != nil {
 		why := err.Error()
@@ -140,7 +142,7 @@ func (u *Upgrader) failReady(err error) error {
 	return err
 }
 
-// HasParent says whether an old process started this one and handed its
+// HasParent reports whether an old process started this one and handed its
 // sockets over; it stays true when that process is gone.
 func (u *Upgrader) HasParent() bool { return u.parent != nil }
 

@@ -23,7 +23,7 @@ import (
 // and it counts only for the process that it was made for.
 const handoverVariable = birth.Variable
 
-// What this process was started as, before anybody can have changed it. The
+// How this process was started, read before anything can have changed it. The
 // bytes of os.Args are those that a program overwrites to show a title in ps.
 var (
 	firstArgs             = cloneAll(os.Args)
@@ -50,7 +50,7 @@ type home struct {
 // findHome finds out how this process was started; the first one's counts.
 func findHome() (home, error) {
 	if inherited != nil {
-		return home{}, nil // old says it
+		return home{}, nil // the old process has told it
 	}
 	self, selfErr := os.Executable()
 	path := ""
@@ -66,7 +66,7 @@ func findHome() (home, error) {
 	}
 	if path != "" && !filepath.IsAbs(path) {
 		if path = filepath.Join(firstDir, path); firstDirErr != nil {
-			path = "" // it says nothing
+			path = "" // it tells nothing
 		}
 	}
 	// The name in the arguments is the caller's choice ("exec -a"): it counts
@@ -89,7 +89,7 @@ func sameFile(a, b string) bool {
 	return err == nil && os.SameFile(fa, fb)
 }
 
-// A command is a new process to be, and what its program was looked up for.
+// A command is a process to be started, and what its program was looked up for.
 type command struct {
 	proc.Program
 	// realPath and realDir are path and dir without symlinks.
@@ -97,8 +97,9 @@ type command struct {
 	needsDir          bool // path is relative, and dir is not known
 }
 
-// command says what to start: the arguments of now, the directory and the path
-// of the first start, the environment of now, each as the options change it.
+// command returns what to start: the present arguments, the directory and the
+// path of the first start, the present environment, each as the options change
+// it.
 func (o *options) command(h home) command {
 	c := command{Program: proc.Program{Path: h.path, Dir: h.dir, Env: o.env}}
 	if o.dir != "" {
@@ -147,7 +148,7 @@ func (c *command) resolve() error {
 	return nil
 }
 
-// find is resolve where a file system may hang: it is left to itself then.
+// find is resolve for file systems that may hang: it stops waiting when ctx ends.
 func (c command) find(ctx context.Context) (command, error) {
 	done := make(chan error, 1)
 	found := c
@@ -155,7 +156,7 @@ func (c command) find(ctx context.Context) (command, error) {
 	select {
 	case err := <-done:
 		return found, err
-	case <-ctx.Done(): // found is the goroutine's
+	case <-ctx.Done(): // found belongs to the goroutine
 		return c, &proc.StuckError{Path: c.Path, Doing: "to be looked up"}
 	}
 }
@@ -179,7 +180,7 @@ func byGoRun(path string) bool {
 
 const adviceGoRun = "make the binary with go build and start that"
 
-// foreseeTrouble says at the start what would make each upgrade fail.
+// foreseeTrouble warns at the start of what would make each upgrade fail.
 func (u *Upgrader) foreseeTrouble() {
 	c := u.opt.command(u.home)
 	switch {
@@ -194,7 +195,7 @@ func (u *Upgrader) foreseeTrouble() {
 }
 
 // begin starts c: in its directory, or, if that is gone and nothing is known to
-// need it, in the one of this process. A program that needs it says so itself,
+// need it, in the one of this process. A program that needs it fails by itself,
 // and is not ready then.
 func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (proc.Process, error)) (proc.Process, error) {
 	if c.Dir == "" {
@@ -216,11 +217,11 @@ func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (pr
 	return p, err
 }
 
-// stillWritten is how long a binary may be open for writing: whoever copies it
-// into place may be almost through.
+// stillWritten is how long a binary may be open for writing: a program that
+// copies it into place may be almost through.
 const stillWritten = 2 * time.Second
 
-// startWritten starts c once nobody writes its binary any more.
+// startWritten starts c once its binary is not open for writing any more.
 func startWritten(ctx context.Context, log *slog.Logger, c command, start func(command) (proc.Process, error)) (proc.Process, error) {
 	begun := time.Now()
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
@@ -290,7 +291,7 @@ func withHandover(env []string, v string) []string {
 	return append(out, handoverVariable+"="+v)
 }
 
-// A strayError says that the variable was meant for another process.
+// A strayError means that the variable was meant for another process.
 type strayError struct {
 	value  string
 	parent int // of that process

@@ -30,9 +30,10 @@ type handover struct {
 	opened  bool   // the numbers are not ours any more
 }
 
-// variable is the value of handoverVariable: for whom it is meant, and which
-// number is which. The child's pid can't be known before the fork, so it says
-// whose child it is, and which socket the control channel must be.
+// variable is the value of handoverVariable: which process it is meant for, and
+// which number is which. The child's pid can't be known before the fork, so the
+// value names the child's parent, and the socket that the control channel must
+// be.
 func (h handover) variable(control int) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(control, &st); err != nil {
@@ -111,7 +112,7 @@ func takeHandover(g birth.Handover) (*handover, error) {
 	if g.Whole {
 		h.first, h.count = g.First, g.Count
 	}
-	// If old died meanwhile, somebody else has adopted us.
+	// If the old process died meanwhile, another process has adopted us.
 	if os.Getppid() != g.Parent && !orphaned(h.control) {
 		h.drop()
 		return nil, &strayError{g.Value, g.Parent}

@@ -101,11 +101,11 @@ func (u *Upgrader) runServers(failed *error) (execute func() error, interrupt fu
 type runs struct {
 	mu   sync.Mutex
 	all  []func() error // guarded by mu
-	more chan struct{}  // closed when one is added; nil: nobody has asked; guarded by mu
+	more chan struct{}  // closed when one is added; nil: not asked for yet; guarded by mu
 }
 
-// add gives what runs a server once: a second call waits for the end of the first,
-// and has its result.
+// add returns a function that runs a server once: a second call waits for the end
+// of the first, and has its result.
 func (r *runs) add(execute func() error) func() error {
 	execute = sync.OnceValue(execute)
 	r.mu.Lock()
@@ -118,7 +118,8 @@ func (r *runs) add(execute func() error) func() error {
 	return execute
 }
 
-// since gives all but the first n, and what is closed when there are more.
+// since returns all but the first n, and a channel that is closed when there are
+// more.
 func (r *runs) since(n int) (servers []func() error, more <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

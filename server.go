@@ -16,11 +16,12 @@ type Server struct {
 	Listener net.Listener
 
 	// Serve serves the listener that it is given until Accept fails: Listener, or
-	// what stands before it. That can be closed, which closes Listener not before
-	// the end: a roll back may need it. Serve is called again if an upgrade is
-	// rolled back after Shutdown has closed the listener, or if a connection that
-	// was to be moved comes back then; maybe before the former call returns. It
-	// must make a new server where the old one can't serve again, as gRPC's can't.
+	// what stands before it. If it closes what stands before it, Listener is
+	// closed only at the end: a roll back may need it. Serve is called again if an
+	// upgrade is rolled back after Shutdown has closed the listener, or if a
+	// connection that was to be moved comes back then; maybe before the former
+	// call returns. It must make a new server where the old one can't serve again,
+	// as gRPC's can't.
 	Serve func(net.Listener) error
 
 	// Shutdown is called when the process drains and accepts no more: it should
@@ -91,7 +92,7 @@ func (s *otherServer) serve() error {
 		returned := make(chan error, 1)
 		go func() { returned <- s.Serve(ln) }()
 		var finished chan struct{}
-		if s.hall != nil { // the end of ours may be nothing to what is behind it
+		if s.hall != nil { // a wrapper may not notice the end of our listener
 			finished = s.finished
 		}
 		select {
@@ -103,7 +104,7 @@ func (s *otherServer) serve() error {
 			draining := s.draining
 			s.mu.Unlock()
 			if draining || s.u.ctx.Err() != nil || s.u.socks.Keep(nil) {
-				s.onClose(closed) // nobody accepts any more
+				s.onClose(closed) // nothing accepts any more
 				break
 			}
 			select {
@@ -122,7 +123,8 @@ func (s *otherServer) serve() error {
 	}
 }
 
-// begin opens again what a Shutdown has closed, and gives what Serve is to serve.
+// begin opens again what a Shutdown has closed, and returns what Serve is to
+// serve.
 func (s *otherServer) begin() (ln net.Listener, resumed, closed, wanted chan struct{}) {
 	s.mu.Lock()
 	s.closed, s.wanted = make(chan struct{}), make(chan struct{})
@@ -137,8 +139,8 @@ func (s *otherServer) begin() (ln net.Listener, resumed, closed, wanted chan str
 	return s.Listener, resumed, closed, wanted
 }
 
-// onClose: nobody accepts any more from what begin has given together with
-// closed.
+// onClose: the listener that begin has given together with closed accepts nothing
+// any more.
 func (s *otherServer) onClose(closed chan struct{}) {
 	s.mu.Lock()
 	select {
@@ -150,7 +152,7 @@ func (s *otherServer) onClose(closed chan struct{}) {
 	s.conns.check()
 }
 
-// onSpared: Shutdown has closed the listener of ours itself.
+// onSpared: Shutdown has closed our listener itself.
 func (s *otherServer) onSpared() {
 	s.mu.Lock()
 	closed := s.closed
@@ -158,13 +160,14 @@ func (s *otherServer) onSpared() {
 	s.onClose(closed)
 }
 
-// quiet says whether no connection comes any more.
+// quiet reports whether no connection comes any more.
 func (s *otherServer) quiet() bool {
 	return s.conns.quiet() && (s.hall == nil || s.hall.holds.Load() == 0)
 }
 
-// stranded says whether a connection waits, and nobody accepts any more: one that
-// could not be moved after all, or that was accepted when Shutdown was called.
+// stranded reports whether a connection waits to be accepted though the listener
+// was closed: one that could not be moved after all, or that was accepted when
+// Shutdown was called.
 func (s *otherServer) stranded() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -231,11 +234,11 @@ func (s *otherServer) drain(d *drain) drainReport {
 	return drainReport{finished: max(0, begun-cut), cut: cut}
 }
 
-// shut calls Shutdown. It closes no listener for good: the upgrade may be
-// rolled back meanwhile.
+// shut calls Shutdown. The listeners are spared: they are not closed for good,
+// since the upgrade may be rolled back meanwhile.
 func (s *otherServer) shut(ctx context.Context) {
 	s.spare(s.onSpared)
-	if s.quiet() { // not rolled back already
+	if s.quiet() { // else the upgrade was rolled back already
 		s.Shutdown(ctx)
 	}
 }
@@ -246,7 +249,7 @@ func (s *otherServer) spare(closed func()) {
 	}
 }
 
-// offer lets go of all connections: to m, or for good.
+// offer lets all connections move to m, or end here.
 func (s *otherServer) offer(m *sockets.Mover) {
 	for _, l := range s.conns.all() {
 		if m.Accepts(l, s.Protocol) {
@@ -301,7 +304,7 @@ var ErrNotMoved = sockets.ErrNotMoved
 //
 // ErrNotMoved means that c stays, as it was, and should be served on: unread is
 // too long, say, or the upgrade was rolled back. If the error is ErrStopped too,
-// this process ends and nobody takes c: the handler may say goodbye and close
-// it, or serve on until [DrainTimeout] cuts it off. Nobody may be reading from
-// c meanwhile.
+// this process ends and no process takes c: the handler may say goodbye and close
+// it, or serve on until [DrainTimeout] cuts it off. No Read of c may be in
+// progress during the call.
 func Move(c net.Conn, unread []byte) error { return sockets.Move(c, unread) }

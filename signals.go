@@ -25,7 +25,7 @@ func (u *Upgrader) handleSignals() (release func()) {
 		stops = append(stops, u.master.DrainSignals...)
 		asks = without(asks, u.master.DrainSignals)
 	}
-	upgrade := make(chan os.Signal, 1) // a full one says it all: upgrades coalesce
+	upgrade := make(chan os.Signal, 1) // room for one is enough: upgrades coalesce
 	if len(asks) > 0 {
 		signal.Notify(upgrade, asks...)
 	}
@@ -33,9 +33,9 @@ func (u *Upgrader) handleSignals() (release func()) {
 	if len(stops) > 0 {             // Notify without one means every signal
 		signal.Notify(stop, stops...)
 	}
-	// When a signal has arrived must not depend on how long the goroutine that
-	// owns the state takes for something else: so one goroutine looks at the
-	// clock, and another one waits until the signal is handled.
+	// The time at which a signal has arrived must not depend on how long the
+	// goroutine that owns the state takes for something else: so one goroutine
+	// notes the time, and another one waits until the signal is handled.
 	arrived, end := make(chan event, 64), make(chan struct{})
 	u.handleHangup(append(stops, asks...), end)
 	go func() {
@@ -53,7 +53,7 @@ func (u *Upgrader) handleSignals() (release func()) {
 			}
 			select {
 			case arrived <- e:
-			default: // so many wait that one more says nothing new
+			default: // so many wait that one more changes nothing
 			}
 		}
 	}()
@@ -76,12 +76,11 @@ func (u *Upgrader) handleSignals() (release func()) {
 // sameSignal is the time in which the same signal counts once.
 const sameSignal = 500 * time.Millisecond
 
-// A repeats recognises one request that arrives several times. Supervisors
-// signal a whole process group or cgroup (supervisord's stopasgroup, tini -g,
-// dumb-init, systemd's KillMode=control-group, Ctrl-C in a terminal): both
-// processes of a hand-over get the signal, each passes it on to the other, and
-// a script between may pass it on once more. A person who sends a signal again
-// takes longer.
+// A repeats recognises one request that arrives several times. Supervisors signal
+// a whole process group or cgroup (supervisord's stopasgroup, tini -g, dumb-init,
+// systemd's KillMode=control-group, Ctrl-C in a terminal): both processes of a
+// hand-over get the signal, each passes it on to the other, and a script between
+// may pass it on once more. An operator that sends a signal again takes longer.
 type repeats struct {
 	counted map[string]time.Time // by the signal's name: when one has last counted
 }
@@ -117,14 +116,15 @@ func (r *repeats) passedOn(at time.Time) bool {
 
 func signalName(s os.Signal) string { return s.String() }
 
-// without gives those of signals that others does not name.
+// without returns those of signals that are not in others.
 func without(signals, others []os.Signal) []os.Signal {
 	return slices.DeleteFunc(slices.Clone(signals), func(s os.Signal) bool { return slices.Contains(others, s) })
 }
 
-// surviveBrokenPipes: who reads our output, a master or a supervisor, may die,
-// and the next log line must not be our end. (The signal is caught for good,
-// not ignored: what is ignored stays so in the processes that we start.)
+// surviveBrokenPipes: the process that reads our output, a master or a
+// supervisor, may die, and the next log line must not be our end. (The signal is
+// caught for good, not ignored: what is ignored stays so in the processes that we
+// start.)
 func surviveBrokenPipes() {
 	if len(pipeSignals) > 0 {
 		signal.Notify(make(chan os.Signal, 1), pipeSignals...)

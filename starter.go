@@ -21,8 +21,8 @@ type starter struct {
 	supervisord bool
 }
 
-// theStarter is looked for before main begins: what the program makes of its
-// environment is its affair.
+// theStarter is determined before main begins: the program may change its
+// environment later.
 var theStarter = findStarter()
 
 func findStarter() (s starter) {
@@ -49,7 +49,7 @@ func (u *Upgrader) isService() bool {
 	return u.parent == nil && (u.sys.starter.systemd || u.sys.starter.supervisord)
 }
 
-// wouldEndService says why the end of this process, with which each upgrade
+// wouldEndService returns why the end of this process, with which each upgrade
 // ends, would be the end of the new one too.
 func (u *Upgrader) wouldEndService() error {
 	if os.Getpid() == 1 {

@@ -1,7 +1,7 @@
 package grace
 
-// A State says what the process does with its sockets. It grows: a later version may have
-// more states, and pass through one where this one does not.
+// A State tells what the process does with its sockets. Later versions may have
+// more states, and pass through one where this version does not.
 type State int
 
 // The states of an Upgrader, in the order of an upgrade.
@@ -14,8 +14,8 @@ const (
 	StateStopped                 // Done is closed, or about to be
 )
 
-// String gives the state in lower case: starting, serving, upgrading, standing by,
-// draining, stopped.
+// String returns the state in lower case: starting, serving, upgrading, standing
+// by, draining, stopped.
 func (s State) String() string {
 	if names := [...]string{"starting", "serving", "upgrading", "standing by", "draining", "stopped"}; s >= 0 && int(s) < len(names) {
 		return names[s]
@@ -23,8 +23,8 @@ func (s State) String() string {
 	return "unknown"
 }
 
-// State gives the state of this moment, for a status page or a health check: the next
-// moment it may be another one.
+// State returns the state of this moment, for a status page or a health check:
+// the next moment it may be another one.
 func (u *Upgrader) State() State {
 	now := make(chan state, 1)
 	if !u.post(func() { now <- u.m.state }) {

@@ -40,7 +40,7 @@ func (u *Upgrader) Upgrade(ctx context.Context) error {
 	}
 	select {
 	case err := <-reply:
-		u.opt.flushLog() // what the program writes about it comes after ours
+		u.opt.flushLog() // what the program writes about it is to come after our lines
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
@@ -98,8 +98,8 @@ func (u *Upgrader) mayUpgrade(ctx context.Context) error {
 	return nil
 }
 
-// hookGrace is how long BeforeUpgrade may take to return, and say what it was at,
-// when its time is up.
+// hookGrace is how long BeforeUpgrade may take to return, and tell what it was
+// doing, when its time is up.
 const hookGrace = time.Second
 
 // await waits for BeforeUpgrade. One that does not heed its context is left

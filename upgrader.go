@@ -50,8 +50,8 @@ type Upgrader struct {
 	rule      idleRule
 
 	// Signals are handled before the PID file names this process: from then on
-	// they may come. The runtime takes its time for that, which a new process
-	// has while it waits for old to say go.
+	// they may come. The runtime takes its time for that, and a new process has it
+	// while it waits for the old one to say go.
 	signals chan struct{} // closed when they are handled
 	release func()        // handles them no more
 
@@ -213,7 +213,7 @@ func (u *Upgrader) takePIDFile() error {
 	}
 	if u.opt.pidFile == "" {
 		if lock != nil {
-			lock.Close() // old's alone
+			lock.Close() // it stays the old process's alone
 		}
 		return nil
 	}
@@ -288,9 +288,9 @@ func (u *Upgrader) Done() <-chan struct{} { return u.done }
 // Generation is 1 in a first process, and one more at each upgrade.
 func (u *Upgrader) Generation() int { return u.generation }
 
-// blameScript adds to an error that would not be if this process were the one
-// that an old one has started, and not a child of that. holder is the pid that
-// is in the way, if it is known.
+// blameScript adds to an error that would not have happened if this process were
+// the one that an old one has started, and not a child of that. holder is the pid
+// that is in the way, if it is known.
 func (u *Upgrader) blameScript(err error, holder int) error {
 	var stray *strayError
 	if errors.As(u.sys.inheritedErr, &stray) && (holder == 0 || holder == stray.parent) {

@@ -7,14 +7,14 @@ import (
 	"reflect"
 )
 
-// seesWrapper is told of each listener of the server.
+// seesWrapper is called with each listener of the server.
 func (s *httpServer) seesWrapper(ln net.Listener) {
 	if _, ours := ln.(*sockets.Listener); !ours {
 		s.wraps.Store(true)
 	}
 }
 
-// onWrapped is told of a new connection that is not ours itself.
+// onWrapped is called with a new connection that is not ours itself.
 func (s *httpServer) onWrapped(c net.Conn) {
 	known := reflect.TypeOf(c).Comparable()
 	switch {
@@ -31,8 +31,8 @@ func (s *httpServer) onWrapped(c net.Conn) {
 		}
 		fallthrough
 	default:
-		// Its RemoteAddr may be ours, but that of a wrapper may wait for what the
-		// client says first; and this is the goroutine that accepts.
+		// Its RemoteAddr may be ours, but RemoteAddr of a wrapper may wait for the
+		// first bytes of the client; and this is the goroutine that accepts.
 		go func() {
 			if t := s.conns.find(c.RemoteAddr()); t != nil {
 				s.begin(c, t)
@@ -44,8 +44,8 @@ func (s *httpServer) onWrapped(c net.Conn) {
 	}
 }
 
-// findWrapped finds the track of a connection that is not ours itself; last says
-// that nobody will ask for it again.
+// findWrapped finds the track of a connection that is not ours itself; last is
+// true if it will not be looked for again.
 func (s *httpServer) findWrapped(c net.Conn, last bool) *sockets.Track {
 	if reflect.TypeOf(c).Comparable() {
 		s.mu.Lock()

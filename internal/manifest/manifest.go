@@ -7,11 +7,12 @@ import (
 	"github.com/julofinance/grace/v3/internal/sdnotify"
 )
 
-// A manifest is all that new gets from old, besides the descriptors.
+// A Manifest is all that the new process gets from the old one, besides the
+// descriptors.
 type Manifest struct {
 	Version    int
 	Pid        int
-	Generation int    // of new
+	Generation int    // of the new process
 	Dir        string // working directory of the first start
 	Path       string // binary of the first start
 	Binary     string // where Path led to then
@@ -21,7 +22,7 @@ type Manifest struct {
 	Sockets []Entry
 }
 
-// An entry describes one descriptor that is handed over.
+// An Entry describes one descriptor that is handed over.
 type Entry struct {
 	Kind    Kind
 	Network string
@@ -33,8 +34,8 @@ type Entry struct {
 	Path string
 	Dev  uint64
 	Ino  uint64
-	// Master says that a master has passed the socket and keeps it: nobody here
-	// removes its path, and its queue is not ours to empty.
+	// Master is true if a master has passed the socket and keeps it: no process of
+	// ours removes its path, and its queue is not ours to empty.
 	Master bool
 	// Name is the one that the master gave it.
 	Name string
@@ -51,13 +52,14 @@ const (
 	PIDLock Kind = "pidlock"
 )
 
-// Claims is what new says before it is ready.
+// Claims is what the new process reports before it is ready.
 type Claims struct {
 	Sockets []int // indexes into manifest.Sockets
-	// Takes says for each of Sockets of which protocol new takes moved
-	// connections. What it comes to take later has a message of its own.
+	// Takes names for each of Sockets the protocol of which the new process takes
+	// moved connections. What it comes to take later has a message of its own.
 	Takes []string
-	// Pongs says that new answers when it is asked whether it is well.
+	// Pongs is true if the new process answers when it is asked whether it is
+	// well.
 	Pongs bool
 }
 
@@ -65,7 +67,7 @@ func (c *Claims) Add(socket int, takes string) {
 	c.Sockets, c.Takes = append(c.Sockets, socket), append(c.Takes, takes)
 }
 
-// How they are written as records: see control.Records.
+// How the types are written as records: see control.Records.
 
 func (m *Manifest) Encode(r *control.Records) {
 	r.Grow(512 + 128*len(m.Sockets))
@@ -169,7 +171,7 @@ func (e *Entry) field(f *control.Field) {
 	}
 }
 
-// The first record of claims is about all of them, the others have a socket each.
+// Encode writes one record about all of the claims, and then one for each socket.
 func (c *Claims) Encode(r *control.Records) {
 	r.Flag("pongs", c.Pongs)
 	r.End()

@@ -84,7 +84,7 @@ func startServerMaster() (*Master, error) {
 	return m, nil
 }
 
-// isBoundTo compares what start_server says with what the kernel says: a path,
+// isBoundTo compares what start_server tells with what the kernel tells: a path,
 // or a port. (The host may be a name.)
 func isBoundTo(e manifest.Entry, name string) bool {
 	if strings.HasPrefix(e.Network, "unix") {
@@ -135,8 +135,8 @@ func einhornMaster() (*Master, error) {
 			return nil, badVariable("EINHORN_SOCK_FD", sockFD, "%v", ferr)
 		}
 	}
-	// einhorn -g says that it passes the socket, but since Ruby 2.0 descriptors
-	// are closed on exec: the path, which it always gives, works.
+	// einhorn -g claims to pass the socket, but since Ruby 2.0 descriptors are
+	// closed on exec: the path, which it always gives, works.
 	if hasSockFD && ferr == nil {
 		m.Ready = func() error {
 			c, err := fd.NewUnixConn(commands)

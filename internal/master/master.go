@@ -3,8 +3,9 @@
 // knows of it comes from the environment; it takes those variables away when the
 // process starts, so that no child inherits them, also where another master counts.
 //
-// It tells that program when this process is ready, and asks it for an upgrade, after
-// it has proven that the pid is still the master's. What becomes of either it does not know.
+// It tells that program when this process is ready, and asks it for an upgrade,
+// after it has proven that the pid is still the master's. It does not learn what
+// becomes of either.
 package master
 
 import (
@@ -39,7 +40,7 @@ type Master struct {
 	Upgrade func() error
 }
 
-// Taken says that its descriptors belong to an Upgrader now. m may be nil.
+// Taken notes that the descriptors of m belong to an Upgrader now. m may be nil.
 func (m *Master) Taken() {
 	if m != nil {
 		m.Sockets = nil

@@ -58,8 +58,8 @@ func takeVariable(name string) (value string, ok bool) {
 	return value, ok
 }
 
-// takeSocket looks at a descriptor that a master says it has passed, and marks
-// it close-on-exec; none may be in seen. The error says what is wrong with it,
+// takeSocket looks at a descriptor that a master claims to have passed, and marks
+// it close-on-exec; none may be in seen. The error tells what is wrong with it,
 // without the variable.
 func takeSocket(number string, seen map[int]bool) (sockets.Passed, error) {
 	fd, err := strconv.Atoi(strings.TrimSpace(number))
@@ -157,8 +157,8 @@ func onlyListeners(variable, value string, sockets []sockets.Passed) error {
 	return nil
 }
 
-// findMaster fills in who the master is: the pid that told, a variable that
-// holds its pid, says, or the one that has set the variable set.
+// findMaster finds out which process the master is: the pid in the variable told,
+// or, without that, the process that has set m.Variable to set.
 func (m *Master) findMaster(told, set string) error {
 	value, ok := takeVariable(told)
 	if told == "" || !ok {
@@ -220,7 +220,7 @@ func (m *Master) Signal(sig syscall.Signal) error {
 	return nil
 }
 
-// mayNotSignal gives err advice if it says that the master is another user's:
+// mayNotSignal gives err advice if it means that the master is another user's:
 // root's, mostly, which has started us as a user with fewer rights.
 func (m *Master) mayNotSignal(sig syscall.Signal, err error) error {
 	if !errors.Is(err, fs.ErrPermission) {

@@ -7,7 +7,7 @@ import (
 
 // How a connection ends: by Close, on its way to another process, or cut off.
 
-// close is Close: of a connection that is to leave, the way to the mover.
+// close is Close. For a connection that is to leave, it gives it to the mover.
 func (t *Track) close() error {
 	t.Mu.Lock()
 	was, away, leaving, m, hijacked := t.Closed, t.Away, t.leaving, t.Mover, t.phase == PhaseHijacked
@@ -18,7 +18,7 @@ func (t *Track) close() error {
 	t.Closed, t.Away = true, away || leaving
 	t.Mu.Unlock()
 	if away {
-		return net.ErrClosed // its number may be another file's by the time it is sent
+		return net.ErrClosed // the mover may have closed the descriptor, and its number may be another file's
 	}
 	if leaving && !was {
 		if m == nil || !m.move(t, nil) {
@@ -36,7 +36,8 @@ func (t *Track) close() error {
 	return t.closeInner()
 }
 
-// closeInner closes the descriptor, and the connection even if new has a copy.
+// closeInner closes the descriptor, and ends the connection even if the new
+// process has a copy of it.
 func (t *Track) closeInner() error {
 	if t.lent {
 		if c, ok := t.Inner.(interface {
@@ -63,7 +64,7 @@ func (t *Track) Cut() {
 	}
 }
 
-// FreeToClose is free, before somebody else closes the connection.
+// FreeToClose is free, for a connection that other code is about to close.
 func (t *Track) FreeToClose() {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
@@ -72,7 +73,7 @@ func (t *Track) FreeToClose() {
 	}
 }
 
-// Bid says that the answer that is on its way is the connection's last, and how
+// Bid notes that the answer that is on its way is the connection's last, and how
 // long to linger after it.
 func (t *Track) Bid(lingers time.Duration) {
 	t.Mu.Lock()
@@ -81,8 +82,8 @@ func (t *Track) Bid(lingers time.Duration) {
 	t.lingers = lingers
 }
 
-// linger ends the connection for its client, and closes it when that has seen
-// the end, or after a while.
+// linger ends the connection for its client, and closes it when the client has
+// closed its end too, or after a while.
 func (t *Track) linger(then func()) {
 	defer then()
 	defer t.closeInner()

@@ -15,17 +15,18 @@ import (
 )
 
 // A TCPConn is what the listeners of Upgrader.Listen accept for tcp: a
-// [net.TCPConn] that its listener keeps track of. All methods of net.TCPConn
-// are there, sendfile and splice among them. TCPConn.NetConn gives it itself,
-// with the deadlines that were set; take it from there, not from the field.
+// [net.TCPConn] that its listener keeps track of. It has all methods of
+// net.TCPConn, sendfile and splice among them. TCPConn.NetConn returns the
+// net.TCPConn itself, with the deadlines that were set; take it from there, not
+// from the field.
 type TCPConn struct {
 	*net.TCPConn
 	Track Track
 }
 
-// Tracked puts the connection c of l under l's eyes. unread are bytes that were
-// read from it before, and come first. It takes the place of old, which the
-// Mover stays could not move, and is never given to that one.
+// Tracked lets l keep track of its connection c. unread are bytes that were read
+// from it before, and come first. c takes the place of old, which the Mover stays
+// could not move, and is never given to that Mover.
 func Tracked(c net.Conn, l *Listener, unread []byte, old *Track, stays *Mover) net.Conn {
 	switch c := c.(type) {
 	case *net.TCPConn:
@@ -34,7 +35,7 @@ func Tracked(c net.Conn, l *Listener, unread []byte, old *Track, stays *Mover) n
 		return t
 	case *net.UnixConn:
 		t := &UnixConn{UnixConn: c}
-		t.Track.bare = true // it has more ways to read
+		t.Track.bare = true // the program has more ways to read from it
 		t.Track.begin(c, l, unread, old, stays)
 		return t
 	}
@@ -76,8 +77,8 @@ func (c *TCPConn) SetWriteDeadline(t time.Time) error { return c.Track.setWriteD
 // Close is [net.TCPConn.Close].
 func (c *TCPConn) Close() error { return c.Track.close() }
 
-// NetConn gives the net.TCPConn. Reading, closing or setting deadlines on it
-// passes this package by.
+// NetConn returns the net.TCPConn. This package does not see it if the program
+// reads from that, closes it or sets deadlines on it.
 func (c *TCPConn) NetConn() net.Conn { c.Track.expose(); return c.TCPConn }
 
 // SyscallConn is [net.TCPConn.SyscallConn].
@@ -120,7 +121,7 @@ func firstError(a, b error) error {
 	return b
 }
 
-// A phase is what the server says of a connection.
+// A phase is the state of a connection as the server reports it.
 type phase uint8
 
 const (
@@ -133,7 +134,8 @@ const (
 )
 
 // A Track is what a listener knows of one connection. With its TCPConn it fills
-// two lines of the processor's cache; what each Read looks at comes first.
+// two lines of the processor's cache; the fields that each Read looks at come
+// first.
 type Track struct {
 	Listener *Listener
 	Inner    net.Conn
@@ -142,8 +144,8 @@ type Track struct {
 	phase   phase
 	origin  origin
 	custom  bool  // its options may not be those of a new connection
-	lent    bool  // another process may have a copy of it, and not know yet that it has not
-	direct  bool  // the server has it itself, not a wrapper of it
+	lent    bool  // another process may have a copy of it, and not know yet that it is not to use it
+	direct  bool  // the server has the connection itself, not a wrapper of it
 	touched bool  // bytes were read
 	begun   bool  // a request has begun since it was accepted, or became idle
 	waiting bool  // the server has set its deadline for the time in which it is idle
@@ -151,35 +153,35 @@ type Track struct {
 	woken   bool  // the read deadline is in the past, to move it
 	told    bool  // the Read of a protocol of the user's has returned ErrMove
 	ending  bool  // there is no mover, and the process ends: ErrMove all the same
-	leaving bool  // nothing is buffered and nobody reads: Close moves it
+	leaving bool  // nothing is buffered and no Read is under way: Close moves it
 	Closed  bool  // Close was called, or Move
-	Away    bool  // the mover has it: nobody else may close its descriptor
+	Away    bool  // the mover has it: nothing else may close its descriptor
 	late    bool  // the server's read deadline is set when the next Read comes
-	limited bool  // inner has a read deadline
-	timed   bool  // inner may have a write deadline
-	bare    bool  // the program may use inner itself: nothing is late
-	known   bool  // a server of net/http says in which phase it is
+	limited bool  // Inner has a read deadline
+	timed   bool  // Inner may have a write deadline
+	bare    bool  // the program may use Inner itself: nothing is late
+	known   bool  // a server of net/http reports its phase
 	post    bool  // the request that is answered, or was last, is a POST
 	muted   bool  // what is written is the answer to the prelude; the server's goroutine has it
 	reading int32 // how many Reads are pending
 	offered int32 // to the Read that is pending; 0 if none is
 	full    int32 // the largest slice that a Read was offered between two requests
-	place   int32 // in l.live, from 1; 0 if it is not there. l.live.mu guards it
+	place   int32 // in Listener.Live, from 1; 0 if it is not there. Live.mu guards it
 
 	Mover *Mover    // takes it to the new process as soon as it may move
 	Want  time.Time // the read deadline that the server has set
 	*Detour
 }
 
-// A detour is what only a connection has that was moved, or is to end. Others
-// share one that has nothing, and is never written to.
+// A Detour has the fields that only a connection needs that was moved, or is to
+// end. All others share one that is empty, and never written to.
 type Detour struct {
 	unread  []byte // comes before what the kernel has
 	grace   time.Duration
 	lingers time.Duration // after its last answer, if that is on the way
 	play    *play         // while muted
 	First   []byte        // of a connection of a live that keeps them: see proof.go
-	stays   *Mover        // has failed to, and is not to try again and again
+	stays   *Mover        // has failed to move it, and is not to try again and again
 	// Of a connection that another server had before: see continued.
 	until time.Time     // the read deadline that it had set
 	age   time.Duration // how long it had waited, if aged
@@ -204,7 +206,7 @@ func (t *Track) begin(c net.Conn, l *Listener, unread []byte, old *Track, stays 
 	l.Live.add(t, old)
 }
 
-// TrackOf finds the track under c, if it is ours and nobody but TLS wrapped it.
+// TrackOf finds the track under c, if c is ours, or TLS over one of ours.
 func TrackOf(c net.Conn) *Track {
 	for {
 		switch v := c.(type) {
@@ -244,8 +246,8 @@ func (t *Track) read(p []byte) (int, error) {
 	}
 }
 
-// beforeRead is what a Read does before it comes to the inner connection. If ok,
-// it does not, and t.mu is not held any more.
+// beforeRead is what a Read does before it comes to the inner connection. If ok
+// is true the Read does not come to it, and t.Mu is not held any more.
 func (t *Track) beforeRead(p []byte, size int32) (n int, ok bool, err error) {
 	switch {
 	case t.Away:
@@ -273,7 +275,7 @@ func (t *Track) beforeRead(p []byte, size int32) (n int, ok bool, err error) {
 	return n, true, err
 }
 
-// takeUnread gives bytes that came along. t.mu is held.
+// takeUnread returns bytes that came along with the connection. t.Mu is held.
 func (t *Track) takeUnread(p []byte) int {
 	n := copy(p, t.unread)
 	t.unread = t.unread[n:]
@@ -282,8 +284,8 @@ func (t *Track) takeUnread(p []byte) int {
 	return n
 }
 
-// afterRead is what a Read does once it comes back: take back a deadline that
-// was ours, or leave. Bytes that have come win over the wish to move.
+// afterRead is what a Read does once it comes back: it takes back a deadline that
+// was ours, or leaves. If bytes have come, the connection does not move now.
 func (t *Track) afterRead(n int, offered int32, err error) (again bool, _ error) {
 	t.offered = 0
 	t.reading--
@@ -313,14 +315,14 @@ func (t *Track) afterRead(n int, offered int32, err error) (again bool, _ error)
 	return t.Want.IsZero() || time.Now().Before(t.Want), err
 }
 
-// FullSlice is how large a slice the server of net/http offers when its buffer
-// is empty: that of a bufio.Reader. A larger one that was seen counts instead.
+// FullSlice is how large a slice the server of net/http offers when its buffer is
+// empty: the size of a bufio.Reader. A larger one that was seen counts instead.
 var FullSlice = int32(bufio.NewReader(nil).Size())
 
-// mayLeave says whether nothing of the next request is in the server's hands,
+// mayLeave reports whether nothing of the next request is in the server's hands,
 // if its Read was offered this many bytes: nothing was read at all yet, or the
-// server has said that it is idle, no request has begun since, and its buffer,
-// all of it, is free.
+// server has reported that the connection is idle, no request has begun since,
+// and all of its buffer is free.
 func (t *Track) mayLeave(offered int32) bool {
 	if t.Mover == nil && !t.ending || len(t.unread) > 0 || t.Closed {
 		return false
@@ -335,9 +337,9 @@ func (t *Track) mayLeave(offered int32) bool {
 		t.phase == PhaseIdle && !t.begun && offered >= max(t.full, FullSlice)
 }
 
-// mustLeave is the error with which a Read returns so that the connection can
-// move: the server of net/http takes it for a timeout and closes, and our Close
-// moves; a server of the user's calls Move.
+// mustLeave returns the error with which a Read returns so that the connection
+// can move: the server of net/http takes it for a timeout and closes, and our
+// Close moves the connection; a server of the user's calls Move.
 func (t *Track) mustLeave(offered int32) error {
 	switch {
 	case t.leaving:
@@ -356,8 +358,8 @@ func (t *Track) mustLeave(offered int32) error {
 // as it may. With nil the move is called off. False if it stays.
 func (t *Track) Offer(m *Mover) bool { return t.release(m, false) }
 
-// release is offer, or tells the connection that the process ends and that
-// nobody takes it.
+// release is Offer; or, with ending, it tells the connection that the process
+// ends and that no process takes it.
 func (t *Track) release(m *Mover, ending bool) bool {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
@@ -378,12 +380,12 @@ func (t *Track) release(m *Mover, ending bool) bool {
 	return true
 }
 
-// mayBlock says whether the program may have had the descriptor in its hands, and
-// made it a blocking one: File does, for one.
+// mayBlock reports whether the program may have had the descriptor in its hands,
+// and made it a blocking one, as File does.
 func (t *Track) mayBlock() bool { return (t.custom || t.bare) && !t.Away }
 
-// SetKnown says that a server of net/http has the connection; direct, that this
-// is what it has, and no wrapper.
+// SetKnown notes that a server of net/http has the connection; direct, that the
+// server has the connection itself, and no wrapper of it.
 func (t *Track) SetKnown(direct bool) {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
@@ -396,7 +398,7 @@ func (t *Track) IsDirect() bool {
 	return t.direct && t.phase != PhaseHTTP2 && t.phase != PhaseHijacked
 }
 
-// Movable says whether it will move when it may.
+// Movable reports whether the connection is to move as soon as it may.
 func (t *Track) Movable() bool {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
@@ -418,7 +420,8 @@ func (t *Track) expose() {
 	t.setBare()
 }
 
-// bypass: bytes are read without us from now on. Those that we have come first.
+// bypass: from now on bytes are read without this package. Those that it has come
+// first.
 func (t *Track) bypass(w io.Writer) (int64, error) {
 	t.Mu.Lock()
 	if t.Away {
@@ -439,7 +442,7 @@ func (t *Track) bypass(w io.Writer) (int64, error) {
 	return int64(n), err
 }
 
-// SetPhase is what the server tells.
+// SetPhase notes the phase that the server reports.
 func (t *Track) SetPhase(p phase) {
 	t.Mu.Lock()
 	switch {
@@ -449,7 +452,7 @@ func (t *Track) SetPhase(p phase) {
 		t.phase, t.begun, t.waiting = p, false, false
 	default:
 		t.phase, t.post = p, false
-		if !t.muted && !t.until.IsZero() { // the wait of which it is the end is over
+		if !t.muted && !t.until.IsZero() { // the wait that this deadline ends is over
 			t.until = time.Time{}
 		}
 		t.uncap()
@@ -457,8 +460,8 @@ func (t *Track) SetPhase(p phase) {
 	t.Mu.Unlock()
 }
 
-// AwaitRequest: what has been read so far was no request. While the process ends
-// it may be idle for the idle grace only.
+// AwaitRequest notes that what has been read so far was no request. While the
+// process ends the connection may be idle for the idle grace only.
 func (t *Track) AwaitRequest() {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
@@ -475,18 +478,19 @@ func (t *Track) Unpeek(b []byte) {
 	if len(b) > 0 {
 		t.ownDetour()
 		t.unread = append(b, t.unread...)
-		if !t.muted { // the prelude is none of the client's
+		if !t.muted { // else these bytes are the prelude's, not the client's
 			t.until = time.Time{} // the server waits only from now on
 		}
 	}
 }
 
-// IsMuted reports whether the server's goroutine, which asks, plays the prelude.
+// IsMuted reports whether the prelude is being played to the server's goroutine,
+// which is the one that calls this.
 func (t *Track) IsMuted() bool { return t.muted }
 
-// A trackState is how a connection stands, for tests.
+// A trackState is the state of a connection, for tests.
 type trackState struct {
-	Reading, Offered           int32 // see track
+	Reading, Offered           int32 // see Track
 	Idle, Begun, Touched, Lent bool
 	Deadline                   time.Time // that the server has set; zero in the prelude
 }

@@ -7,13 +7,14 @@ import (
 	"github.com/julofinance/grace/v3/internal/gate"
 )
 
-// The server sets a connection's deadlines, net/http several in each request:
-// one in the past, to get a Read out that has mostly not begun, and none where
-// there was none. A read deadline that comes when nobody reads is late: it is
-// set when a Read comes that needs it.
+// The server sets a connection's deadlines, net/http several in each request: one
+// in the past, to stop a Read that has mostly not begun, and none where there was
+// none. A read deadline that comes when no Read is under way is late: it is set
+// when a Read comes that needs it.
 
-// setReadDeadline is the server's. One that wakes a Read stays; the server's
-// comes back with the Read.
+// setReadDeadline is SetReadDeadline, called by the server. While a deadline of
+// ours wakes a Read, that one stays; the server's is set again when the Read
+// comes back.
 func (t *Track) setReadDeadline(d time.Time) error {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
@@ -31,9 +32,9 @@ func (t *Track) setReadDeadline(d time.Time) error {
 		d = t.continued(d)
 	}
 	if t.phase == PhaseIdle {
-		// The second deadline since it became idle is that of a request, whose
-		// first bytes were in the server's buffer already: nobody has read them
-		// since, and the buffer may be empty again by the next Read.
+		// The second deadline since it became idle is that of a request whose first
+		// bytes were in the server's buffer already: no Read has seen them since,
+		// and the buffer may be empty again by the next Read.
 		t.begun = t.begun || t.waiting
 		t.waiting = true
 	}
@@ -57,7 +58,8 @@ func (t *Track) setReadDeadline(d time.Time) error {
 	return nil
 }
 
-// setWriteDeadline is the server's. net/http takes one back after each request.
+// setWriteDeadline is SetWriteDeadline, called by the server. net/http removes
+// the deadline after each request.
 func (t *Track) setWriteDeadline(d time.Time) error {
 	t.Mu.Lock()
 	if t.Away {
@@ -79,25 +81,25 @@ func (t *Track) limit(d time.Time) error {
 	return t.Inner.SetReadDeadline(d)
 }
 
-// setLate is called before a Read, which fails with its error.
+// setLate is called before a Read, which fails with its error if that is not nil.
 func (t *Track) setLate() error {
 	switch {
 	case !t.late:
 	case t.Want.IsZero() && !t.limited:
 		t.late = false
 	case !t.Want.IsZero() && !t.Want.After(gate.LongAgo) && !t.Closed:
-		return t.Listener.expired // it is there to stop a Read, and stays late
+		return t.Listener.expired // this deadline is there to stop a Read, and stays late
 	default:
 		t.limit(t.Want)
 	}
 	return nil
 }
 
-// setBare: the program may use the inner connection itself. That has deadlines
-// at once, from now on.
+// setBare: the program may use the inner connection itself. From now on each
+// deadline is set on it at once.
 func (t *Track) setBare() {
 	t.bare = true
-	if t.late && !t.Away { // inner may be another track's by then
+	if t.late && !t.Away { // else Inner may be another track's already
 		t.limit(t.Want)
 	}
 }

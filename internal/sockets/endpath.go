@@ -2,10 +2,10 @@ package sockets
 
 import "github.com/julofinance/grace/v3/internal/gate"
 
-// endPath is EndAccept of a socket that has a path: nobody new is to come. It may
-// wait for a disk, so that it is not done by the goroutine that owns the state, nor
-// is sockets.mu held meanwhile; while the disk hangs the socket accepts as before.
-// One that may be rolled back is kept aside.
+// endPath is EndAccept for a socket that has a path: no new client is to come. It
+// may wait for a disk. So the goroutine that owns the state does not do it, and
+// Set.mu is not held meanwhile; while the disk hangs the socket accepts as
+// before. If a roll back may need the file, it is kept under another name.
 func (s *Set) endPath(sock *Socket, mayReturn bool) {
 	if l := sock.Listener; l != nil {
 		l.reopening.Lock()
@@ -19,7 +19,7 @@ func (s *Set) endPath(sock *Socket, mayReturn bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ending--
-	if s.closed { // meanwhile: nothing comes back
+	if s.closed { // closed meanwhile: nothing is shown again
 		go sock.forget()
 	}
 	if !s.open {
@@ -30,7 +30,7 @@ func (s *Set) endPath(sock *Socket, mayReturn bool) {
 	s.check()
 }
 
-// isEnding says whether endPath is still to come for some.
+// isEnding reports whether endPath has not finished yet for some socket.
 func (s *Set) isEnding() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -2,7 +2,7 @@ package sockets
 
 import "errors"
 
-// What can go wrong here, told apart by the names that the package grace gives them.
+// The errors of this package. The package grace has names of its own for them.
 var (
 	ErrStopped  = errors.New("this process is stopping")
 	ErrMaster   = errors.New("a variable of the program that has started this one can't be trusted")

@@ -1,6 +1,6 @@
 package sockets
 
-// The first bytes of a connection, kept to be compared with the first request.
+// The first bytes of a connection are kept to be compared with the first request.
 
 // provable is how many are kept: a method and the beginning of a path.
 const provable = 16
@@ -12,14 +12,14 @@ func (s *live) KeepFirst(on bool) {
 	s.first = on
 }
 
-// keep keeps what was read first of all.
+// keep keeps the first bytes that are read from the connection.
 func (d *Detour) keep(p []byte) {
 	if d.First != nil && len(d.First) == 0 {
 		d.First = append(d.First, p[:min(len(p), provable)]...)
 	}
 }
 
-// TakeFirst gives what was kept; "" if nothing was, or it was given before.
+// TakeFirst returns what was kept; "" if nothing was, or it was returned before.
 func (t *Track) TakeFirst() string {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()

@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// free lets who is in a system call on the connection come out of it, where no
-// deadline and no Close would: Close waits for a Read. That is so once the
-// program has made the descriptor a blocking one, or a copy of it, which File gives:
-// O_NONBLOCK belongs to both (open(2), fcntl(2)). It ends the
-// connection for the client, and is for what is cut off anyway.
+// free makes a system call on the connection return, where no deadline and no
+// Close would: Close waits for a Read. That is so once the program has made the
+// descriptor a blocking one, or a copy of it, which File gives: O_NONBLOCK
+// belongs to both (open(2), fcntl(2)). It ends the connection for the client, and
+// is only for connections that are cut off anyway.
 func (t *Track) free() {
 	c, ok := t.Inner.(syscall.Conn)
 	if !ok {

@@ -3,7 +3,7 @@ package sockets
 import "time"
 
 // The read deadline of a connection is the server's. But while its process ends,
-// how long it may be idle is for us to say.
+// this package decides how long the connection may be idle.
 
 // bound is how long the next Read may wait while the process wants to end; 0 if
 // as long as the server says. Between two requests that is the idle grace; while
@@ -23,7 +23,8 @@ func (t *Track) bound() time.Duration {
 	return 0
 }
 
-// cap lets a Read wait as long as bound says, or as long as the server does.
+// cap lets a Read wait as long as bound allows, but no longer than the server
+// does.
 func (t *Track) cap() error {
 	bound := t.bound()
 	if bound == 0 {
@@ -46,7 +47,7 @@ func (t *Track) uncap() {
 	}
 }
 
-// Finish says how long it may be idle from now on; 0 takes that back.
+// Finish sets how long the connection may be idle from now on; 0 takes that back.
 func (t *Track) Finish(grace time.Duration) {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()

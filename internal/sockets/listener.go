@@ -11,7 +11,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/gate"
 )
 
-// A listener is what Upgrader.Listen gives: a *net.TCPListener or
+// A Listener is what Upgrader.Listen gives: a *net.TCPListener or
 // *net.UnixListener behind a gate, with the connections that came through it.
 type Listener struct {
 	Gate  *gate.Gate
@@ -22,10 +22,11 @@ type Listener struct {
 
 	expired error // of a Read whose deadline is one in the past
 
-	custom bool // connections get options of the program's from the start
+	custom bool // connections have options of the program's from the start
 
 	// reopening is held while the socket is closed or opened anew, which may wait
-	// for a disk; before sockets.mu and mu. The loop does not take it.
+	// for a disk; it is taken before Set.mu and mu. The goroutine that owns the
+	// state does not take it.
 	reopening sync.Mutex
 
 	mu    sync.Mutex
@@ -33,17 +34,18 @@ type Listener struct {
 	shut  bool       // inner is closed, and may be opened again
 	given []net.Conn // to be accepted besides those of the socket
 	takes string     // the protocol of connections that are moved to us
-	// spared is called by Close in place of closing the socket; see spare.
+	// spared is called by Close in place of closing the socket; see Spare.
 	spared func()
-	held   atomic.Bool // see hold
-	// mayReturn says that the end of accepting is an upgrade's, and not the last.
+	held   atomic.Bool // see Hold
+	// mayReturn is true if accepting ends for an upgrade, which may be rolled
+	// back.
 	mayReturn atomic.Bool
 
 	// unwanted: the program itself has closed it, while nothing but a roll back
-	// could need it. Guarded by sockets.mu.
+	// could need it. Guarded by Set.mu.
 	unwanted bool
 
-	Live live // last: who closes connections writes here, who accepts reads the rest
+	Live live // last: closing a connection writes here, accepting reads the fields above
 }
 
 func (l *Listener) acceptor() Opened {
@@ -91,7 +93,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil && l.outlives(inner) {
 			continue
 		}
-		if err == nil && l.held.Load() { // for who accepts when the drain was called off
+		if err == nil && l.held.Load() { // c is for the Accept that comes when the drain was called off
 			l.Give(c)
 			return nil, l.acceptError(net.ErrClosed)
 		}
@@ -109,7 +111,7 @@ func (l *Listener) acceptError(err error) error {
 // that could not be moved from it. That works while the gate is shut, too.
 func (l *Listener) Give(c net.Conn) {
 	l.mu.Lock()
-	closed := l.Gate.IsClosed() // if not yet, who closes it finds c
+	closed := l.Gate.IsClosed() // if not yet, end finds c
 	if !closed {
 		l.given = append(l.given, c)
 		l.Gate.Inject(1)
@@ -133,12 +135,13 @@ func (l *Listener) next() net.Conn {
 	return c
 }
 
-// TakeBack serves on a connection that was on its way out. m could not move it,
-// and would fail again: without end, and without a request served meanwhile. If
-// it is lent, new may have a copy of it.
+// TakeBack serves a connection on that was on its way to the new process. m could
+// not move it, and is not given it again: it would fail again and again, and no
+// request would be served meanwhile. If it is lent, the new process may have a
+// copy of it.
 func (l *Listener) TakeBack(t *Track, unread []byte, m *Mover, lent bool) {
 	t.Inner.SetDeadline(time.Time{})
-	c := Tracked(t.Inner, l, unread, t, m) // takes t's place in l.live
+	c := Tracked(t.Inner, l, unread, t, m) // takes t's place in l.Live
 	t.Mu.Lock()
 	p := t.past()
 	t.Mu.Unlock()
@@ -150,7 +153,7 @@ func (l *Listener) TakeBack(t *Track, unread []byte, m *Mover, lent bool) {
 	l.Give(c)
 }
 
-// Take says that connections of this protocol may be moved to us.
+// Take notes that connections of this protocol may be moved to this process.
 func (l *Listener) Take(proto string) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -159,7 +162,7 @@ func (l *Listener) Take(proto string) (changed bool) {
 	return changed
 }
 
-// Release is that of all connections, and of those that are still to come.
+// Release releases all connections, and those that are still to come.
 func (l *Listener) Release(m *Mover, ending bool) {
 	for _, t := range l.Live.release(m, ending) {
 		t.release(m, ending)
@@ -191,7 +194,7 @@ func (l *Listener) park() bool {
 		return false
 	}
 	end := func() {
-		l.Sock.unlink() // nobody finds it, but it was kept for show
+		l.Sock.unlink() // no client finds the file, but it was kept aside for show
 		l.reopening.Unlock()
 	}
 	if l.Sock.tryClose(inner.Listener) {
@@ -202,8 +205,8 @@ func (l *Listener) park() bool {
 	return true
 }
 
-// Finished says whether nothing more is accepted. A queue that is empty is
-// closed here: perhaps nobody is in Accept who would see it.
+// Finished reports whether nothing more is accepted. A socket whose queue is
+// empty is closed here: perhaps no Accept is under way that would notice it.
 func (l *Listener) Finished() bool {
 	if l.Gate.IsFinishing() && !readable(l.Sock) {
 		l.park()
@@ -220,29 +223,30 @@ func (l *Listener) drop() {
 	l.closeInner()
 }
 
-// IsShut says whether the socket was closed when its queue was served.
+// IsShut reports whether the socket was closed when its queue was served.
 func (l *Listener) IsShut() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.shut
 }
 
-// Spare lets Close park the socket, and call closed; with nil no more.
+// Spare makes Close only park the socket, and call closed; with nil it ends that.
 func (l *Listener) Spare(closed func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.spared = closed
 }
 
-// Hold lets Accept give nothing, as if the listener were closed, and keep what
-// comes all the same; Close only parks it. Or it ends that.
+// Hold lets Accept return nothing, as if the listener were closed, while
+// connections that come are kept; Close only parks it then. With false it ends
+// that.
 func (l *Listener) Hold(on bool) { l.held.Store(on) }
 
 // letGo closes the socket in this process, for good. What comes back from a move
 // is still accepted.
 func (l *Listener) letGo() error { return l.Sock.closeListener(l.acceptor().Listener) }
 
-// end is letGo, and the end of Accept.
+// end is letGo, and ends Accept.
 func (l *Listener) end() error {
 	l.Gate.Set(gate.Closed)
 	err := l.letGo()
@@ -253,10 +257,11 @@ func (l *Listener) end() error {
 }
 
 // Close ends Accept. The socket is not handed over any more, and the path of a
-// unix socket goes with it, unless another process serves there.
+// unix socket is removed with it, unless another process serves there.
 //
 // While the process drains after a hand-over the socket is only parked: should
-// the new process die, it is needed again. Before, in probation, it is the program
+// the new process die, it is needed again. Before that, in probation, it is the
+// program that closes it, and a roll back does not open it again.
 // that closes it, and a roll back does not open it again.
 func (l *Listener) Close() error {
 	l.mu.Lock()
@@ -279,8 +284,9 @@ func (l *Listener) Close() error {
 	return l.end()
 }
 
-// Addr, SetDeadline, SyscallConn and File are those of net.TCPListener. Whoever
-// calls File may pass the socket to a process of its own: it does not end with us.
+// Addr, SetDeadline, SyscallConn and File are those of net.TCPListener. A program
+// that calls File may pass the socket to a process of its own: the socket does
+// not end with this process then.
 
 func (l *Listener) Addr() net.Addr                        { return l.addr }
 func (l *Listener) SetDeadline(t time.Time) error         { return l.Gate.SetDeadline(t) }

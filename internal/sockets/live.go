@@ -7,23 +7,24 @@ import (
 )
 
 // live are the connections of a listener that are open, hijacked ones too. Each
-// knows its place, so that no more than one other changes under the lock.
+// knows its place, so that removing one changes no more than one other.
 type live struct {
 	mu       sync.Mutex
 	tracks   []*Track
 	hijacked int      // of them
 	watchers []func() // called when one is gone, or hijacked
 
-	// What a connection begins with; see track. It is here so that who changes
-	// it, and then goes through all connections, misses none.
+	// The fields with which the track of a new connection begins. They are here so
+	// that code which changes them, and then goes through all connections, misses
+	// none.
 	phase  phase
 	mover  *Mover
 	ending bool
-	first  bool // its first bytes are kept
+	first  bool // the first bytes of a connection are kept
 
-	// byAddr is there once somebody has looked for a connection. The keys are what
-	// RemoteAddr and LocalAddr return: pointers of the connection's own, which most
-	// wrappers hand through, and net/http gives one of them to a handler.
+	// byAddr is made when a connection is looked for the first time. The keys are
+	// what RemoteAddr and LocalAddr return: pointers of the connection's own. Most
+	// wrappers return them too, and net/http gives one of them to a handler.
 	byAddr map[net.Addr]*Track
 }
 
@@ -49,15 +50,15 @@ func (s *live) add(t, old *Track) {
 	}
 }
 
-// Adopt says in which phase connections begin.
+// Adopt sets the phase in which connections begin.
 func (s *live) Adopt(p phase) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.phase = p
 }
 
-// release says which mover connections begin with, and gives those that have
-// begun.
+// release sets the mover with which connections begin, and returns those that
+// have begun.
 func (s *live) release(m *Mover, ending bool) []*Track {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,8 +86,8 @@ func (s *live) unlink(t *Track) {
 	}
 }
 
-// Find gives the connection whose RemoteAddr or LocalAddr has returned this very
-// address.
+// Find returns the connection whose RemoteAddr or LocalAddr has returned this
+// very address.
 func (s *live) Find(addr net.Addr) *Track {
 	switch addr.(type) {
 	case *net.TCPAddr, *net.UnixAddr:

@@ -15,8 +15,8 @@ import (
 
 // Claim takes the inherited socket that was asked for under this very name
 // before, or else one that the kernel has bound to the address asked for. A host
-// name is resolved in between, which may take its time: nobody waits for that but
-// who asked.
+// name is resolved in between, which may take its time: only this call waits for
+// that.
 func (s *Set) Claim(k manifest.Kind, network, addr string) (Inherited, bool) {
 	lost := s.lostFiles(k, network, addr)
 	if in, ok := s.claimIf(func(in Inherited) bool {
@@ -38,7 +38,7 @@ func (s *Set) Claim(k manifest.Kind, network, addr string) (Inherited, bool) {
 	return Inherited{}, false
 }
 
-// claimIf takes the first that is what is wanted. match is called with s.mu held.
+// claimIf takes the first that matches. match is called with s.mu held.
 func (s *Set) claimIf(match func(Inherited) bool) (Inherited, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -50,9 +50,10 @@ func (s *Set) claimIf(match func(Inherited) bool) (Inherited, bool) {
 	return Inherited{}, false
 }
 
-// lostFiles are the indexes of unix sockets that this address would be given, but
-// which no client finds any more: the program has removed the file before it calls
-// Listen, as it must where nobody does it for it. Old serves what is queued there.
+// lostFiles returns the indexes of unix sockets that this address would be given,
+// but which no client finds any more: the program has removed the file before it
+// calls Listen, as a program without this library must. The old process serves
+// what is queued there.
 func (s *Set) lostFiles(k manifest.Kind, network, addr string) (lost []int) {
 	if !hasPath(network, addr) {
 		return nil
@@ -100,17 +101,17 @@ func (s *Set) hasUnclaimed(k manifest.Kind) bool {
 	return slices.ContainsFunc(s.unclaimed, func(in Inherited) bool { return in.Kind == k })
 }
 
-// askedFor notes by which name the socket was asked for. One that was asked for
-// by systemd's name keeps its own too: the next version may ask otherwise.
+// askedFor notes the name by which the socket was asked for. One that was asked
+// for by systemd's name keeps its own too: the next version may ask by that.
 func askedFor(e *manifest.Entry, network, addr string) {
 	if network != systemdNetwork {
 		e.Network, e.Addr = network, addr
 	}
 }
 
-// take removes the i-th. Most programs ask in the order of before, so that it is
-// the first: it costs nothing then, however many there are. Who has taken it calls
-// Made once it is among s.all, or can't be. s.mu is held.
+// take removes the i-th. Most programs ask in the same order as before, so that
+// it is the first: then it costs nothing, however many there are. The caller
+// calls Made once the socket is among s.all, or can't be. s.mu is held.
 func (s *Set) take(i int) Inherited {
 	in := s.unclaimed[i]
 	s.making = append(s.making, in.Index)
@@ -136,7 +137,7 @@ type wanted struct {
 	ips           []netip.Addr // nil: a wildcard
 }
 
-// want resolves the address. What can't be resolved is bound by nothing.
+// want resolves the address. If it can't be resolved, no socket matches it.
 func want(network, addr string) wanted {
 	w := wanted{network: network, addr: addr}
 	if !strings.HasPrefix(network, "tcp") && !strings.HasPrefix(network, "udp") {
@@ -160,7 +161,7 @@ func want(network, addr string) wanted {
 	return w
 }
 
-// is says whether opening what is wanted would bind what e is bound to.
+// is reports whether opening what is wanted would bind what e is bound to.
 func (w wanted) is(e manifest.Entry) bool {
 	network := w.network
 	family := strings.TrimRight(network, "46")
@@ -176,8 +177,8 @@ func (w wanted) is(e manifest.Entry) bool {
 	}
 	boundIP := bound.Addr().Unmap()
 	if w.ips == nil {
-		// What net.Listen makes of a wildcard: tcp takes both families on one
-		// IPv6 socket, where the host has IPv6, whichever wildcard is written.
+		// What net.Listen does with a wildcard: tcp takes both families on one IPv6
+		// socket, where the host has IPv6, whichever wildcard is written.
 		switch {
 		case !boundIP.IsUnspecified():
 			return false
@@ -236,11 +237,11 @@ func samePort(e manifest.Entry, network, addr string) bool {
 	return err == nil && p != 0 && strconv.Itoa(p) == bound
 }
 
-// systemdNetwork is the network of names: Listen("systemd", name) gives the
-// Socket that systemd calls so.
+// systemdNetwork is the network of names: Listen("systemd", name) returns the
+// socket that has this name in systemd.
 const systemdNetwork = "systemd"
 
-// noSuchName is the error for a name that systemd has given to none.
+// noSuchName is the error for a name that no socket of systemd's has.
 func (s *Set) noSuchName(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -265,14 +266,14 @@ func (s *Set) FromMaster(passed []Passed, anyAddr bool) {
 	}
 }
 
-// Leftover are the sockets that nobody has asked for.
+// Leftover are the sockets that the program has not asked for.
 func (s *Set) Leftover() []Inherited {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.unclaimed)
 }
 
-// A Passed is one that a master has passed.
+// A Passed is a socket that a master has passed.
 type Passed struct {
 	manifest.Entry     // Kind, Network, Bound, V6Only and, if the master gives one, Name
 	FD             int // close-on-exec already

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// A MemConn is a connection in memory, tracked like one of a listener: with it a server
-// is watched.
+// A MemConn is a connection in memory, tracked like one of a listener. It is used
+// to watch how a server behaves.
 type MemConn struct {
 	net.Conn // the pipe's end, below the track
 	Track    Track
 	onClose  func(leaving bool)
 }
 
-// NewMemConn gives the connection that a server gets, and the client's end.
+// NewMemConn returns the connection that a server gets, and the client's end.
 func NewMemConn(onRead func(n int), onClose func(leaving bool)) (c *MemConn, client net.Conn) {
 	client, inner := net.Pipe()
 	l := &Listener{expired: &net.OpError{Op: "read", Net: "pipe", Err: os.ErrDeadlineExceeded}}
@@ -39,7 +39,7 @@ func (c *MemConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// Close says whether the connection would have been moved.
+// Close tells onClose whether the connection would have been moved.
 func (c *MemConn) Close() error {
 	c.Track.Mu.Lock()
 	leaving, was := c.Track.leaving, c.Track.Closed
@@ -63,7 +63,7 @@ func (c *MemConn) IsLeaving() bool {
 	return c.Track.woken || c.Track.leaving
 }
 
-// memEnd says when it is read from.
+// memEnd reports each Read.
 type memEnd struct {
 	net.Conn
 	onRead func(n int)
@@ -74,8 +74,8 @@ func (c memEnd) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// MoveOn gives the connection that another server gets when c, which its server has
-// Closed, has moved: all that goes along is what a message has room for.
+// MoveOn returns the connection that another server gets when c, which its server
+// has closed, has moved: only what the message of a move has room for goes along.
 func (c *MemConn) MoveOn(onClose func(leaving bool)) (*MemConn, error) {
 	c.Track.Mu.Lock()
 	p := c.Track.past()

@@ -8,14 +8,15 @@ import (
 	"github.com/julofinance/grace/v3/internal/gate"
 )
 
-// What a listener was before an upgrade that has failed, or was rolled back, it is
-// again: new may have closed it, removed its path, or shut it down for all who
-// have it, and old may have closed what new had dropped. Where it can't be opened
-// at once it is tried until it works, or until it is not wanted any more. That
-// costs nothing but this address: Accept waits. The same for sockets of packets:
-// see packet_mend.go.
+// After an upgrade that has failed, or was rolled back, a listener is made again
+// what it was before: the new process may have closed it, removed its path, or
+// shut it down for all processes that have it, and the old process may have
+// closed what the new one had dropped. Where it can't be opened at once it is
+// tried until it works, or until it is not wanted any more. Meanwhile only this
+// address is not served: Accept waits. The same holds for sockets of packets: see
+// packet_mend.go.
 
-// start lets connections in, at the first time. sockets.mu is held.
+// start lets connections in for the first time. Set.mu is held.
 func (l *Listener) start() error {
 	err := l.listenLate()
 	if err == nil {
@@ -39,7 +40,7 @@ func (l *Listener) listenLate() error {
 // restart lets connections in again, now or as soon as the listener is mended.
 // Set.mu is held.
 func (l *Listener) restart() {
-	err := l.listenLate() // one that the program has opened after the hand-over
+	err := l.listenLate() // if the program has opened it after the hand-over, it does not listen yet
 	l.mu.Lock()
 	if l.shut || err != nil {
 		l.Gate.Set(gate.Shut)
@@ -54,11 +55,11 @@ func (l *Listener) restart() {
 type mending struct {
 	ctx   context.Context
 	tried chan struct{} // closed when the first try is over
-	again bool          // asked for once more meanwhile; guarded by sockets.mu
+	again bool          // asked for once more meanwhile; guarded by Set.mu
 }
 
-// mend looks after sock, in a goroutine of its own: files, and whatever else it
-// asks, may take their time. s.mu is held.
+// mend mends sock, in a goroutine of its own: files, and other things that it
+// needs, may take their time. s.mu is held.
 func (s *Set) mend(sock *Socket) {
 	if sock.Listener != nil && sock.Listener.unwanted {
 		return
@@ -88,7 +89,7 @@ func (s *Set) runMending(sock *Socket, m *mending) {
 		tried()
 		switch {
 		case m.ctx.Err() != nil:
-			continue // to the end
+			continue // the loop ends
 		case err == nil && opened:
 			s.Log.Info("grace: a "+what+" was opened again", "network", network, "address", addr, "tries", n)
 		case err != nil && n == 1:
@@ -119,19 +120,19 @@ func (s *Set) mended(sock *Socket, m *mending) bool {
 	return !again
 }
 
-// makeWhole mends what has to be mended, and says whether the listener was opened
-// anew for that. It waits for a disk, a lock and a start of a process: no lock is
-// held meanwhile but reopening.
+// makeWhole mends what has to be mended, and reports whether the listener was
+// opened anew for that. It may wait for a disk, a lock and the start of a
+// process: no lock but reopening is held meanwhile.
 func (l *Listener) makeWhole(ctx context.Context) (again bool, err error) {
 	l.reopening.Lock()
 	defer l.reopening.Unlock()
 	l.Sock.show()
-	if l.isYielded() { // new's by now; a roll back asks again
+	if l.isYielded() { // the new process has it by now; a roll back mends again
 		return false, nil
 	}
 	if !l.IsShut() && !l.Sock.listens() && l.shutGate(ctx) {
-		// Whoever has shut it down has emptied its queue too. Its address must
-		// be free for the next one.
+		// The process that has shut it down has emptied its queue too. Its address
+		// must be free for the next one.
 		l.Sock.unlink()
 		l.closeInner()
 	}
@@ -155,7 +156,8 @@ func (l *Listener) isYielded() bool {
 
 func (l *Listener) shutGate(ctx context.Context) bool { return l.socks.shutGate(ctx, l.Gate) }
 
-// shutGate lets who comes to g wait; false if it is not to be mended any more.
+// shutGate lets the calls that come to g wait; false if it is not to be mended
+// any more.
 func (s *Set) shutGate(ctx context.Context, g *gate.Gate) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -183,8 +185,8 @@ func (l *Listener) closeInner() {
 	l.Sock.closeListener(inner.Listener)
 }
 
-// replace puts another socket in the place of l's. What waits in the queue of the
-// former, whose path is lost, is accepted before.
+// replace puts another socket in the place of l's. If the path of the former one
+// is lost, what waits in its queue is accepted first.
 func (l *Listener) replace(ctx context.Context, inner Opened) error {
 	raw, err := inner.SyscallConn()
 	if err != nil {
@@ -195,7 +197,7 @@ func (l *Listener) replace(ctx context.Context, inner Opened) error {
 		l.acceptRest()
 		l.closeInner()
 	}
-	if !l.IsShut() { // it ends
+	if !l.IsShut() { // the listener is about to end
 		inner.Close()
 		return ctx.Err()
 	}
@@ -220,8 +222,8 @@ func (l *Listener) replace(ctx context.Context, inner Opened) error {
 }
 
 // install lets Accept go on, on inner; false if the listener is not to accept any
-// more, or is new's since the mending began: this process would accept beside it,
-// and for as long as it stands by.
+// more, or was taken by the new process since the mending began: this process
+// would accept beside it, for as long as it stands by.
 func (l *Listener) install(ctx context.Context, inner Opened) bool {
 	l.socks.mu.Lock()
 	defer l.socks.mu.Unlock()
@@ -233,7 +235,7 @@ func (l *Listener) install(ctx context.Context, inner Opened) bool {
 	l.inner, l.shut = inner, false
 	l.Gate.Replace(inner.SetDeadline)
 	l.Gate.Set(gate.Open)
-	return !l.Gate.IsClosed() // meanwhile
+	return !l.Gate.IsClosed() // it may have been closed meanwhile
 }
 
 // acceptRest accepts what waits in the queue. The gate is shut.
@@ -251,14 +253,14 @@ func (l *Listener) acceptRest() {
 	}
 }
 
-// outlives says whether l lives on though Accept has failed on inner: that was
+// outlives reports whether l lives on though Accept has failed on inner: that was
 // replaced, or is about to be, or was shut down by another process that had it,
 // and is mended.
 func (l *Listener) outlives(inner Opened) bool {
 	replaced := func() bool { return l.IsShut() || l.acceptor().Listener != inner.Listener }
 	switch {
 	case replaced():
-		return true // the gate says what comes next
+		return true // the gate decides what comes next
 	case l.Sock.Master || l.Sock.Index < 0 && !l.Sock.shared.Load():
 		return false
 	case l.Sock.listens():
@@ -267,7 +269,8 @@ func (l *Listener) outlives(inner Opened) bool {
 	l.socks.mu.Lock()
 	defer l.socks.mu.Unlock()
 	if !l.socks.open || l.Gate.IsClosed() {
-		// At the end of the service new may have ended it first, and its queue.
+		// At the end of the service the new process may have ended it, and its
+		// queue, first.
 		return l.Gate.IsShut() || l.Gate.Swap(gate.Finishing, gate.Shut)
 	}
 	l.Gate.Set(gate.Shut)
@@ -275,7 +278,7 @@ func (l *Listener) outlives(inner Opened) bool {
 	return true
 }
 
-// MendAll looks after all sockets: new is dead, and was not ready.
+// MendAll mends all sockets: the new process is dead, and was not ready.
 func (s *Set) MendAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -311,7 +314,8 @@ func (s *Set) tries() (all []chan struct{}) {
 	return all
 }
 
-// endMending: what is not open by now is not wanted any more. s.mu is held.
+// endMending ends all mending: what is not open by now is not wanted any more.
+// s.mu is held.
 func (s *Set) endMending() {
 	if s.stopMending != nil {
 		s.stopMending()
@@ -319,8 +323,8 @@ func (s *Set) endMending() {
 	}
 }
 
-// OpenAnew closes the socket of l, opens it as a roll back does, and waits for that:
-// tests see then what became of it.
+// OpenAnew closes the socket of l, opens it as a roll back does, and waits for
+// that, so that tests can see the result.
 func (s *Set) OpenAnew(ctx context.Context, l *Listener) {
 	l.Sock.closeListener(l.acceptor().Listener)
 	l.mu.Lock()

@@ -14,29 +14,36 @@ import (
 	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
+// When a connection may move at all is decided where it is read: see mayLeave and
+// mustLeave in conn.go.
+//
 // A connection is moved in three steps, so that at each moment exactly one
-// process may read from it, whoever dies:
+// process may read from it, whichever process dies:
 //
-//	old -> new  conns    descriptors, with ids; old keeps its own and reads no more
-//	new -> old  took     the ids that new has received and could make use of
-//	old -> new  verdict  old has closed its own: they are new's. Or: they are not,
-//	                     old has lost patience and serves them itself again
+//	old -> new  conns    descriptors, with ids; the old process keeps its own and
+//	                     reads no more
+//	new -> old  took     the ids that the new process has received and can use
+//	old -> new  verdict  the old process has closed its own: the connections are the
+//	                     new process's. Or they are not: the old process has lost
+//	                     patience and serves them itself again
 //
-// What new has not taken stays with old: the kernel drops the descriptors that
-// new's table has no room for, and new may have no such listener any more. If
-// new dies before it took one, old has it still, and nothing was read from it.
-// If old dies after new took one, it is new's, unless it bears the mark of one that
-// old has taken back: see takenBack. No second descriptor is needed in either process.
+// What the new process has not taken stays with the old one: the kernel drops the
+// descriptors that the new process's table has no room for, and the new process
+// may have no such listener any more. If the new process dies before it took one,
+// the old one has it still, and nothing was read from it. If the old process dies
+// after the new one took one, it is the new one's, unless it bears the mark of
+// one that the old process has taken back: see takenBack. No second descriptor is
+// needed in either process.
 //
-// Old takes back what is not taken in time, and moves nothing more: a message that
-// the kernel does not take, or that new does not read, holds no connection for
-// longer than patience.
+// The old process takes back what is not taken in time, and moves nothing more: a
+// message that the kernel does not take, or that the new process does not read,
+// holds no connection for longer than Patience.
 
 // The messages of a move.
 const (
 	MsgConns   control.Type = 'C' // old -> new: connections
 	MsgTook    control.Type = 'K' // new -> old: their ids
-	MsgVerdict control.Type = 'V' // old -> new: ids, and whether they are new's
+	MsgVerdict control.Type = 'V' // old -> new: ids, and whether they are the new process's
 )
 
 const (
@@ -47,7 +54,7 @@ const (
 	tookPatience = 2 * time.Second
 )
 
-// ProtocolHTTP1 is what a plaintext net/http server takes.
+// ProtocolHTTP1 is the protocol that a plaintext net/http server takes.
 const ProtocolHTTP1 = "http/1.1"
 
 // Move moves c: see grace.Move.
@@ -58,7 +65,7 @@ func Move(c net.Conn, unread []byte) error {
 		t = &c.Track
 	case *UnixConn:
 		t = &c.Track
-	default: // a wrapper, such as TLS, knows what its descriptor does not
+	default: // a wrapper, such as TLS, has state that the descriptor has not
 		return fmt.Errorf("grace: %w: a %T is none that Listen's listener has accepted", ErrNotMoved, c)
 	}
 	t.Mu.Lock()
@@ -85,14 +92,15 @@ func Move(c net.Conn, unread []byte) error {
 	return nil
 }
 
-// A mover moves connections from the old process to its successor.
+// A Mover moves connections from the old process to its successor.
 type Mover struct {
 	ch      *control.Channel
 	sockets map[*Listener]int // their indexes in the manifest
-	// Patience is how long new may take to say that it has taken a connection,
-	// and to read that it is not to.
+	// Patience is how long the new process may take to report that it has taken a
+	// connection, and to read that it is not to take it.
 	Patience time.Duration
-	// Stuck is told, once, why connections can't be moved any more. May be nil.
+	// Stuck is called, once, with the reason why connections can't be moved any
+	// more. May be nil.
 	Stuck func(error)
 	// Grace is how long a connection may stop in the middle of a request's header.
 	Grace time.Duration
@@ -117,10 +125,11 @@ type Moving struct {
 	Unread []byte
 	fd     int
 	at     time.Time // when it was written; zero before
-	lent   bool      // new may have a copy of it
+	lent   bool      // the new process may have a copy of it
 }
 
-// NewMover gives one for the process at the other end of ch, to which handed go.
+// NewMover returns one for the process at the other end of ch, which was given
+// handed.
 func NewMover(ch *control.Channel, handed []*Socket) *Mover {
 	m := &Mover{
 		ch: ch, Patience: tookPatience,
@@ -134,7 +143,7 @@ func NewMover(ch *control.Channel, handed []*Socket) *Mover {
 	return m
 }
 
-// Learn adds what new says that it takes.
+// Learn adds what the new process reports to take.
 func (m *Mover) Learn(c manifest.Claims) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -145,7 +154,8 @@ func (m *Mover) Learn(c manifest.Claims) {
 	}
 }
 
-// Accepts says whether new takes connections of this protocol for l.
+// Accepts reports whether the new process takes connections of this protocol for
+// l.
 func (m *Mover) Accepts(l *Listener, proto string) bool {
 	if m == nil || proto == "" {
 		return false
@@ -156,7 +166,7 @@ func (m *Mover) Accepts(l *Listener, proto string) bool {
 	return ok && !m.over && m.takes[i] == proto
 }
 
-// move takes t, from which nobody reads; false if it can't.
+// move takes t, from which no Read is under way; false if it can't.
 func (m *Mover) move(t *Track, unread []byte) bool {
 	n, err := fd.Of(t.Inner)
 	if err != nil {
@@ -179,7 +189,7 @@ func (m *Mover) move(t *Track, unread []byte) bool {
 }
 
 // flush sends the next of the queue, if the window allows. While one message is
-// written the next one gathers.
+// being written, connections gather for the next one.
 func (m *Mover) flush() {
 	if m.over || m.writing || m.window >= windowSize || len(m.queue) == 0 {
 		return
@@ -201,13 +211,13 @@ func (m *Mover) flush() {
 	go m.ch.SendWithin(m.Patience, EncodeConns(batch), func(err error) { m.onWritten(batch, err) })
 }
 
-// onWritten: a message was written, or could not be: then its connections stay,
-// and those that wait behind them.
+// onWritten: a message was written, or could not be. In that case its connections
+// stay in this process, and so do those that wait behind them.
 func (m *Mover) onWritten(batch []*Moving, err error) {
 	var back []*Moving
 	m.mu.Lock()
 	m.writing = false
-	if err == nil || errors.Is(err, control.ErrCutShort) { // new has, or will have, the descriptors
+	if err == nil || errors.Is(err, control.ErrCutShort) { // the new process has, or will have, the descriptors
 		now := time.Now()
 		for _, c := range batch {
 			c.at = now
@@ -260,11 +270,12 @@ func (m *Mover) takeBack(back []*Moving) {
 	}
 }
 
-// giveUp takes back what new has not taken. Of what it may have got it is told
-// before this process reads on: should this one die then, new must not take for
-// its own what half a request was read from. The message lets go of new's copy,
-// too; but if the channel is full new reads nothing, and old can't wait for it:
-// then the mark says it.
+// giveUp takes back what the new process has not taken. The new process is told
+// of those that it may have got before this process reads from them again: should
+// this process die then, the new one must not take over a connection from which
+// half a request was read. The message also makes the new process close its copy.
+// But if the channel is full, the new process reads nothing, and the old one
+// can't wait for it: then the mark tells it.
 func (m *Mover) giveUp(all []*Moving) {
 	var back, kept []*Moving
 	var ids []uint32
@@ -287,17 +298,17 @@ func (m *Mover) giveUp(all []*Moving) {
 	time.AfterFunc(m.Patience, serve)
 }
 
-// OnTook: new has received these, and could not make use of those. A new process
-// that has died since took nothing with it.
+// OnTook: the new process has received ids, and could not make use of refused.
+// One that has died since took nothing with it.
 func (m *Mover) OnTook(ids, refused []uint32) {
 	if m.ch.HungUp() {
-		return // stop follows
+		return // Stop is called next
 	}
 	m.mu.Lock()
 	var gone, back []*Moving
 	var yours, mine []uint32
 	for _, id := range ids {
-		// Its answer may be faster than the goroutine that has written the message.
+		// The answer may come before onWritten, which another goroutine calls.
 		// If moving is over by then, onWritten takes the connection back.
 		if c := m.sent[id]; c != nil && !(m.over && c.at.IsZero()) {
 			delete(m.sent, id)
@@ -318,7 +329,7 @@ func (m *Mover) OnTook(ids, refused []uint32) {
 	m.flush()
 	m.mu.Unlock()
 	for _, c := range gone {
-		c.t.Inner.Close() // the socket lives on in new
+		c.t.Inner.Close() // the socket lives on in the new process
 	}
 	m.ch.Send(control.Message{Type: MsgVerdict, Payload: encodeIDs(yours, mine)})
 	for _, c := range gone {
@@ -327,8 +338,8 @@ func (m *Mover) OnTook(ids, refused []uint32) {
 	m.takeBack(back)
 }
 
-// impatient takes back what was sent long ago and new has not taken: it does
-// not read the channel.
+// impatient takes back what was sent long ago and the new process has not taken:
+// it does not read the channel.
 func (m *Mover) impatient() {
 	m.mu.Lock()
 	var back []*Moving
@@ -349,8 +360,9 @@ func (m *Mover) impatient() {
 	}
 }
 
-// Stop ends moving: new is dead, can't be heard, or gives up. A message that is being written
-// names descriptors: what it holds comes back when the channel has let go of it.
+// Stop ends moving: the new process is dead, can't be heard, or gives up. A
+// message that is being written names descriptors: its connections come back when
+// the channel has let go of it.
 func (m *Mover) Stop() {
 	m.mu.Lock()
 	back := m.end()
@@ -438,7 +450,8 @@ func decodeConns(b []byte) (batch []Moving, err error) {
 
 var errBadMessage = fmt.Errorf("%w: a message on the control channel is cut short", control.ErrProtocol)
 
-// Two lists of ids: the length of the first, then all of both, 4 bytes each.
+// encodeIDs encodes two lists of ids: the length of the first, then all of both,
+// 4 bytes each.
 func encodeIDs(a, b []uint32) []byte {
 	p := binary.BigEndian.AppendUint32(nil, uint32(len(a)))
 	for _, ids := range [2][]uint32{a, b} {

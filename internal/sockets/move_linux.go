@@ -9,15 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CanMove: what this file and the kernel do for a move was only tried on Linux.
+// CanMove is true only here: what this file and the kernel do for a move was only
+// tried on Linux.
 const CanMove = true
 
-// takenBack marks a connection that new was offered, and old has taken back. Both
-// have the same socket, so the mark is there for new at once, whatever becomes of
-// the channel between them and of old: if old dies, new serves what it was offered,
-// and must not serve on what a part of a request was read from. The mark is a
-// receive timeout, which has no meaning for a socket that does not block. It is
-// small enough for the clock ticks of a kernel of 32 bit.
+// takenBack marks a connection that the new process was offered, and the old one
+// has taken back. Both have the same socket, so the new process sees the mark at
+// once, whatever becomes of the channel between them and of the old process: if
+// that dies, the new one serves what it was offered, and must not serve a
+// connection from which a part of a request was read. The mark is a receive
+// timeout, which has no meaning for a socket that does not block. It is small
+// enough for the clock ticks of a kernel of 32 bit.
 const takenBack = 765432 * time.Second
 
 func markTakenBack(n int) {
@@ -38,9 +40,9 @@ func unmark(n int) {
 	}
 }
 
-// ReceiveConn makes a connection of n, and closes n. fd.NewConn sets TCP_NODELAY and
-// keep-alives as for a new connection; where the server in the old process may have
-// set them otherwise, they are put back.
+// ReceiveConn makes a connection of n, and closes n. fd.NewConn sets TCP_NODELAY
+// and keep-alives as for a new connection; if custom, the server in the old
+// process may have set them otherwise, and they are put back.
 func ReceiveConn(n int, custom bool) (net.Conn, error) {
 	var kept optionValues
 	if custom {
@@ -56,7 +58,7 @@ func ReceiveConn(n int, custom bool) (net.Conn, error) {
 		c.Close()
 		return nil, fmt.Errorf("grace: a %T was moved", c)
 	}
-	if c.RemoteAddr() == nil { // reset on the way: old sees why, and closes
+	if c.RemoteAddr() == nil { // reset on the way: the old process sees why, and closes it
 		c.Close()
 		return nil, unix.ENOTCONN
 	}

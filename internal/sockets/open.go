@@ -16,13 +16,14 @@ import (
 
 // How a socket comes to be: inherited, opened, or opened again.
 
-// An opened is a listener as a listener stands before it.
+// An Opened is a net listener as a Listener stands before it.
 type Opened struct {
 	fd.Listener
-	// late says that it is bound, and does not listen yet: see openLate.
+	// late is true if it is bound, and does not listen yet: see openLate.
 	late bool
 	// tune gives a connection the keep-alives of the ListenConfig; nil where net
-	// itself does, which knows nothing of them in a listener made of a descriptor.
+	// itself does that. For a listener made of a descriptor net knows no
+	// ListenConfig.
 	tune func(*net.TCPConn)
 }
 
@@ -32,8 +33,8 @@ func (s *Set) Listen(lc net.ListenConfig, network, addr string) (*Listener, erro
 	return s.ListenBy(lc, open, open, network, addr)
 }
 
-// ListenBy gives the inherited listener, or what open does; again opens it once more,
-// should this process need it anew.
+// ListenBy gives the inherited listener, or the one that open opens; again opens
+// it once more, should this process need it anew.
 func (s *Set) ListenBy(lc net.ListenConfig, open, again func(network, addr string) (Opened, error), network, addr string) (*Listener, error) {
 	var inner Opened
 	in, ok := s.Claim(manifest.Listener, network, addr)
@@ -81,8 +82,8 @@ func (s *Set) ListenBy(lc net.ListenConfig, open, again func(network, addr strin
 	return l, nil
 }
 
-// reopenName is what opens this socket once more, whatever the working directory and
-// the name server say by now.
+// reopenName gives the names that open this socket once more, even if the working
+// directory or the answers of the name server have changed.
 func reopenName(e *manifest.Entry) (network, addr string) {
 	if e.Path != "" {
 		return e.Network, e.Path
@@ -133,10 +134,10 @@ func OpenListener(lc net.ListenConfig, network, addr string) (Opened, error) {
 	return Opened{Listener: a}, nil
 }
 
-// tune gives what makes the keep-alives of a connection those that net gives one
-// of a listener that it has opened with lc itself (newTCPConn in net's
-// tcpsock.go). What is not lc's is the listening socket's, as Control has set it:
-// the kernel hands that down. nil: net's own are right.
+// tune returns a function that sets the keep-alives of a connection as net does
+// for a listener that it has opened with lc itself (newTCPConn in net's
+// tcpsock.go). What lc does not set is as Control has set it on the listening
+// socket: the kernel hands that down. nil: net's own are right.
 func tune(lc net.ListenConfig, l fd.Listener) func(*net.TCPConn) {
 	c := lc.KeepAliveConfig
 	if !c.Enable && lc.KeepAlive >= 0 {
@@ -221,7 +222,7 @@ func openPacket(lc net.ListenConfig, network, addr string) (net.PacketConn, erro
 	return p, nil
 }
 
-// hasPath says whether a socket of this address has a file.
+// hasPath reports whether a socket of this address has a file.
 func hasPath(network, addr string) bool {
 	return strings.HasPrefix(network, "unix") && addr != "" && addr[0] != '@' && addr[0] != 0
 }

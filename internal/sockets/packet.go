@@ -13,17 +13,18 @@ import (
 )
 
 // A UDPConn is what Upgrader.ListenPacket gives for udp, udp4 and udp6: a
-// [net.UDPConn] whose reads wait until this process is ready, and again once
-// it has handed over; after Done they return net.ErrClosed. Writes always
-// work. What SyscallConn gives reads like that too, as golang.org/x/net's ReadBatch
-// and quic-go do; what is read in its Control, or of File's copy, does not wait.
+// [net.UDPConn] whose reads wait until this process is ready, and again once it
+// has handed over; after Done they return net.ErrClosed. Writes always work.
+// Reads through SyscallConn, as in golang.org/x/net's ReadBatch and quic-go, wait
+// too; reads in its Control, or of File's copy, do not.
 //
-// One that is bound to a wildcard address, as to ":53", answers from the address that
-// was asked, on Linux: what ReadFrom, ReadFromUDP or ReadFromUDPAddrPort has read of a
-// peer is remembered, for at least 16,384 peers, and WriteTo, WriteToUDP and
-// WriteToUDPAddrPort send to that peer from where its last packet came to. A plain
-// net.UDPConn leaves the choice to the kernel there. ReadMsgUDP and WriteMsgUDP are left
-// alone: with the control messages of golang.org/x/net a program does that itself.
+// One that is bound to a wildcard address, as to ":53", answers from the address
+// that was asked, on Linux: the address to which a peer's last packet came, as
+// read by ReadFrom, ReadFromUDP or ReadFromUDPAddrPort, is remembered for at
+// least 16,384 peers, and WriteTo, WriteToUDP and WriteToUDPAddrPort send to that
+// peer from there. A plain net.UDPConn leaves the choice to the kernel there.
+// ReadMsgUDP and WriteMsgUDP are left alone: with the control messages of
+// golang.org/x/net a program does that itself.
 //
 // One with SO_REUSEPORT that was not handed over, beside others of the same
 // address, is given packets by the kernel from ListenPacket on. They wait until
@@ -31,10 +32,10 @@ import (
 // would leave it without an address, and the kernel has no other way to keep
 // packets from it.
 //
-// If a new process has shut the socket down for all who have it, and failed, another
-// one is opened in its place, with the options that ListenConfig gives it. The
-// methods are those of the one of now, and so is a SyscallConn that is asked for
-// anew; the field is the one of the start.
+// If a new process has shut the socket down for all processes that have it, and
+// failed, another one is opened in its place, with the options that ListenConfig
+// gives it. The methods work on the present socket, and so does a SyscallConn
+// that is asked for anew; the field is the first socket.
 type UDPConn struct {
 	*net.UDPConn
 	packet[net.UDPConn, *net.UDPConn]
@@ -147,18 +148,18 @@ func (c *UnixgramConn) Close() error {
 	return c.inner().Close()
 }
 
-// A packet is what both have besides the socket.
+// A packet is what both types have besides the socket.
 type packet[T any, P packetConn[T]] struct {
 	Gate  *gate.Gate
 	sock  *Socket
 	socks *Set
 
-	now    atomic.Pointer[T]              // another one if it was mended
+	now    atomic.Pointer[T]              // another one once it was mended
 	open   func() (net.PacketConn, error) // opens the same socket again
-	broken atomic.Bool                    // a write has said so
+	broken atomic.Bool                    // a write has failed since the socket was shut down
 
 	// reopening is held while the socket is closed or opened anew, which may wait
-	// for a disk; before sockets.mu.
+	// for a disk; it is taken before Set.mu.
 	reopening sync.Mutex
 	shut      bool // closed, to be replaced; guarded by reopening
 }

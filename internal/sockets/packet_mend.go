@@ -12,14 +12,15 @@ import (
 	"github.com/julofinance/grace/v3/internal/gate"
 )
 
-// A socket of packets that another process has shut down, for all who have it,
-// sends nothing any more, or is sent nothing, and nothing takes that back
-// (shutdown(2); sk_shutdown in Linux's net/ipv4/udp.c and net/unix/af_unix.c). So
-// another one takes its place, behind what the user has: its methods, the ones
-// below and those of packet.go, are those of the socket of now.
+// A socket of packets that another process has shut down, for all processes that
+// have it, sends nothing any more, or is sent nothing, and nothing takes that
+// back (shutdown(2); sk_shutdown in Linux's net/ipv4/udp.c and
+// net/unix/af_unix.c). So another one takes its place, behind the value that the
+// user has: its methods, the ones below and those of packet.go, work on the
+// present socket.
 
-// read calls f, which reads, as often as the gate lets it, for as long as the
-// socket that was read is not the one of now.
+// read calls f, which reads, whenever the gate lets it, and again if the socket
+// that was read was replaced meanwhile.
 func (p *packet[T, P]) read(f func() (n int, err error)) error {
 	for {
 		var n int
@@ -40,7 +41,7 @@ func (p *packet[T, P]) read(f func() (n int, err error)) error {
 	}
 }
 
-// wrote looks at the error of a write. Only that tells of a UDP socket that it does
+// wrote looks at the error of a write. Nothing else shows that a UDP socket does
 // not send any more.
 func (p *packet[T, P]) wrote(err error) error {
 	if errors.Is(err, fd.ErrBrokenPipe) && p.sock.shared.Load() && !p.sock.Master {
@@ -50,8 +51,8 @@ func (p *packet[T, P]) wrote(err error) error {
 	return err
 }
 
-// wasShutDown says whether the socket was shut down, and not by this process: it
-// was whole when it was handed over.
+// wasShutDown reports whether the socket was shut down by another process: it was
+// whole when it was handed over.
 func (p *packet[T, P]) wasShutDown() bool {
 	switch {
 	case p.sock.Master || !p.sock.shared.Load():
@@ -75,12 +76,12 @@ func (p *packet[T, P]) mendNow() bool {
 	return true
 }
 
-// makeWhole is listener.makeWhole for packets.
+// makeWhole is Listener.makeWhole for packets.
 func (p *packet[T, P]) makeWhole(ctx context.Context) (again bool, err error) {
 	p.reopening.Lock()
 	defer p.reopening.Unlock()
 	p.sock.show()
-	if p.isYielded() { // new's by now; a roll back asks again
+	if p.isYielded() { // the new process has it by now; a roll back mends again
 		return false, nil
 	}
 	if !p.shut && p.isSick(ctx) && p.socks.shutGate(ctx, p.Gate) {
@@ -109,8 +110,9 @@ func (p *packet[T, P]) isYielded() bool {
 	return p.sock.yielded
 }
 
-// isSick says whether another socket must take the place of this one: it was shut
-// down, or its path removed. What waits in it is read before, in the second case.
+// isSick reports whether another socket must take the place of this one: it was
+// shut down, or its path removed. In the second case it waits until what is
+// queued was read.
 func (p *packet[T, P]) isSick(ctx context.Context) bool {
 	if p.wasShutDown() {
 		return true
@@ -126,7 +128,7 @@ func (p *packet[T, P]) isSick(ctx context.Context) bool {
 
 func (p *packet[T, P]) replace(ctx context.Context, inner net.PacketConn) error {
 	c, ok := inner.(P)
-	if !ok { // it is one of the same network
+	if !ok { // not reached: it is one of the same network
 		inner.Close()
 		return net.UnknownNetworkError(inner.LocalAddr().Network())
 	}
@@ -159,7 +161,7 @@ func (p *packet[T, P]) install(ctx context.Context, c P) bool {
 	p.broken.Store(false)
 	p.Gate.Replace(c.SetReadDeadline)
 	p.Gate.Set(gate.Open)
-	return !p.Gate.IsClosed() // meanwhile
+	return !p.Gate.IsClosed() // it may have been closed meanwhile
 }
 
 // WriteTo is [net.UDPConn.WriteTo].

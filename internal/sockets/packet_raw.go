@@ -13,8 +13,8 @@ func (c *UDPConn) SyscallConn() (syscall.RawConn, error) { return c.raw() }
 func (c *UnixgramConn) SyscallConn() (syscall.RawConn, error) { return c.raw() }
 
 // A gatedRaw is a RawConn whose Read waits at the gate: a program that reads many
-// packets at a time reads there, and two processes must not read one socket. It is
-// that of the socket of now.
+// packets at a time reads there, and two processes must not read one socket. It
+// works on the present socket.
 type gatedRaw struct {
 	gate *gate.Gate
 	now  func() (syscall.RawConn, error)
@@ -22,7 +22,7 @@ type gatedRaw struct {
 
 func (p *packet[T, P]) raw() (syscall.RawConn, error) {
 	r := gatedRaw{p.Gate, func() (syscall.RawConn, error) { return p.inner().SyscallConn() }}
-	_, err := r.now() // one that is closed has none
+	_, err := r.now() // an error if the socket is closed
 	return r, err
 }
 

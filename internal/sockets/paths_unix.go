@@ -17,7 +17,7 @@ import (
 )
 
 // The files of unix sockets. Only two are ever removed: our own, which our open
-// Socket keeps from being mistaken for another (its inode is not given away), and
+// socket keeps from being mistaken for another (its inode is not given away), and
 // one that no process has bound.
 
 func fileID(path string) (dev, ino uint64, err error) {
@@ -30,8 +30,9 @@ func fileID(path string) (dev, ino uint64, err error) {
 
 // openPath opens a unix socket. If its path is taken and no process has a socket
 // bound there, a crash has left it behind and it is removed. A file beside it is
-// locked from before the bind until it answers: of two that start at once only
-// one removes and binds, and the other finds who answers.
+// locked from before the bind until the socket answers: of two processes that
+// start at once only one removes and binds, and the other finds a socket that
+// answers.
 func openPath[T any](path, network string, open func() (T, error)) (T, error) {
 	var none T
 	unlock, lockErr := lockBeside(path)
@@ -54,7 +55,7 @@ func openPath[T any](path, network string, open func() (T, error)) (T, error) {
 	}
 	if err == nil {
 		err = removeFile(path, func(now os.FileInfo) bool {
-			// Not a new one that has got the number of a stale one.
+			// Not another file that has got the inode number of the stale one.
 			return os.SameFile(fi, now) && fi.ModTime().Equal(now.ModTime())
 		})
 	}
@@ -64,8 +65,8 @@ func openPath[T any](path, network string, open func() (T, error)) (T, error) {
 	return open()
 }
 
-// lockBeside locks a file beside path, which no other user can open: what everybody
-// may open, the directory for one, everybody may lock.
+// lockBeside locks a file beside path, which no other user can open: a file that
+// every user may open, such as the directory, every user may lock.
 func lockBeside(path string) (unlock func(), err error) {
 	name := fd.HiddenBeside(path, "lock")
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
@@ -82,7 +83,7 @@ func lockBeside(path string) (unlock func(), err error) {
 	}
 }
 
-// findStale gives no error if no process has a socket bound to the path.
+// findStale returns nil if no process has a socket bound to the path.
 func findStale(path, network string) error {
 	err := bound(path)
 	switch {
@@ -109,7 +110,7 @@ func findStale(path, network string) error {
 }
 
 // bound connects a datagram socket to path. That gives ECONNREFUSED only where no
-// Socket is bound to the file at all; where one is, of another kind, EPROTOTYPE
+// socket is bound to the file at all; where one of another kind is, EPROTOTYPE
 // comes first, whether it listens or not, and in whatever namespace of networks
 // it is. A stream socket gives ECONNREFUSED in both cases. (unix_find_bsd in
 // Linux's net/unix/af_unix.c, unp_connectat in the BSDs' uipc_usrreq.c.)
@@ -131,9 +132,9 @@ func bound(path string) error {
 	}
 }
 
-// removeFile removes path if it is the file that is meant, and no other that
-// takes its place between the look and the removal: the file gets another name
-// first, is looked at there, and put back if it is not the one.
+// removeFile removes path if it is the file that is meant, and not another one
+// that takes its place between the look and the removal: the file gets another
+// name first, is looked at there, and put back if it is not the one.
 func removeFile(path string, meant func(os.FileInfo) bool) error {
 	if fi, err := os.Lstat(path); err != nil {
 		return err
@@ -159,13 +160,13 @@ func beside(path, suffix string) string {
 // beforeMove is for the tests: another process may do something at that moment.
 var beforeMove = func(string) {}
 
-// putBack gives a file its path again, unless that is taken by now.
+// putBack gives a file its path again, unless the path is taken by now.
 func putBack(aside, path string) error {
 	err := os.Link(aside, path)
 	if err == nil {
 		return os.Remove(aside)
 	}
-	// A directory that allows no second link to a file of another user.
+	// The directory may allow no second link to a file of another user.
 	if _, lerr := os.Lstat(path); errors.Is(lerr, os.ErrNotExist) {
 		err = os.Rename(aside, path)
 	}
@@ -178,13 +179,13 @@ type socketFile struct {
 	like   os.FileInfo // how it was when it was last looked at: its mode and owner
 }
 
-// isMine says whether fi is the file that the socket is bound to.
+// isMine reports whether fi is the file that the socket is bound to.
 func (sock *Socket) isMine(fi os.FileInfo) bool {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	return ok && uint64(st.Dev) == sock.Dev && uint64(st.Ino) == sock.Ino
 }
 
-// lost says whether the path does not lead to this socket any more.
+// lost reports whether the path does not lead to this socket any more.
 func (sock *Socket) lost() bool {
 	if sock.Path == "" || sock.Master {
 		return false
@@ -207,8 +208,8 @@ func (sock *Socket) look() {
 	}
 }
 
-// refile notes the file that was made anew, and gives it the mode and the owner of
-// the one before.
+// refile notes the file that was made anew, and gives it the mode and the owner
+// of the one before.
 func (sock *Socket) refile() {
 	if sock.Path == "" {
 		return
@@ -247,7 +248,7 @@ func (sock *Socket) hide() {
 		return
 	}
 	if fi, err := os.Lstat(aside); err == nil && !sock.isMine(fi) {
-		putBack(aside, sock.Path) // it came between the look and the move
+		putBack(aside, sock.Path) // another file came between the look and the rename
 		return
 	}
 	sock.file.hidden = aside

@@ -10,16 +10,16 @@ import (
 )
 
 // A server of net/http takes each connection that it is given for a new one.
-// Between two requests it is another thing than a new one: other deadlines run,
-// they count from the first bytes of the next request, a POST before it makes
-// the server tolerant, another byte limit holds, HTTP/2 can't begin. All of
-// that is the server's own knowledge, and differs from version to version. So a
+// Between two requests a connection differs from a new one: other deadlines run,
+// and they count from the first bytes of the next request; a POST before it makes
+// the server tolerant; another byte limit holds; HTTP/2 can't begin. All of that
+// is the server's own knowledge, and differs from version to version. So a
 // connection that comes from another process in the middle of its life begins
 // with a request of ours, the prelude, which has the method of the last one that
 // the client has sent. Our handler answers it, and the answer is not written.
-// From then on the server itself is where its predecessor was.
+// After that the server is in the same state as its predecessor was.
 
-// PreludeURI is what the prelude asks for. No client knows it.
+// PreludeURI is the URI of the prelude. No client knows it.
 var PreludeURI = "/" + newSecret()
 
 func newSecret() string {
@@ -34,23 +34,23 @@ func prelude(method string) []byte {
 
 var preludeGET, preludePOST = prelude(http.MethodGet), prelude(http.MethodPost)
 
-// An origin is where a server has a connection from.
+// An origin tells where a server has a connection from.
 type origin uint8
 
 const (
 	originAccept origin = iota // from the kernel
-	originFresh                // from another server, which no request had reached
+	originFresh                // from another server, to which no request had come
 	originIdle                 // from another server, between two requests
 )
 
-// A past is what another server leaves of a connection.
+// A past is what another server hands on about a connection.
 type past struct {
 	origin origin
 	post   bool          // the last request was a POST
 	left   time.Duration // until the read deadline that is set; 0 if none is
 }
 
-// past is that of a connection that leaves now. t.mu is held.
+// past returns the past of a connection that leaves now. t.Mu is held.
 func (t *Track) past() past {
 	p := past{origin: originIdle, post: t.post}
 	switch {
@@ -84,9 +84,9 @@ type play struct {
 }
 
 // PlayPrelude lets the server read the prelude first, if the connection is one
-// that is between two requests. Where a wrapper reads before the server does, as
-// a cmux, the next request has begun, and it is its answer that would not be
-// written.
+// that is between two requests. If a wrapper such as a cmux reads before the
+// server does, the next request has begun already, and its answer would be the
+// one that is not written.
 func (t *Track) PlayPrelude() {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
@@ -101,8 +101,8 @@ func (t *Track) PlayPrelude() {
 	}
 }
 
-// playWait is a Read after the prelude: net/http's, which waits for the client to
-// go while a request is served. It does not take a byte from the client.
+// playWait is a Read after the prelude: net/http reads while a request is served,
+// to notice when the client goes. It takes no byte from the client.
 func (t *Track) playWait() (int, error) {
 	t.Mu.Lock()
 	stop := t.play.stop
@@ -111,8 +111,8 @@ func (t *Track) playWait() (int, error) {
 	return 0, t.Listener.expired
 }
 
-// playDeadline looks whether the read deadline is one that stops a Read.
-// t.mu is held.
+// playDeadline ends that Read if the read deadline is one that stops a Read. t.Mu
+// is held.
 func (t *Track) playDeadline() {
 	if !t.Want.IsZero() && !t.Want.After(gate.LongAgo) {
 		t.stopPlay()
@@ -126,7 +126,7 @@ func (t *Track) stopPlay() {
 	}
 }
 
-// swallow is a Write of the answer to the prelude.
+// swallow is a Write of the answer to the prelude: it writes nothing.
 func (t *Track) swallow(p []byte) (int, error) {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
@@ -134,25 +134,26 @@ func (t *Track) swallow(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Played says that the prelude is answered, and the connection idle as it was.
+// Played notes that the prelude is answered, and the connection idle as it was.
 func (t *Track) Played() {
 	t.Mu.Lock()
 	defer t.Mu.Unlock()
 	t.muted, t.play = false, nil
 }
 
-// endPlay is called when the connection is closed before that. It stays open if
-// the server has only refused to keep it: with SetKeepAlivesEnabled(false), say,
-// where it is good for one request more, as new as it looks. t.mu is held.
+// endPlay is called when the connection is closed before Played. The connection
+// stays open if the server has only refused to keep it, after
+// SetKeepAlivesEnabled(false), say: then it is served as a new one, for one more
+// request. t.Mu is held.
 func (t *Track) endPlay() (stays bool) {
 	t.stopPlay()
 	return t.play.answered && !t.Closed && !t.Away
 }
 
-// continued is the read deadline d of this server as if it had begun to wait when
-// the server before did: that one's deadline is known. A new connection has one
+// continued returns the read deadline d of this server as if it had begun to wait
+// when the server before did, whose deadline is known. A new connection has one
 // for its first request's header, and one from the same moment for all of that
-// request; an idle one has one until the next request begins. t.mu is held.
+// request; an idle one has one until the next request begins. t.Mu is held.
 func (t *Track) continued(d time.Time) time.Time {
 	switch t.phase {
 	case phaseNew:
@@ -169,7 +170,7 @@ func (t *Track) continued(d time.Time) time.Time {
 		}
 		t.until = time.Time{}
 		if t.grace == 0 && t.lingers == 0 && t.stays == nil && t.First == nil {
-			t.Detour = &straight // as all others
+			t.Detour = &straight // as all others have
 		}
 	}
 	return d

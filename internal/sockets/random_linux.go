@@ -6,10 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readRandom fills b, which is short. crypto/rand sets a timer for its first read,
-// which wakes a thread: this is called while each process starts.
+// readRandom fills b, which is short. crypto/rand is avoided, since this is
+// called while each process starts: its first read sets a timer, which wakes a
+// thread.
 func readRandom(b []byte) {
-	if n, err := unix.Getrandom(b, 0); err != nil || n < len(b) { // getrandom(2): all of so few, or EINTR, or a sandbox
+	if n, err := unix.Getrandom(b, 0); err != nil || n < len(b) { // getrandom(2): it gives so few bytes at once, or fails with EINTR or in a sandbox
 		rand.Read(b) // never fails
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/fd"
 )
 
-// A receiver takes moved connections in the new process. All of it runs in the
+// A Receiver takes moved connections in the new process. All of it runs in the
 // goroutine that reads the channel.
 type Receiver struct {
 	Ch   *control.Channel
@@ -23,8 +23,9 @@ type Received struct {
 	past   past
 }
 
-// OnConns makes connections of the descriptors, and keeps them until old has
-// given them up. A descriptor that did not arrive, or can't be used, stays old's.
+// OnConns makes connections of the descriptors, and keeps them until the old
+// process has given them up. A descriptor that did not arrive, or can't be used,
+// stays the old process's.
 func (r *Receiver) OnConns(m control.Message) error {
 	batch, err := decodeConns(m.Payload)
 	if err != nil {
@@ -78,9 +79,9 @@ func (r *Receiver) OnVerdict(m control.Message) error {
 	return nil
 }
 
-// OnEnd: old is dead, and what it has sent was read. What we took is ours, though
-// no verdict has come, unless old had taken it back: perhaps it has read a part
-// of a request.
+// OnEnd: the old process is dead, and what it has sent was read. What this
+// process took is its own, though no verdict has come, unless the old process had
+// taken it back: that may have read a part of a request.
 func (r *Receiver) OnEnd() {
 	for id, c := range r.Held {
 		if n, err := fd.Of(c.Conn); err != nil || isTakenBack(n) {
@@ -91,7 +92,7 @@ func (r *Receiver) OnEnd() {
 	}
 }
 
-// drop closes this process's copy of a connection that stays old's.
+// drop closes this process's copy of a connection that stays the old process's.
 func (r *Receiver) drop(id uint32) {
 	if c, ok := r.Held[id]; ok {
 		delete(r.Held, id)

@@ -18,23 +18,23 @@ import (
 
 // With SO_REUSEPORT the kernel spreads connections over all sockets that listen
 // on a port, also over those of a process that is not ready: should it fail, they
-// are reset, though another process was there to serve them. So such a socket is
-// bound by Listen, which says if the address is taken, and listens from the moment
-// at which its gate opens.
+// are reset, though another process was there to serve them. So Listen only binds
+// such a socket, and fails if the address is taken; the socket listens from the
+// moment at which its gate opens.
 //
 // net.ListenConfig has no way to bind only. But Control sees the socket when net
 // has resolved the address and set its own options, and before it binds: a copy
 // of the descriptor is bound here, and net is told to give up its own.
 
-// errBound is how net is told.
+// errBound tells net to give up its own socket.
 var errBound = errors.New("bound already")
 
-// openLate opens a TCP socket with lc, which has a Control. late is set instead
-// of l if that has set SO_REUSEPORT: bound, and not listening yet.
+// openLate opens a TCP socket with lc, which has a Control. If Control has set
+// SO_REUSEPORT, late is returned instead of l: bound, and not listening yet.
 func openLate(lc net.ListenConfig, network, addr string) (late fd.Listener, l net.Listener, err error) {
 	bound, control := -1, lc.Control
 	lc.Control = func(network, addr string, c syscall.RawConn) error {
-		if bound >= 0 { // net tries without MPTCP what has failed with it
+		if bound >= 0 { // where MPTCP fails, net tries again without it
 			return errBound
 		}
 		if err := control(network, addr, c); err != nil {
@@ -53,7 +53,7 @@ func openLate(lc net.ListenConfig, network, addr string) (late fd.Listener, l ne
 	return late, l, err
 }
 
-// bindReusable binds a copy of fd, if that has SO_REUSEPORT; else it gives -1.
+// bindReusable binds a copy of fd, if fd has SO_REUSEPORT; else it returns -1.
 func bindReusable(fd int, network, addr string) (int, error) {
 	if on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT); err != nil || on == 0 {
 		return -1, nil
@@ -73,8 +73,8 @@ func bindReusable(fd int, network, addr string) (int, error) {
 	return copied, nil
 }
 
-// sockaddr reads what net tells Control: tcp4 or tcp6, and an address whose host
-// is an IP address or empty.
+// sockaddr parses what net passes to Control: tcp4 or tcp6, and an address whose
+// host is an IP address or empty.
 func sockaddr(network, addr string) (unix.Sockaddr, error) {
 	host, service, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -112,7 +112,7 @@ func sockaddr(network, addr string) (unix.Sockaddr, error) {
 	return to, nil
 }
 
-// listenNow is listen(2), with the longest queue, as net.Listen has it.
+// listenNow is listen(2), with the longest queue, as in net.Listen.
 func (sock *Socket) listenNow() (err error) {
 	if cerr := sock.Control(func(fd uintptr) { err = os.NewSyscallError("listen", unix.Listen(int(fd), -1)) }); cerr != nil {
 		return cerr

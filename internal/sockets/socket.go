@@ -11,33 +11,37 @@ import (
 	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
-// A socket is one descriptor that every generation has: inherited from the one
+// A Socket is one descriptor that every generation has: inherited from the one
 // before, or opened here.
 type Socket struct {
 	manifest.Entry
 	Index    int        // in the manifest of the generation before; -1 if opened here
 	gate     *gate.Gate // of a listener or packet conn; nil otherwise
 	Listener *Listener  // of a listener; nil otherwise
-	// yielded says that new has taken it: this process is not to accept on it
-	// any more, nor to remove its path.
+	// yielded is true if the new process has taken it: this process is not to
+	// accept on it any more, nor to remove its path.
 	yielded bool
 
-	// whole makes of a listener or packet conn what it was, and says whether it was
-	// opened anew for that; see mend.go. nil: there is nothing to mend.
+	// whole makes a listener or packet conn what it was before, and reports
+	// whether it was opened anew for that; see mend.go. nil: there is nothing to
+	// mend.
 	whole   func(context.Context) (opened bool, err error)
-	mending *mending // nil: nothing is mended; guarded by sockets.mu
+	mending *mending // nil: nothing is mended; guarded by Set.mu
 
-	// shared says that another process has, or had, the socket too.
+	// shared is true if another process has, or had, the socket too.
 	shared atomic.Bool
-	// shutBefore says that a packet conn had been shut down when it was handed over.
+	// shutBefore is true if a packet conn had been shut down when it was handed
+	// over.
 	shutBefore atomic.Bool
 
-	// last says that no process is to accept on it after this one: see end. theirs
-	// that one may which has a copy, and is told to stop: the end is up to it. It is
-	// guarded by sockets.mu.
+	// last is true if no process is to accept on it after this one: see end.
+	// theirs is true if another process has a copy, may accept on it, and is told
+	// to stop: the end of the socket is up to that process. theirs is guarded by
+	// Set.mu.
 	last   atomic.Bool
 	theirs bool
-	// copied says that the program has a copy, of File, and may have passed it on.
+	// copied is true if the program has a copy, of File, and may have passed it
+	// on.
 	copied atomic.Bool
 
 	fileMu sync.Mutex
@@ -46,8 +50,8 @@ type Socket struct {
 	mu  sync.Mutex
 	Raw syscall.RawConn
 
-	// Of a listener: its descriptor, -1 once it is closed. Who closes it, or puts
-	// another one in its place, holds closing, and so does who hands it over.
+	// FD is the descriptor of a listener, -1 once it is closed. Closing is held
+	// while the listener is closed, replaced by another one, or handed over.
 	Closing sync.Mutex
 	FD      int
 }
@@ -74,8 +78,9 @@ func (sock *Socket) closeListener(l fd.Listener) error {
 	return sock.closeHeld(l)
 }
 
-// tryClose is closeListener, but false while a new process is started with the
-// Socket: that may hang, and the end of this process does not wait for it.
+// tryClose is closeListener, but returns false while a new process is started
+// with the socket: that may hang, and the end of this process does not wait for
+// it.
 func (sock *Socket) tryClose(l fd.Listener) bool {
 	sock.endLast()
 	if !sock.Closing.TryLock() {
@@ -88,11 +93,11 @@ func (sock *Socket) tryClose(l fd.Listener) bool {
 
 func (sock *Socket) endLast() {
 	if sock.last.Load() && !sock.copied.Load() {
-		sock.end() // at once: closing is held while a new process starts
+		sock.end() // at once: Closing is held while a new process starts
 	}
 }
 
-// closeHeld is closeListener; closing is held.
+// closeHeld is closeListener; Closing is held.
 func (sock *Socket) closeHeld(l fd.Listener) error {
 	sock.FD = -1
 	sock.freeToClose()
@@ -107,8 +112,8 @@ func (sock *Socket) Control(f func(fd uintptr)) error {
 	return raw.Control(f)
 }
 
-// shutGate stops accepting, or reading packets; the socket stays, for others
-// that have it.
+// shutGate stops accepting, or reading packets; the socket stays open, for other
+// processes that have it.
 func (sock *Socket) shutGate() {
 	if sock.gate == nil {
 		return
@@ -116,8 +121,8 @@ func (sock *Socket) shutGate() {
 	sock.gate.Set(gate.Shut)
 }
 
-// freeToClose is called before the socket is closed. Close waits for who is in a
-// system call on it, and nothing can be done to its descriptor meanwhile.
+// freeToClose is called before the socket is closed. Close waits for the system
+// calls on it, and nothing can be done to its descriptor meanwhile.
 func (sock *Socket) freeToClose() {
 	if sock.gate.IsOccupied() {
 		sock.nonblock()
@@ -128,7 +133,7 @@ func (sock *Socket) freeToClose() {
 // None of them can be closed meanwhile, and no copy is made.
 func WithFDs(socks []*Socket, f func(open []*Socket, fds []int) error) error {
 	fds := make([]int, len(socks)) // below 0: closed
-	var others []int               // in socks, whose descriptors only control holds
+	var others []int               // indexes in socks of those whose descriptor only Control gives
 	for i, sock := range socks {
 		sock.Closing.Lock()
 		defer sock.Closing.Unlock()

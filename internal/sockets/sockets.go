@@ -16,14 +16,14 @@ import (
 	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
-// Set are all of a process, in the order in which they were asked for, and
-// those that were inherited and that nobody has asked for yet.
+// A Set is all sockets of a process, in the order in which they were asked for,
+// and those that were inherited and that the program has not asked for yet.
 type Set struct {
 	mu         sync.Mutex
 	all        []*Socket
 	unclaimed  []Inherited
 	making     []int // indexes of those that were claimed, and are not in all yet
-	open       bool  // gates open: this process is ready, and has not handed over
+	open       bool  // the gates are open: this process is ready, and has not handed over
 	inherited  bool  // some came from another process, which needs them until we are ready
 	handedOver bool  // and not rolled back: what is closed may be needed again
 	standingBy bool  // handed over, and nothing is drained yet: the program closes what it does not want
@@ -35,13 +35,13 @@ type Set struct {
 	stopMending context.CancelFunc
 	Log         *slog.Logger
 
-	changed chan struct{} // holds one when a gate's mode has changed, or somebody has left it
+	changed chan struct{} // holds one when a gate's mode has changed, or a call has left it
 }
 
 type Inherited struct {
 	manifest.Entry
 	Index, FD int
-	anew      bool // Listen binds its path anew: this one is in nobody's way
+	anew      bool // Listen binds its path anew: this one is not in the way
 }
 
 func New(m *manifest.Manifest, first int) *Set {
@@ -55,7 +55,7 @@ func New(m *manifest.Manifest, first int) *Set {
 	return s
 }
 
-// Add opens the gate of a socket that comes after Ready.
+// Add adds a socket; if it comes after Ready, its gate is opened.
 func (s *Set) Add(sock *Socket) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,7 +70,7 @@ func (s *Set) Add(sock *Socket) error {
 	case !s.open || sock.gate == nil:
 	case sock.Listener != nil:
 		if err := sock.Listener.start(); err != nil {
-			s.all = s.all[:len(s.all)-1] // it is handed to nobody
+			s.all = s.all[:len(s.all)-1] // it is not handed over
 			return fmt.Errorf("grace: listen %s %s: %w", sock.Network, sock.Addr, err)
 		}
 	default:
@@ -90,15 +90,15 @@ func (s *Socket) asked() string {
 	return fmt.Sprintf("listen %s %s", s.Network, s.Addr)
 }
 
-// Remove forgets a socket that is about to be closed. Its path goes too, if it
-// is ours alone: not while another process still serves on it.
+// Remove forgets a socket that is about to be closed. Its path is removed too, if
+// it is this process's alone: not while another process still serves on it.
 func (s *Set) Remove(sock *Socket) {
 	if s.forget(sock) {
 		sock.unlink()
 	}
 }
 
-// forget says whether the path is to be removed.
+// forget reports whether the path is to be removed.
 func (s *Set) forget(sock *Socket) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,8 +110,8 @@ func (s *Set) forget(sock *Socket) bool {
 	return !sock.yielded && (sock.Index < 0 || !s.inherited)
 }
 
-// Keep says whether a socket that the program closes may be needed again, by who
-// takes it over, or here.
+// Keep reports whether a socket that the program closes may be needed again, here
+// or by the process that takes it over.
 func (s *Set) Keep(sock *Socket) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +119,7 @@ func (s *Set) Keep(sock *Socket) bool {
 		return false
 	}
 	if s.standingBy && sock != nil && sock.Listener != nil {
-		if !sock.yielded { // nobody else has it
+		if !sock.yielded { // no other process has it
 			return false
 		}
 		sock.Listener.unwanted = true
@@ -127,21 +127,22 @@ func (s *Set) Keep(sock *Socket) bool {
 	return true
 }
 
-// Own says that the sockets are this process's alone, or that they are not.
+// Own sets whether the sockets are this process's alone.
 func (s *Set) Own(alone bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inherited = !alone
 }
 
-// Snapshot is what goes into a manifest: every socket that is still open.
+// Snapshot returns every socket that is still open.
 func (s *Set) Snapshot() []*Socket {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]*Socket(nil), s.all...)
 }
 
-// ToHandOver is snapshot for a manifest.
+// ToHandOver is Snapshot for a manifest: it notes what is needed to mend them
+// later.
 func (s *Set) ToHandOver() []*Socket {
 	all := s.Snapshot()
 	for _, sock := range all {
@@ -152,7 +153,7 @@ func (s *Set) ToHandOver() []*Socket {
 	return all
 }
 
-// Claims are the sockets that this process took of the manifest that it got.
+// Claims returns the sockets that this process took of the manifest that it got.
 func (s *Set) Claims() (c manifest.Claims) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,8 +174,8 @@ func (s *Set) Claims() (c manifest.Claims) {
 	return c
 }
 
-// Seal gives the claims, after which nothing is claimed any more, and what nobody
-// has asked for: that is old's.
+// Seal returns the claims, after which nothing is claimed any more, and the
+// sockets that the program has not asked for: those are the old process's.
 func (s *Set) Seal() (c manifest.Claims, dropped []Inherited) {
 	s.mu.Lock()
 	dropped, s.unclaimed = s.unclaimed, nil
@@ -182,8 +183,8 @@ func (s *Set) Seal() (c manifest.Claims, dropped []Inherited) {
 	return s.Claims(), dropped
 }
 
-// Taker is the listener that takes connections of the socket with this index in
-// the old process's manifest; nil if there is none.
+// Taker returns the listener that takes connections of the socket with this index
+// in the old process's manifest; nil if there is none.
 func (s *Set) Taker(index int) *Listener {
 	for _, sock := range s.Snapshot() {
 		if l := sock.Listener; l != nil && sock.Index == index && l.Protocol() != "" && l.Gate.IsOpen() {
@@ -193,9 +194,9 @@ func (s *Set) Taker(index int) *Listener {
 	return nil
 }
 
-// OpenGates begins to accept, on every socket. If one of them can't listen it does
-// so on none: what others accept would be lost with this process, and the old one
-// serves on.
+// OpenGates begins to accept, on every socket. If one of them can't listen, it
+// opens none: what the others accept would be lost with this process, and the old
+// process serves on.
 func (s *Set) OpenGates() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -224,7 +225,7 @@ func (s *Set) OpenGates() error {
 	return nil
 }
 
-// ReopenGates begins again, after a hand-over that was rolled back.
+// ReopenGates begins to accept again, after a hand-over that was rolled back.
 func (s *Set) ReopenGates() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -247,8 +248,8 @@ func (s *Set) ReopenGates() {
 	}
 }
 
-// Unpark lets l accept again that was closed while the process drained, if the
-// Drain was called off meanwhile.
+// Unpark lets l, which was closed while the process drained, accept again, if the
+// drain was called off meanwhile.
 func (s *Set) Unpark(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -262,8 +263,8 @@ func (s *Set) Unpark(l *Listener) {
 }
 
 // Hold parks and holds listeners that this process does not accept on any more,
-// and calls shut, which closes what stands before others. False if it accepts: a
-// hand-over was rolled back.
+// and calls shut, which closes what stands before other listeners. It does
+// nothing and returns false if this process accepts: a hand-over was rolled back.
 func (s *Set) Hold(ls []*Listener, shut func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -278,19 +279,19 @@ func (s *Set) Hold(ls []*Listener, shut func()) bool {
 	return true
 }
 
-// CloseInherited closes this process's copies.
+// CloseInherited closes this process's copies of dropped.
 func CloseInherited(dropped []Inherited) {
 	for _, in := range dropped {
 		fd.CloseAll([]int{in.FD})
 	}
 }
 
-// Unused are those of dropped in whose place this process has bound none.
+// Unused returns those of dropped in whose place this process has bound no other.
 func Unused(dropped []Inherited) []Inherited {
 	return slices.DeleteFunc(slices.Clone(dropped), func(in Inherited) bool { return in.anew })
 }
 
-// Names are for the log: the first ten.
+// Names returns the names of the first ten, for the log.
 func Names(dropped []Inherited) string {
 	var b strings.Builder
 	for i, in := range dropped {
@@ -306,8 +307,8 @@ func Names(dropped []Inherited) string {
 	return b.String()
 }
 
-// Yield stops accepting on those of the handed sockets that new has claimed.
-// The others stay open: this process alone serves them until it drains.
+// Yield stops accepting on those of the handed sockets that the new process has
+// claimed. The others stay open: this process alone serves them until it drains.
 func (s *Set) Yield(handed []*Socket, claimed []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -321,8 +322,9 @@ func (s *Set) Yield(handed []*Socket, claimed []int) {
 	}
 }
 
-// LeaveEnd leaves the end of the handed sockets to new, which has claimed them, and
-// may accept at any moment, until it hears that the service ends.
+// LeaveEnd leaves the end of the handed sockets to the new process, which has
+// claimed them, and may accept at any moment, until it hears that the service
+// ends.
 func (s *Set) LeaveEnd(handed []*Socket, claimed []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -333,14 +335,14 @@ func (s *Set) LeaveEnd(handed []*Socket, claimed []int) {
 	}
 }
 
-// EndAccept ends accepting, for good unless the upgrade is rolled back. What waits
-// in the queue of a socket that no other process serves on is still accepted; its
-// path is removed before, so that nobody new comes, and then it ends for all that
-// have a copy.
+// EndAccept ends accepting, for good unless the upgrade is rolled back. What
+// waits in the queue of a socket that no other process serves on is still
+// accepted; its path is removed before, so that no new client comes, and then the
+// socket ends for all processes that have a copy.
 func (s *Set) EndAccept() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open, s.standingBy = false, false // a server that begins only now opens nothing again
+	s.open, s.standingBy = false, false // a server that begins only now does not open it again
 	s.endMending()
 	for _, sock := range s.all {
 		if sock.Listener != nil {
@@ -362,8 +364,8 @@ func (s *Set) EndAccept() {
 	}
 }
 
-// Drain waits until the queues that no other process has are accepted, whoever
-// calls Accept, or until ctx ends or cut is closed.
+// Drain waits until the queues that no other process has are accepted, or until
+// ctx ends or cut is closed. Servers call Accept meanwhile.
 func (s *Set) Drain(ctx context.Context, cut <-chan struct{}) {
 	for {
 		left := s.isEnding()
@@ -390,9 +392,9 @@ func (s *Set) check() {
 	}
 }
 
-// LetGo closes this process's copies of the listeners that new has taken: it
-// will not accept on them again, and while it holds them clients would still
-// connect to a service that has ended.
+// LetGo closes this process's copies of the listeners that the new process has
+// taken: it will not accept on them again, and while it holds them clients would
+// still connect to a service that has ended.
 func (s *Set) LetGo() {
 	for _, sock := range s.Snapshot() {
 		if sock.yielded && sock.Listener != nil {
@@ -421,7 +423,7 @@ func (s *Set) Close() {
 	CloseInherited(dropped)
 }
 
-// Listeners are those that listen on addr: one, or several with SO_REUSEPORT.
+// Listeners returns those that listen on addr: one, or several with SO_REUSEPORT.
 func (s *Set) Listeners(addr net.Addr) []*Listener {
 	var found []*Listener
 	for _, sock := range s.Snapshot() {

@@ -11,7 +11,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
-// Where sockets can't be handed over they are net's.
+// Where sockets can't be handed over they are plain ones of package net.
 
 func fileID(string) (dev, ino uint64, err error) { return 0, 0, errors.ErrUnsupported }
 

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// describe is the manifest's entry for a socket that was just opened.
+// describe returns the manifest's entry for a socket that was just opened.
 func describe(k manifest.Kind, network, addr string, s any) manifest.Entry {
 	e := manifest.Entry{Kind: k, Network: network, Addr: addr}
 	switch s := s.(type) {
@@ -39,8 +39,8 @@ func describe(k manifest.Kind, network, addr string, s any) manifest.Entry {
 	return e
 }
 
-// sayWho makes this process the one that clients of an inherited unix socket
-// see as their peer: listen(2) writes down who has called it last.
+// sayWho makes this process the one that clients of an inherited unix socket see
+// as their peer: that is the process that has called listen(2) last.
 func sayWho(sock *Socket) {
 	if hasPath(sock.Network, sock.Addr) {
 		sock.listenNow()

@@ -21,22 +21,24 @@ import (
 // that begins then is a blocking system call.
 //
 // So the flag is set again, and then a signal interrupts the call, which begins
-// anew with the flags of now (signal(7), SA_RESTART). SIGURG is the one that the Go
-// runtime sends its threads all the time.
+// anew with the present flags (signal(7), SA_RESTART). SIGURG is the one that the
+// Go runtime sends its threads all the time.
 
-// unblock frees who is in a system call on the socket; false if it never can.
+// unblock frees a thread that is in a system call on the socket; false if it
+// never can.
 func (sock *Socket) unblock() bool {
 	sock.nonblock()
 	return interruptThreads()
 }
 
-// nonblock lets no system call on the socket begin that blocks.
+// nonblock makes the socket non-blocking: no system call that begins from now on
+// blocks.
 func (sock *Socket) nonblock() {
 	sock.Control(func(fd uintptr) { unix.SetNonblock(int(fd), true) })
 }
 
-// unblock lets a Read of the connection wait for its deadlines. The connection is
-// none the worse for it. t.mu is held.
+// unblock lets a Read of the connection wait for its deadlines. It does not harm
+// the connection. t.Mu is held.
 func (t *Track) unblock() {
 	c, ok := t.Inner.(syscall.Conn)
 	if !ok {
@@ -56,7 +58,7 @@ func (t *Track) unblock() {
 	if !blocks {
 		return
 	}
-	if interrupting.CompareAndSwap(false, true) { // one pass for many connections
+	if interrupting.CompareAndSwap(false, true) { // one signal to each thread serves many connections
 		time.AfterFunc(gate.FreeAfter, func() {
 			interrupting.Store(false)
 			interruptThreads()
@@ -66,7 +68,7 @@ func (t *Track) unblock() {
 
 var interrupting atomic.Bool
 
-// interruptThreads is false where there is no /proc.
+// interruptThreads returns false where there is no /proc.
 func interruptThreads() bool {
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {

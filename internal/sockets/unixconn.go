@@ -68,7 +68,7 @@ func (c *UnixConn) ReadMsgUnix(p, oob []byte) (n, oobn, flags int, addr *net.Uni
 	return n, oobn, flags, addr, err
 }
 
-// peer is the address that these give: nil if the other end has no name.
+// peer is the address that these reads return: nil if the other end has no name.
 func (c *UnixConn) peer() *net.UnixAddr {
 	addr, ok := c.RemoteAddr().(*net.UnixAddr)
 	if !ok || addr.Name == "" || addr.Name == "@" { // the second on Linux
@@ -77,9 +77,9 @@ func (c *UnixConn) peer() *net.UnixAddr {
 	return addr
 }
 
-// readBy is read for the other ways to read, of which once is one: it waits, moves
-// and ends like Read. unread says that bytes were given that came along with the
-// connection.
+// readBy is read for the other ways to read; once reads one time. It waits, moves
+// and ends like Read. unread reports whether the bytes are some that came along
+// with the connection.
 func (t *Track) readBy(p []byte, once func() (int, error)) (n int, unread bool, err error) {
 	size := int32(max(1, min(len(p), math.MaxInt32))) // without p it waits for descriptors
 	for {
