@@ -4,6 +4,8 @@ package integration_test
 
 import (
 	"bufio"
+	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"golang.org/x/sys/unix"
 )
 
 // A binary on a disk that hangs: strace holds up each execve of what the process
@@ -57,17 +60,25 @@ func (s *server) holdExec(pid int) (release func()) {
 	return release
 }
 
-// hanging waits for the child that has not executed its program.
+// hanging waits for the child that holdExec holds: in execve(2), so that it is not
+// taken for one that package os clones and waits for at the first start of a process,
+// to see whether pidfds work.
 func (s *server) hanging(pid int) (child int) {
 	s.t.Helper()
 	proctest.WaitFor(s.t, proctest.Limit, "a child that has not executed its program", func() bool {
 		c := proctest.Children(pid)
-		if len(c) == 1 && c[0].Forked {
+		if len(c) == 1 && c[0].Forked && inExecve(c[0].Pid) {
 			child = c[0].Pid
 		}
 		return child != 0
 	})
 	return child
+}
+
+// inExecve reports whether the process is in that system call, see proc_pid_syscall(5).
+func inExecve(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+	return err == nil && strings.HasPrefix(string(b), fmt.Sprint(unix.SYS_EXECVE, " "))
 }
 
 // Requests are served and garbage is collected while execve hangs, and the
