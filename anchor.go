@@ -3,12 +3,13 @@ package grace
 import (
 	"context"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // The program may shut its server down, or close it, by itself. net/http ends the

@@ -3,11 +3,12 @@ package grace
 import (
 	"context"
 	"crypto/tls"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // arrivals are connections that the hooks have been told of, and the server not

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/gate"
 	"io"
 	"log"
 	"net"
@@ -15,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
 )
 
 // A scriptedConn says each step that is done with it, and is nothing else.

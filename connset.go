@@ -1,10 +1,11 @@
 package grace
 
 import (
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"sync"
 	"sync/atomic"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A connSet is all that a server drains: those of its listeners that are ours,

@@ -54,40 +54,6 @@ func TestDeadlines(t *testing.T) {
 	}
 }
 
-// TestDeadlinesOfConnectionTakenBack: who still has the connection as it was
-// before it was to move, a ConnState hook say, does nothing to what it is now.
-func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
-	u, ln := newSolo(t)
-	t.Cleanup(u.askStop)
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
-	client, accepted := connected(t, ln)
-	before := accepted.(*sockets.TCPConn)
-	before.SetReadDeadline(gate.LongAgo)
-	before.Track.Mu.Lock()
-	before.Track.Closed, before.Track.Away = true, true // as Close does with one that is to move
-	before.Track.Mu.Unlock()
-	before.Track.Listener.TakeBack(&before.Track, nil, nil, false)
-	now, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer now.Close()
-	before.SyscallConn()
-	before.NetConn()
-	_, copied := before.WriteTo(io.Discard)
-	for _, err := range []error{copied, before.SetWriteDeadline(gate.LongAgo), before.SetReadDeadline(gate.LongAgo)} {
-		if !errors.Is(err, net.ErrClosed) {
-			t.Errorf("%v, want %v", err, net.ErrClosed)
-		}
-	}
-	client.Write([]byte("x"))
-	wantNone(t, readByte(now))
-	_, err = now.Write([]byte("x"))
-	wantNone(t, err)
-}
-
 // connected gives both ends of a connection to ln.
 func connected(t *testing.T, ln net.Listener) (client, accepted net.Conn) {
 	t.Helper()

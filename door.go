@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log"
 	"net"
@@ -15,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A door accepts connections whose protocol is not known before something has

@@ -2,11 +2,12 @@ package grace
 
 import (
 	"context"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"log/slog"
 	"os"
 	"sync"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // warnIfNeverGone: a program that does not exit after Done keeps the new process

@@ -6,13 +6,14 @@ import (
 	"bufio"
 	"crypto/tls"
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A wrapListener wraps each connection.

@@ -3,13 +3,14 @@ package grace
 import (
 	"context"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"maps"
 	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // HTTP/2 connections are served by an http.Server of their own, the twin.

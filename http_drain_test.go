@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"crypto/tls"
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log"
 	"net"
@@ -16,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // TestClientsThatStop: whatever a client has begun, if it is no request that the

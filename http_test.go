@@ -5,11 +5,12 @@ package grace
 import (
 	"crypto/tls"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // Nothing that is missing is a panic: the actor says so.

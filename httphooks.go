@@ -2,9 +2,10 @@ package grace
 
 import (
 	"context"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // serveHTTP serves ln as [net/http.Server.Serve] does.

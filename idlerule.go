@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log"
 	"net"
@@ -13,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // mayLeave concludes from what net/http does that a connection is idle, with no

@@ -3,13 +3,14 @@ package grace
 import (
 	"bufio"
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // TestIdleRule: net/http does what is assumed of it, and watching it takes no

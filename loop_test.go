@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"go/ast"
 	"go/importer"
 	"go/parser"
@@ -21,6 +20,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // The goroutine that owns the state waits for nothing outside. What its functions

@@ -3,10 +3,11 @@ package grace
 import (
 	"errors"
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/master"
 	"os"
 	"slices"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/master"
 )
 
 // How each step is reported: to the log, to systemd, and to a master.

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log/slog"
 	"net"
@@ -14,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // saysSideOf is saysSide, with settings of old's and of new's server.

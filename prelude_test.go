@@ -2,7 +2,6 @@ package grace
 
 import (
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"log"
 	"net"
@@ -11,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A step of a client: after a pause it sends something.

@@ -1,10 +1,11 @@
 package grace
 
 import (
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"strings"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // What a server speaks that serves one of our listeners through a wrapper can't

@@ -7,13 +7,14 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
 	"testing"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A lineConn reads a line before the connection's own bytes.

@@ -4,10 +4,11 @@ package grace
 
 import (
 	"fmt"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 func TestSameSignalCountsOnce(t *testing.T) {

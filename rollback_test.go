@@ -5,7 +5,6 @@ package grace
 import (
 	"context"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"os"
@@ -14,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // newSolo gives an Upgrader of a process that has no other, and a listener.

@@ -5,13 +5,14 @@ package grace
 import (
 	"context"
 	"errors"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A connection that was to be moved comes back when Shutdown has closed the

@@ -4,13 +4,14 @@ package grace
 
 import (
 	"bufio"
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"io"
 	"net"
 	"net/http"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A headerListener stands for those of the PROXY protocol: the address of a

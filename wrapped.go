@@ -1,10 +1,11 @@
 package grace
 
 import (
-	"github.com/julofinance/grace/v3/internal/sockets"
 	"net"
 	"net/http"
 	"reflect"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // seesWrapper is called with each listener of the server.

@@ -9,14 +9,14 @@ import (
 
 // close is Close. For a connection that is to leave, it gives it to the mover.
 func (t *Track) close() error {
-	t.Mu.Lock()
-	was, away, leaving, m, hijacked := t.Closed, t.Away, t.leaving, t.Mover, t.phase == PhaseHijacked
+	t.mu.Lock()
+	was, away, leaving, m, hijacked := t.closed, t.away, t.leaving, t.Mover, t.phase == PhaseHijacked
 	if t.muted {
 		leaving, m = t.endPlay(), nil
 	}
 	lingers := t.lingers > 0 && !hijacked && !was && !away && !leaving
-	t.Closed, t.Away = true, away || leaving
-	t.Mu.Unlock()
+	t.closed, t.away = true, away || leaving
+	t.mu.Unlock()
 	if away {
 		return net.ErrClosed // the mover may have closed the descriptor, and its number may be another file's
 	}
@@ -53,12 +53,12 @@ func (t *Track) closeInner() error {
 
 // Cut closes a connection that is left when the drain's time is up.
 func (t *Track) Cut() {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.muted {
 		t.endPlay()
 	}
-	if !t.Away {
+	if !t.away {
 		t.free()
 		t.closeInner()
 	}
@@ -66,9 +66,9 @@ func (t *Track) Cut() {
 
 // FreeToClose is free, for a connection that other code is about to close.
 func (t *Track) FreeToClose() {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
-	if !t.Away {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.away {
 		t.free()
 	}
 }
@@ -76,8 +76,8 @@ func (t *Track) FreeToClose() {
 // Bid notes that the answer that is on its way is the connection's last, and how
 // long to linger after it.
 func (t *Track) Bid(lingers time.Duration) {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.ownDetour()
 	t.lingers = lingers
 }

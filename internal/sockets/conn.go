@@ -8,21 +8,10 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/gate"
 )
-
-// A TCPConn is what the listeners of Upgrader.Listen accept for tcp: a
-// [net.TCPConn] that its listener keeps track of. It has all methods of
-// net.TCPConn, sendfile and splice among them. TCPConn.NetConn returns the
-// net.TCPConn itself, with the deadlines that were set; take it from there, not
-// from the field.
-type TCPConn struct {
-	*net.TCPConn
-	Track Track
-}
 
 // Tracked lets l keep track of its connection c. unread are bytes that were read
 // from it before, and come first. c takes the place of old, which the Mover stays
@@ -40,85 +29,6 @@ func Tracked(c net.Conn, l *Listener, unread []byte, old *Track, stays *Mover) n
 		return t
 	}
 	return c // not reached: a listener of ours accepts nothing else
-}
-
-// Read is [net.TCPConn.Read].
-func (c *TCPConn) Read(p []byte) (int, error) { return c.Track.read(p) }
-
-// Write is [net.TCPConn.Write].
-func (c *TCPConn) Write(p []byte) (int, error) {
-	if c.Track.muted {
-		return c.Track.swallow(p)
-	}
-	return c.TCPConn.Write(p)
-}
-
-// WriteTo is [net.TCPConn.WriteTo].
-func (c *TCPConn) WriteTo(w io.Writer) (int64, error) {
-	first, err := c.Track.bypass(w)
-	if err != nil {
-		return first, err
-	}
-	n, err := c.TCPConn.WriteTo(w)
-	return first + n, err
-}
-
-// SetDeadline is [net.TCPConn.SetDeadline].
-func (c *TCPConn) SetDeadline(t time.Time) error {
-	return firstError(c.Track.setReadDeadline(t), c.Track.setWriteDeadline(t))
-}
-
-// SetReadDeadline is [net.TCPConn.SetReadDeadline].
-func (c *TCPConn) SetReadDeadline(t time.Time) error { return c.Track.setReadDeadline(t) }
-
-// SetWriteDeadline is [net.TCPConn.SetWriteDeadline].
-func (c *TCPConn) SetWriteDeadline(t time.Time) error { return c.Track.setWriteDeadline(t) }
-
-// Close is [net.TCPConn.Close].
-func (c *TCPConn) Close() error { return c.Track.close() }
-
-// NetConn returns the net.TCPConn. This package does not see it if the program
-// reads from that, closes it or sets deadlines on it.
-func (c *TCPConn) NetConn() net.Conn { c.Track.expose(); return c.TCPConn }
-
-// SyscallConn is [net.TCPConn.SyscallConn].
-func (c *TCPConn) SyscallConn() (syscall.RawConn, error) {
-	c.Track.expose()
-	return c.TCPConn.SyscallConn()
-}
-
-// File is [net.TCPConn.File].
-func (c *TCPConn) File() (*os.File, error) { c.Track.customize(); return c.TCPConn.File() }
-
-// SetNoDelay is [net.TCPConn.SetNoDelay].
-func (c *TCPConn) SetNoDelay(noDelay bool) error {
-	c.Track.customize()
-	return c.TCPConn.SetNoDelay(noDelay)
-}
-
-// SetKeepAlive is [net.TCPConn.SetKeepAlive].
-func (c *TCPConn) SetKeepAlive(keepalive bool) error {
-	c.Track.customize()
-	return c.TCPConn.SetKeepAlive(keepalive)
-}
-
-// SetKeepAlivePeriod is [net.TCPConn.SetKeepAlivePeriod].
-func (c *TCPConn) SetKeepAlivePeriod(d time.Duration) error {
-	c.Track.customize()
-	return c.TCPConn.SetKeepAlivePeriod(d)
-}
-
-// SetKeepAliveConfig is [net.TCPConn.SetKeepAliveConfig].
-func (c *TCPConn) SetKeepAliveConfig(config net.KeepAliveConfig) error {
-	c.Track.customize()
-	return c.TCPConn.SetKeepAliveConfig(config)
-}
-
-func firstError(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // A phase is the state of a connection as the server reports it.
@@ -140,7 +50,7 @@ type Track struct {
 	Listener *Listener
 	Inner    net.Conn
 
-	Mu      sync.Mutex
+	mu      sync.Mutex
 	phase   phase
 	origin  origin
 	custom  bool  // its options may not be those of a new connection
@@ -154,8 +64,8 @@ type Track struct {
 	told    bool  // the Read of a protocol of the user's has returned ErrMove
 	ending  bool  // there is no mover, and the process ends: ErrMove all the same
 	leaving bool  // nothing is buffered and no Read is under way: Close moves it
-	Closed  bool  // Close was called, or Move
-	Away    bool  // the mover has it: nothing else may close its descriptor
+	closed  bool  // Close was called, or Move
+	away    bool  // the mover has it: nothing else may close its descriptor
 	late    bool  // the server's read deadline is set when the next Read comes
 	limited bool  // Inner has a read deadline
 	timed   bool  // Inner may have a write deadline
@@ -228,18 +138,18 @@ func TrackOf(c net.Conn) *Track {
 func (t *Track) read(p []byte) (int, error) {
 	size := int32(min(len(p), math.MaxInt32))
 	for {
-		t.Mu.Lock()
+		t.mu.Lock()
 		if n, ok, err := t.beforeRead(p, size); ok {
 			return n, err
 		}
-		t.Mu.Unlock()
+		t.mu.Unlock()
 		n, err := t.Inner.Read(p)
-		t.Mu.Lock()
+		t.mu.Lock()
 		if !t.touched {
 			t.keep(p[:n])
 		}
 		again, err := t.afterRead(n, size, err)
-		t.Mu.Unlock()
+		t.mu.Unlock()
 		if !again {
 			return n, err
 		}
@@ -247,15 +157,15 @@ func (t *Track) read(p []byte) (int, error) {
 }
 
 // beforeRead is what a Read does before it comes to the inner connection. If ok
-// is true the Read does not come to it, and t.Mu is not held any more.
+// is true the Read does not come to it, and t.mu is not held any more.
 func (t *Track) beforeRead(p []byte, size int32) (n int, ok bool, err error) {
 	switch {
-	case t.Away:
+	case t.away:
 		err = net.ErrClosed
 	case len(t.unread) > 0:
 		n = t.takeUnread(p)
 	case t.muted:
-		t.Mu.Unlock()
+		t.mu.Unlock()
 		n, err = t.playWait()
 		return n, true, err
 	default:
@@ -271,11 +181,11 @@ func (t *Track) beforeRead(p []byte, size int32) (n int, ok bool, err error) {
 			return 0, false, nil
 		}
 	}
-	t.Mu.Unlock()
+	t.mu.Unlock()
 	return n, true, err
 }
 
-// takeUnread returns bytes that came along with the connection. t.Mu is held.
+// takeUnread returns bytes that came along with the connection. t.mu is held.
 func (t *Track) takeUnread(p []byte) int {
 	n := copy(p, t.unread)
 	t.unread = t.unread[n:]
@@ -324,7 +234,7 @@ var FullSlice = int32(bufio.NewReader(nil).Size())
 // server has reported that the connection is idle, no request has begun since,
 // and all of its buffer is free.
 func (t *Track) mayLeave(offered int32) bool {
-	if t.Mover == nil && !t.ending || len(t.unread) > 0 || t.Closed {
+	if t.Mover == nil && !t.ending || len(t.unread) > 0 || t.closed {
 		return false
 	}
 	if t.phase == PhaseOther {
@@ -361,8 +271,8 @@ func (t *Track) Offer(m *Mover) bool { return t.release(m, false) }
 // release is Offer; or, with ending, it tells the connection that the process
 // ends and that no process takes it.
 func (t *Track) release(m *Mover, ending bool) bool {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if m != nil && t.stays == m {
 		return false
 	}
@@ -374,7 +284,7 @@ func (t *Track) release(m *Mover, ending bool) bool {
 	if t.offered > 0 && t.mayLeave(t.offered) {
 		t.woken = true
 		t.limit(gate.LongAgo)
-	} else if !t.Away {
+	} else if !t.away {
 		t.cap()
 	}
 	return true
@@ -382,40 +292,40 @@ func (t *Track) release(m *Mover, ending bool) bool {
 
 // mayBlock reports whether the program may have had the descriptor in its hands,
 // and made it a blocking one, as File does.
-func (t *Track) mayBlock() bool { return (t.custom || t.bare) && !t.Away }
+func (t *Track) mayBlock() bool { return (t.custom || t.bare) && !t.away }
 
 // SetKnown notes that a server of net/http has the connection; direct, that the
 // server has the connection itself, and no wrapper of it.
 func (t *Track) SetKnown(direct bool) {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.known, t.direct = true, direct
 }
 
 func (t *Track) IsDirect() bool {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	return t.direct && t.phase != PhaseHTTP2 && t.phase != PhaseHijacked
 }
 
 // Movable reports whether the connection is to move as soon as it may.
 func (t *Track) Movable() bool {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	return t.Mover != nil && t.direct && t.phase != PhaseHTTP2 && t.phase != PhaseHijacked
 }
 
 // customize: the program may set options of the socket.
 func (t *Track) customize() {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.custom = true
 }
 
 // expose is customize, and the program may read from the socket itself.
 func (t *Track) expose() {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.custom = true
 	t.setBare()
 }
@@ -423,9 +333,9 @@ func (t *Track) expose() {
 // bypass: from now on bytes are read without this package. Those that it has come
 // first.
 func (t *Track) bypass(w io.Writer) (int64, error) {
-	t.Mu.Lock()
-	if t.Away {
-		t.Mu.Unlock()
+	t.mu.Lock()
+	if t.away {
+		t.mu.Unlock()
 		return 0, net.ErrClosed
 	}
 	t.touched, t.begun = true, true
@@ -433,18 +343,18 @@ func (t *Track) bypass(w io.Writer) (int64, error) {
 	t.setBare()
 	unread := t.unread
 	if len(unread) == 0 {
-		t.Mu.Unlock()
+		t.mu.Unlock()
 		return 0, nil
 	}
 	t.unread = nil
-	t.Mu.Unlock()
+	t.mu.Unlock()
 	n, err := w.Write(unread)
 	return int64(n), err
 }
 
 // SetPhase notes the phase that the server reports.
 func (t *Track) SetPhase(p phase) {
-	t.Mu.Lock()
+	t.mu.Lock()
 	switch {
 	case t.phase == PhaseHTTP2 && p != PhaseHijacked || t.phase == PhaseHijacked:
 		// net/http calls HTTP/2 connections idle as well.
@@ -457,24 +367,24 @@ func (t *Track) SetPhase(p phase) {
 		}
 		t.uncap()
 	}
-	t.Mu.Unlock()
+	t.mu.Unlock()
 }
 
 // AwaitRequest notes that what has been read so far was no request. While the
 // process ends the connection may be idle for the idle grace only.
 func (t *Track) AwaitRequest() {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.begun = false
-	if !t.Closed {
+	if !t.closed {
 		t.cap()
 	}
 }
 
 // Unpeek puts b before what the connection reads next.
 func (t *Track) Unpeek(b []byte) {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if len(b) > 0 {
 		t.ownDetour()
 		t.unread = append(b, t.unread...)
@@ -488,17 +398,17 @@ func (t *Track) Unpeek(b []byte) {
 // which is the one that calls this.
 func (t *Track) IsMuted() bool { return t.muted }
 
-// A trackState is the state of a connection, for tests.
-type trackState struct {
+// A TrackState is the state of a connection, for tests.
+type TrackState struct {
 	Reading, Offered           int32 // see Track
 	Idle, Begun, Touched, Lent bool
 	Deadline                   time.Time // that the server has set; zero in the prelude
 }
 
-func (t *Track) State() trackState {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
-	s := trackState{Reading: t.reading, Offered: t.offered, Idle: t.phase == PhaseIdle, Begun: t.begun, Touched: t.touched, Lent: t.lent}
+func (t *Track) State() TrackState {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := TrackState{Reading: t.reading, Offered: t.offered, Idle: t.phase == PhaseIdle, Begun: t.begun, Touched: t.touched, Lent: t.lent}
 	if !t.muted {
 		s.Deadline = t.Want
 	}

@@ -16,9 +16,9 @@ import (
 // ours wakes a Read, that one stays; the server's is set again when the Read
 // comes back.
 func (t *Track) setReadDeadline(d time.Time) error {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
-	if t.Away {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.away {
 		return net.ErrClosed
 	}
 	switch d {
@@ -51,7 +51,7 @@ func (t *Track) setReadDeadline(d time.Time) error {
 	if t.bound() > 0 {
 		return t.cap()
 	}
-	if t.reading > 0 || t.bare || t.Closed {
+	if t.reading > 0 || t.bare || t.closed {
 		return t.limit(d)
 	}
 	t.late = true
@@ -61,14 +61,14 @@ func (t *Track) setReadDeadline(d time.Time) error {
 // setWriteDeadline is SetWriteDeadline, called by the server. net/http removes
 // the deadline after each request.
 func (t *Track) setWriteDeadline(d time.Time) error {
-	t.Mu.Lock()
-	if t.Away {
-		t.Mu.Unlock()
+	t.mu.Lock()
+	if t.away {
+		t.mu.Unlock()
 		return net.ErrClosed
 	}
-	none := t.muted || d.IsZero() && !t.timed && !t.bare && !t.Closed
+	none := t.muted || d.IsZero() && !t.timed && !t.bare && !t.closed
 	t.timed = t.timed || !none
-	t.Mu.Unlock()
+	t.mu.Unlock()
 	if none {
 		return nil
 	}
@@ -87,7 +87,7 @@ func (t *Track) setLate() error {
 	case !t.late:
 	case t.Want.IsZero() && !t.limited:
 		t.late = false
-	case !t.Want.IsZero() && !t.Want.After(gate.LongAgo) && !t.Closed:
+	case !t.Want.IsZero() && !t.Want.After(gate.LongAgo) && !t.closed:
 		return t.Listener.expired // this deadline is there to stop a Read, and stays late
 	default:
 		t.limit(t.Want)
@@ -99,7 +99,7 @@ func (t *Track) setLate() error {
 // deadline is set on it at once.
 func (t *Track) setBare() {
 	t.bare = true
-	if t.late && !t.Away { // else Inner may be another track's already
+	if t.late && !t.away { // else Inner may be another track's already
 		t.limit(t.Want)
 	}
 }

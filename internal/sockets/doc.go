@@ -11,8 +11,9 @@
 //     its file if it is a unix socket, its end, and what opens it anew
 //   - listener.go, packet.go: what a program gets, a net.Listener or a net.PacketConn
 //     behind a gate
-//   - conn.go, close.go, deadline.go, idle.go, first.go, live.go: a Track, which is below
-//     each accepted connection and sees when it may be moved, and all of a listener's
+//   - conn.go, tcpconn.go, unixconn.go, close.go, deadline.go, idle.go, first.go, live.go:
+//     a Track, which is below each accepted connection and sees when it may be moved,
+//     and all of a listener's
 //   - move.go, receive.go, prelude.go, mark.go: how connections move to another process,
 //     and how they begin there
 //
@@ -27,7 +28,7 @@
 //	Listener.mu          the socket below, and what is given to be accepted
 //	gate's own           see package gate; a function given to Watch must not take Set.mu
 //
-//	Track.Mu             all of a connection but what is set before it is given out
-//	Mover.mu             what is on its way; taken after Track.Mu was released
+//	Track.mu             all of a connection but what is set before it is given out
+//	Mover.mu             what is on its way; taken after Track.mu was released
 //	live.mu              the list of connections; a Track's is not held meanwhile
 package sockets

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/testing/fdtest"
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
 
@@ -51,7 +52,7 @@ func listenCopied(t *testing.T, network, addr string) *copied {
 
 // listens reports whether a client finds the socket: only the copy has it.
 func (c *copied) listens() bool {
-	conn, err := net.DialTimeout(c.Addr().Network(), c.at, limit)
+	conn, err := net.DialTimeout(c.Addr().Network(), c.at, wait.Limit)
 	if err == nil {
 		conn.Close()
 	}
@@ -68,13 +69,13 @@ func TestLastStopEndsTheSocket(t *testing.T) {
 		for _, end := range []string{"its queue is served", "its queue is left"} {
 			t.Run(at.network+" "+filepath.Base(at.addr)+", "+end, func(t *testing.T) {
 				l := listenCopied(t, at.network, at.addr)
-				client, err := net.DialTimeout(at.network, l.at, limit)
+				client, err := net.DialTimeout(at.network, l.at, wait.Limit)
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer client.Close()
 				l.s.EndAccept()
-				until(t, "the end of the path", func() bool { return !l.s.isEnding() })
+				wait.Until(t, "the end of the path", func() bool { return !l.s.isEnding() })
 				if end == "its queue is served" {
 					c, err := l.Accept()
 					if err != nil {
@@ -174,7 +175,7 @@ func TestSocketThatEndsElsewhere(t *testing.T) {
 			t.Run(at.network+" "+when, func(t *testing.T) {
 				l := listenCopied(t, at.network, at.addr)
 				l.s.LeaveEnd(l.s.ToHandOver(), []int{0})
-				client, err := net.DialTimeout(at.network, l.at, limit)
+				client, err := net.DialTimeout(at.network, l.at, wait.Limit)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -210,10 +211,10 @@ func TestLastStopDoesNotWaitForAStart(t *testing.T) {
 	err := WithFDs(l.s.Snapshot(), func([]*Socket, []int) error {
 		l.s.EndAccept()
 		go func() { closed <- l.Finished() }()
-		until(t, "the end of the socket", func() bool { return !fdtest.ListensStill(l.fd) })
+		wait.Until(t, "the end of the socket", func() bool { return !fdtest.ListensStill(l.fd) })
 		return nil
 	})
-	if err != nil || !receive(t, closed, "the close") {
+	if err != nil || !wait.For(t, closed, "the close") {
 		t.Errorf("withFDs: %v; or it is not finished", err)
 	}
 }

@@ -21,8 +21,8 @@ func (d *Detour) keep(p []byte) {
 
 // TakeFirst returns what was kept; "" if nothing was, or it was returned before.
 func (t *Track) TakeFirst() string {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	first := string(t.First)
 	if first != "" {
 		t.Detour.First = nil // the next request begins otherwise

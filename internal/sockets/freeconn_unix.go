@@ -14,15 +14,7 @@ import (
 // belongs to both (open(2), fcntl(2)). It ends the connection for the client, and
 // is only for connections that are cut off anyway.
 func (t *Track) free() {
-	c, ok := t.Inner.(syscall.Conn)
-	if !ok {
-		return
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return
-	}
-	raw.Control(func(n uintptr) {
+	t.control(func(n uintptr) {
 		fd := int(n)
 		flags, err := unix.FcntlInt(n, unix.F_GETFL, 0)
 		if err != nil || flags&unix.O_NONBLOCK != 0 {
@@ -31,4 +23,15 @@ func (t *Track) free() {
 		unix.SetNonblock(fd, true)
 		unix.Shutdown(fd, unix.SHUT_RDWR)
 	})
+}
+
+// control calls f with the descriptor, unless it is closed.
+func (t *Track) control(f func(fd uintptr)) {
+	c, ok := t.Inner.(syscall.Conn)
+	if !ok {
+		return
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		raw.Control(f)
+	}
 }

@@ -49,9 +49,9 @@ func (t *Track) uncap() {
 
 // Finish sets how long the connection may be idle from now on; 0 takes that back.
 func (t *Track) Finish(grace time.Duration) {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
-	if t.Away { // its descriptor may be that of another track by now
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.away { // its descriptor may be that of another track by now
 		return
 	}
 	if grace != t.grace {

@@ -142,14 +142,14 @@ func (l *Listener) next() net.Conn {
 func (l *Listener) TakeBack(t *Track, unread []byte, m *Mover, lent bool) {
 	t.Inner.SetDeadline(time.Time{})
 	c := Tracked(t.Inner, l, unread, t, m) // takes t's place in l.Live
-	t.Mu.Lock()
+	t.mu.Lock()
 	p := t.past()
-	t.Mu.Unlock()
+	t.mu.Unlock()
 	back := TrackOf(c)
 	back.come(p)
-	back.Mu.Lock()
+	back.mu.Lock()
 	back.lent = lent
-	back.Mu.Unlock()
+	back.mu.Unlock()
 	l.Give(c)
 }
 

@@ -36,9 +36,9 @@ func TrackBelow(c net.Conn) *Track {
 		return nil
 	}
 	t := answer.t
-	t.Mu.Lock()
+	t.mu.Lock()
 	want := t.Want
-	t.Mu.Unlock()
+	t.mu.Unlock()
 	c.SetReadDeadline(time.Time{}) // the wrapper may remember it
 	t.setReadDeadline(want)
 	return t

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/manifest"
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
 // A host name is resolved for who asked, and nobody else waits for it.
@@ -34,7 +35,7 @@ func TestHostNameIsResolvedOutsideOfTheLock(t *testing.T) {
 		_, err := s.Listen(net.ListenConfig{}, "tcp", "www.example.org:"+port)
 		named <- err
 	}()
-	receive(t, asked, "the question for a name")
+	wait.For(t, asked, "the question for a name")
 	other := make(chan error, 1)
 	go func() {
 		l, err := s.Listen(net.ListenConfig{}, "tcp4", "127.0.0.1:0")
@@ -43,11 +44,11 @@ func TestHostNameIsResolvedOutsideOfTheLock(t *testing.T) {
 		}
 		other <- err
 	}()
-	if err := receive(t, other, "a Listen that needs no resolver"); err != nil {
+	if err := wait.For(t, other, "a Listen that needs no resolver"); err != nil {
 		t.Error(err)
 	}
 	close(answer)
-	if err := receive(t, named, "the Listen of a name"); err == nil {
+	if err := wait.For(t, named, "the Listen of a name"); err == nil {
 		t.Error("a name that nobody knows was listened on")
 	}
 }

@@ -41,13 +41,13 @@ func (c *MemConn) Write(p []byte) (int, error) {
 
 // Close tells onClose whether the connection would have been moved.
 func (c *MemConn) Close() error {
-	c.Track.Mu.Lock()
-	leaving, was := c.Track.leaving, c.Track.Closed
+	c.Track.mu.Lock()
+	leaving, was := c.Track.leaving, c.Track.closed
 	if c.Track.muted {
 		c.Track.endPlay()
 	}
-	c.Track.Closed = true
-	c.Track.Mu.Unlock()
+	c.Track.closed = true
+	c.Track.mu.Unlock()
 	if !was {
 		c.onClose(leaving)
 	}
@@ -58,8 +58,8 @@ func (c *MemConn) Close() error {
 }
 
 func (c *MemConn) IsLeaving() bool {
-	c.Track.Mu.Lock()
-	defer c.Track.Mu.Unlock()
+	c.Track.mu.Lock()
+	defer c.Track.mu.Unlock()
 	return c.Track.woken || c.Track.leaving
 }
 
@@ -77,9 +77,9 @@ func (c memEnd) Read(p []byte) (int, error) {
 // MoveOn returns the connection that another server gets when c, which its server
 // has closed, has moved: only what the message of a move has room for goes along.
 func (c *MemConn) MoveOn(onClose func(leaving bool)) (*MemConn, error) {
-	c.Track.Mu.Lock()
+	c.Track.mu.Lock()
 	p := c.Track.past()
-	c.Track.Mu.Unlock()
+	c.Track.mu.Unlock()
 	batch, err := decodeConns(EncodeConns([]*Moving{{past: p}}).Payload)
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/gate"
 	"github.com/julofinance/grace/v3/internal/testing/logtest"
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,14 +57,14 @@ func TestReusePortListensWhenReady(t *testing.T) {
 				t.Errorf("bound to %v; net binds to %v", now, was)
 			}
 			to := net.JoinHostPort(bind.dial, fmt.Sprint(now.Port))
-			if c, err := net.DialTimeout("tcp", to, limit); err == nil {
+			if c, err := net.DialTimeout("tcp", to, wait.Limit); err == nil {
 				c.Close()
 				t.Error("a socket that nobody accepts on yet takes connections")
 			}
 			if err := s.OpenGates(); err != nil {
 				t.Fatal(err)
 			}
-			c, err := net.DialTimeout("tcp", to, limit)
+			c, err := net.DialTimeout("tcp", to, wait.Limit)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -133,7 +134,7 @@ func TestListenerThatWasShutDownIsOpenedAgain(t *testing.T) {
 					t.Fatal(err)
 				}
 				back()
-				until(t, "a listener that listens again", func() bool { return l.Gate.IsOpen() && l.Sock.listens() })
+				wait.Until(t, "a listener that listens again", func() bool { return l.Gate.IsOpen() && l.Sock.listens() })
 				if got := ask(t, l.Addr()); got != "mine" {
 					t.Errorf("the answer is %q", got)
 				}
@@ -186,7 +187,7 @@ func TestParkedListenerIsOpenedAgain(t *testing.T) {
 				}()
 				s.Yield(s.Snapshot(), nil)
 				s.EndAccept()
-				until(t, "the end of the queue", func() bool { return l.Finished() })
+				wait.Until(t, "the end of the queue", func() bool { return l.Finished() })
 				if c, err := net.Dial(at.network, l.Addr().String()); err == nil {
 					c.Close()
 					t.Fatal("the dropped listener still takes connections")
@@ -203,17 +204,17 @@ func TestParkedListenerIsOpenedAgain(t *testing.T) {
 					if l.Gate.IsOpen() {
 						t.Error("it was opened while another one has the address")
 					}
-					until(t, "a line that says so", says("a listener can't be opened again"))
+					wait.Until(t, "a line that says so", says("a listener can't be opened again"))
 					other.Close()
 				}
-				until(t, "a listener that is open again", func() bool { return l.Gate.IsOpen() })
-				until(t, "a line that says so", says("a listener was opened again"))
+				wait.Until(t, "a listener that is open again", func() bool { return l.Gate.IsOpen() })
+				wait.Until(t, "a line that says so", says("a listener was opened again"))
 				c, err := net.Dial(at.network, l.Addr().String())
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				if err := receive(t, accepted, "an Accept"); err != nil {
+				if err := wait.For(t, accepted, "an Accept"); err != nil {
 					t.Errorf("Accept returned %v", err)
 				}
 				if l.Sock.Path != "" {
@@ -241,7 +242,7 @@ func TestMendingOfAClosedListenerIsOver(t *testing.T) {
 	s.mend(l.Sock)
 	tried := l.Sock.mending.tried
 	s.mu.Unlock()
-	receive(t, tried, "the end of the first try")
+	wait.For(t, tried, "the end of the first try")
 	l.Close()
 }
 
@@ -277,7 +278,7 @@ func TestMendingOfWhatNewHasTaken(t *testing.T) {
 			}
 			s.MendAll()
 			if when == "when it is opened" {
-				receive(t, opening, "the mending")
+				wait.For(t, opening, "the mending")
 				l.Open = open
 			}
 			s.Yield(handed, []int{0})
@@ -286,7 +287,7 @@ func TestMendingOfWhatNewHasTaken(t *testing.T) {
 			} else {
 				l.reopening.Unlock()
 			}
-			until(t, "the end of the mending", func() bool {
+			wait.Until(t, "the end of the mending", func() bool {
 				s.mu.Lock()
 				defer s.mu.Unlock()
 				return l.Sock.mending == nil
@@ -295,7 +296,7 @@ func TestMendingOfWhatNewHasTaken(t *testing.T) {
 				t.Error("this process accepts, and new does")
 			}
 			s.ReopenGates()
-			until(t, "a listener that listens again", func() bool { return l.Gate.IsOpen() && l.Sock.listens() })
+			wait.Until(t, "a listener that listens again", func() bool { return l.Gate.IsOpen() && l.Sock.listens() })
 		})
 	}
 }
@@ -384,13 +385,13 @@ func TestMendingEndsAtTheHandOver(t *testing.T) {
 	s.ToHandOver()
 	s.Yield(s.Snapshot(), nil)
 	s.EndAccept()
-	until(t, "the end of the queue", l.Finished)
+	wait.Until(t, "the end of the queue", l.Finished)
 	s.ReopenGates()
-	receive(t, tries, "a try to open it again") <- false
-	late := receive(t, tries, "the next try")
+	wait.For(t, tries, "a try to open it again") <- false
+	late := wait.For(t, tries, "the next try")
 	s.Yield(nil, nil) // the next upgrade, whose manifest has no listener that is closed
 	late <- true
-	until(t, "the end of the mending", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return l.Sock.mending == nil })
+	wait.Until(t, "the end of the mending", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return l.Sock.mending == nil })
 	if c, err := net.Dial("tcp", l.Addr().String()); err == nil || !l.Gate.IsShut() {
 		if err == nil {
 			c.Close()
@@ -398,8 +399,8 @@ func TestMendingEndsAtTheHandOver(t *testing.T) {
 		t.Errorf("a process that stands by has opened a listener: dial error %v, gate shut %v", err, l.Gate.IsShut())
 	}
 	s.ReopenGates()
-	receive(t, tries, "a try after the next roll back") <- true
-	until(t, "a listener that is open again", l.Gate.IsOpen)
+	wait.For(t, tries, "a try after the next roll back") <- true
+	wait.Until(t, "a listener that is open again", l.Gate.IsOpen)
 	if got := ask(t, l.Addr()); got != "old" {
 		t.Errorf("the answer is %q", got)
 	}

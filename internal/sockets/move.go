@@ -68,15 +68,15 @@ func Move(c net.Conn, unread []byte) error {
 	default: // a wrapper, such as TLS, has state that the descriptor has not
 		return fmt.Errorf("grace: %w: a %T is none that Listen's listener has accepted", ErrNotMoved, c)
 	}
-	t.Mu.Lock()
+	t.mu.Lock()
 	m, ending := t.Mover, t.ending
-	ok := m != nil && !t.Closed && t.phase == PhaseOther && len(unread)+len(t.unread) <= maxUnread
+	ok := m != nil && !t.closed && t.phase == PhaseOther && len(unread)+len(t.unread) <= maxUnread
 	var rest []byte
 	if ok {
 		rest = append(append(rest, unread...), t.unread...)
-		t.Closed, t.Away = true, true
+		t.closed, t.away = true, true
 	}
-	t.Mu.Unlock()
+	t.mu.Unlock()
 	switch {
 	case ending:
 		return fmt.Errorf("grace: %w: %w", ErrNotMoved, ErrStopped)
@@ -84,9 +84,9 @@ func Move(c net.Conn, unread []byte) error {
 		return fmt.Errorf("grace: %w", ErrNotMoved)
 	}
 	if !m.move(t, rest) {
-		t.Mu.Lock()
-		t.Closed, t.Away = false, false
-		t.Mu.Unlock()
+		t.mu.Lock()
+		t.closed, t.away = false, false
+		t.mu.Unlock()
 		return fmt.Errorf("grace: %w", ErrNotMoved)
 	}
 	return nil
@@ -172,9 +172,9 @@ func (m *Mover) move(t *Track, unread []byte) bool {
 	if err != nil {
 		return false
 	}
-	t.Mu.Lock()
+	t.mu.Lock()
 	custom, p := t.custom, t.past()
-	t.Mu.Unlock()
+	t.mu.Unlock()
 	unmark(n)
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
 
@@ -52,7 +53,7 @@ func TestPacketConnIsMadeWhole(t *testing.T) {
 				}
 				ended := make(chan error, 1)
 				go echoPackets(p, ended)
-				until(t, "an answer before", func() bool { return echoed(t, p) == nil })
+				wait.Until(t, "an answer before", func() bool { return echoed(t, p) == nil })
 				sock := s.ToHandOver()[0]
 				if when == "rolled back" {
 					s.Yield([]*Socket{sock}, []int{0})
@@ -65,8 +66,8 @@ func TestPacketConnIsMadeWhole(t *testing.T) {
 				} else {
 					s.MendAll()
 				}
-				until(t, "an answer", func() bool { return echoed(t, p) == nil })
-				until(t, "the end of the mending", func() bool { return len(s.tries()) == 0 })
+				wait.Until(t, "an answer", func() bool { return echoed(t, p) == nil })
+				wait.Until(t, "the end of the mending", func() bool { return len(s.tries()) == 0 })
 				if sock.isShutDown() || sock.lost() {
 					t.Error("the next new process would get a socket that is of no use")
 				}
@@ -100,7 +101,7 @@ func TestPacketConnThatIsToBeDeafStaysDeaf(t *testing.T) {
 	sock := s.ToHandOver()[0]
 	s.Yield([]*Socket{sock}, []int{0})
 	s.ReopenGates()
-	until(t, "the end of the mending", func() bool { return len(s.tries()) == 0 })
+	wait.Until(t, "the end of the mending", func() bool { return len(s.tries()) == 0 })
 	if p.(*UnixgramConn).inner() != before {
 		t.Error("another socket has taken its place")
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,7 +38,7 @@ func asks(p *UDPConn, host string) error {
 		return err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(limit))
+	c.SetDeadline(time.Now().Add(wait.Limit))
 	if _, err := c.Write([]byte("hello")); err != nil {
 		return err
 	}
@@ -123,11 +124,11 @@ func TestUDPAnswersFromTheAddressThatWasAsked(t *testing.T) {
 				sock.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) }) // ENOTCONN, and yet it does so
 				before := p.inner()
 				s.ReopenGates()
-				until(t, "another socket", func() bool { return p.inner() != before })
-				until(t, "the end of the mending", func() bool { return len(s.tries()) == 0 })
+				wait.Until(t, "another socket", func() bool { return p.inner() != before })
+				wait.Until(t, "the end of the mending", func() bool { return len(s.tries()) == 0 })
 				ask("made whole")
 				p.Close()
-				if err := receive(t, ended, "the end"); !errors.Is(err, net.ErrClosed) {
+				if err := wait.For(t, ended, "the end"); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("it ended with %v", err)
 				}
 			})

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,12 +38,12 @@ func TestPathComesBack(t *testing.T) {
 			}
 			s.Yield(s.Snapshot(), nil)
 			s.EndAccept()
-			until(t, "the removal of the path", func() bool { return !s.isEnding() })
+			wait.Until(t, "the removal of the path", func() bool { return !s.isEnding() })
 			if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("clients find a socket that is to be gone: %v", err)
 			}
 			s.ReopenGates()
-			until(t, "the path", func() bool { _, err := os.Lstat(path); return err == nil })
+			wait.Until(t, "the path", func() bool { _, err := os.Lstat(path); return err == nil })
 			if d, i, _ := fileID(path); d != dev || i != ino {
 				t.Error("it is another socket")
 			}
@@ -51,7 +52,7 @@ func TestPathComesBack(t *testing.T) {
 			s.EndAccept()
 			end()
 			s.Close()
-			until(t, "an empty directory", func() bool { left, err := os.ReadDir(dir); return err == nil && len(left) == 0 })
+			wait.Until(t, "an empty directory", func() bool { left, err := os.ReadDir(dir); return err == nil && len(left) == 0 })
 		})
 	}
 }
@@ -71,7 +72,7 @@ func TestBoundSocketStays(t *testing.T) {
 			}
 			for _, network := range []string{"unix", "unixpacket", "unixgram"} {
 				if _, err := New(nil, 0).openAny(network, path); !errors.Is(err, ErrAnswered) {
-					t.Errorf("%s: %v, want errAnswered", network, err)
+					t.Errorf("%s: %v, want ErrAnswered", network, err)
 				}
 			}
 			if _, err := os.Lstat(path); err != nil {
@@ -118,7 +119,7 @@ func TestSocketThatAppearsStays(t *testing.T) {
 					s.Yield(s.Snapshot(), nil)
 				}
 				s.EndAccept()
-				until(t, "the removal of the path", func() bool { return !s.isEnding() })
+				wait.Until(t, "the removal of the path", func() bool { return !s.isEnding() })
 				end()
 			}
 			if other == nil {

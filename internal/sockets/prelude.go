@@ -50,7 +50,7 @@ type past struct {
 	left   time.Duration // until the read deadline that is set; 0 if none is
 }
 
-// past returns the past of a connection that leaves now. t.Mu is held.
+// past returns the past of a connection that leaves now. t.mu is held.
 func (t *Track) past() past {
 	p := past{origin: originIdle, post: t.post}
 	switch {
@@ -67,8 +67,8 @@ func (t *Track) past() past {
 
 // come gives a connection its past, before a server has it.
 func (t *Track) come(p past) {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.origin, t.post = p.origin, p.post
 	if p.left > 0 {
 		t.ownDetour()
@@ -88,8 +88,8 @@ type play struct {
 // server does, the next request has begun already, and its answer would be the
 // one that is not written.
 func (t *Track) PlayPrelude() {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.origin != originIdle || len(t.unread) > 0 || t.touched || t.reading > 0 {
 		return
 	}
@@ -104,14 +104,14 @@ func (t *Track) PlayPrelude() {
 // playWait is a Read after the prelude: net/http reads while a request is served,
 // to notice when the client goes. It takes no byte from the client.
 func (t *Track) playWait() (int, error) {
-	t.Mu.Lock()
+	t.mu.Lock()
 	stop := t.play.stop
-	t.Mu.Unlock()
+	t.mu.Unlock()
 	<-stop
 	return 0, t.Listener.expired
 }
 
-// playDeadline ends that Read if the read deadline is one that stops a Read. t.Mu
+// playDeadline ends that Read if the read deadline is one that stops a Read. t.mu
 // is held.
 func (t *Track) playDeadline() {
 	if !t.Want.IsZero() && !t.Want.After(gate.LongAgo) {
@@ -128,32 +128,32 @@ func (t *Track) stopPlay() {
 
 // swallow is a Write of the answer to the prelude: it writes nothing.
 func (t *Track) swallow(p []byte) (int, error) {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.play.answered = true
 	return len(p), nil
 }
 
 // Played notes that the prelude is answered, and the connection idle as it was.
 func (t *Track) Played() {
-	t.Mu.Lock()
-	defer t.Mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.muted, t.play = false, nil
 }
 
 // endPlay is called when the connection is closed before Played. The connection
 // stays open if the server has only refused to keep it, after
 // SetKeepAlivesEnabled(false), say: then it is served as a new one, for one more
-// request. t.Mu is held.
+// request. t.mu is held.
 func (t *Track) endPlay() (stays bool) {
 	t.stopPlay()
-	return t.play.answered && !t.Closed && !t.Away
+	return t.play.answered && !t.closed && !t.away
 }
 
 // continued returns the read deadline d of this server as if it had begun to wait
 // when the server before did, whose deadline is known. A new connection has one
 // for its first request's header, and one from the same moment for all of that
-// request; an idle one has one until the next request begins. t.Mu is held.
+// request; an idle one has one until the next request begins. t.mu is held.
 func (t *Track) continued(d time.Time) time.Time {
 	switch t.phase {
 	case phaseNew:

@@ -201,7 +201,7 @@ func TestUnixPaths(t *testing.T) {
 			for _, other := range []string{"unix", "unixpacket", "unixgram"} {
 				_, err := New(nil, 0).openAny(other, path)
 				if !errors.Is(err, ErrAnswered) || !errors.Is(err, syscall.EADDRINUSE) || strings.Count(fmt.Sprint(err), "grace: ") != 1 {
-					t.Errorf("%s on a path that somebody has: %v, want errAnswered", other, err)
+					t.Errorf("%s on a path that somebody has: %v, want ErrAnswered", other, err)
 				}
 				if want := fmt.Sprintf("(pid %d)", os.Getpid()); other == network && network != "unixgram" && !strings.Contains(fmt.Sprint(err), want) {
 					t.Errorf("the error %v does not say %s", err, want)
@@ -276,7 +276,7 @@ func TestUnixPathHasOneOwner(t *testing.T) {
 				if err == nil {
 					winners = append(winners, l)
 				} else if !errors.Is(err, ErrAnswered) {
-					t.Errorf("round %d: %v, want errAnswered", round, err)
+					t.Errorf("round %d: %v, want ErrAnswered", round, err)
 				}
 			})
 		}

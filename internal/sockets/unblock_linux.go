@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/gate"
@@ -38,18 +37,10 @@ func (sock *Socket) nonblock() {
 }
 
 // unblock lets a Read of the connection wait for its deadlines. It does not harm
-// the connection. t.Mu is held.
+// the connection. t.mu is held.
 func (t *Track) unblock() {
-	c, ok := t.Inner.(syscall.Conn)
-	if !ok {
-		return
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return
-	}
 	blocks := false
-	raw.Control(func(fd uintptr) {
+	t.control(func(fd uintptr) {
 		flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
 		if blocks = err == nil && flags&unix.O_NONBLOCK == 0; blocks {
 			unix.SetNonblock(int(fd), true)

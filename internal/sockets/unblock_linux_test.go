@@ -33,9 +33,9 @@ func TestBlockedAcceptIsFreed(t *testing.T) {
 			c.Close()
 		}
 		l.Close()
-		receive(t, done, "the end of Accept")
+		wait.For(t, done, "the end of Accept")
 	}()
-	until(t, "a thread in accept(2)", func() bool {
+	wait.Until(t, "a thread in accept(2)", func() bool {
 		tasks, _ := os.ReadDir("/proc/self/task")
 		for _, task := range tasks {
 			b, _ := os.ReadFile("/proc/self/task/" + task.Name() + "/syscall")
@@ -46,7 +46,7 @@ func TestBlockedAcceptIsFreed(t *testing.T) {
 		return false
 	})
 	s.Yield(s.Snapshot(), []int{0})
-	until(t, "the end of the system call", func() bool { return l.Gate.IsQuiet() })
+	wait.Until(t, "the end of the system call", func() bool { return l.Gate.IsQuiet() })
 	l.Sock.Control(func(fd uintptr) {
 		if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
 			t.Errorf("the socket is blocking still: flags %#x, error %v", flags, err)
@@ -83,12 +83,12 @@ func TestCloseOfASocketThatBlocks(t *testing.T) {
 			s.all[0].Control(func(fd uintptr) { unix.SetNonblock(int(fd), false) })
 			done, closed := make(chan error, 1), make(chan error, 1)
 			go func() { done <- waits() }()
-			until(t, "a system call that blocks", func() bool { return wait.InSyscall("sockets.TestCloseOfASocketThatBlocks") })
+			wait.Until(t, "a system call that blocks", func() bool { return wait.InSyscall("sockets.TestCloseOfASocketThatBlocks") })
 			go func() { closed <- c.Close() }()
-			if err := receive(t, closed, "Close"); err != nil {
+			if err := wait.For(t, closed, "Close"); err != nil {
 				t.Errorf("Close returned %v", err)
 			}
-			if err := receive(t, done, "who waits"); !errors.Is(err, net.ErrClosed) {
+			if err := wait.For(t, done, "who waits"); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("who waits gets %v, want net.ErrClosed", err)
 			}
 		})

@@ -83,20 +83,20 @@ func (c *UnixConn) peer() *net.UnixAddr {
 func (t *Track) readBy(p []byte, once func() (int, error)) (n int, unread bool, err error) {
 	size := int32(max(1, min(len(p), math.MaxInt32))) // without p it waits for descriptors
 	for {
-		t.Mu.Lock()
+		t.mu.Lock()
 		if t.phase != PhaseOther { // net/http does not read like this
 			t.touched, t.begun = true, true
 			t.uncap()
 		}
-		unread = !t.Away && len(t.unread) > 0
+		unread = !t.away && len(t.unread) > 0
 		if n, ok, err := t.beforeRead(p, size); ok {
 			return n, unread, err
 		}
-		t.Mu.Unlock()
+		t.mu.Unlock()
 		n, err := once()
-		t.Mu.Lock()
+		t.mu.Lock()
 		again, err := t.afterRead(n, size, err)
-		t.Mu.Unlock()
+		t.mu.Unlock()
 		if !again {
 			return n, false, err
 		}

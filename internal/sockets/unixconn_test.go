@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
 // TestUnixConnReadsUnread: bytes that came along with a connection come first,
@@ -44,7 +46,7 @@ func TestUnixConnReadsUnread(t *testing.T) {
 			}
 			defer inner.Close()
 			client.Write([]byte("later"))
-			inner.SetDeadline(time.Now().Add(limit))
+			inner.SetDeadline(time.Now().Add(wait.Limit))
 			c := Tracked(inner, &Listener{}, []byte("first"), nil, nil).(*UnixConn)
 			b := make([]byte, 3)
 			var addrs []string
@@ -62,7 +64,7 @@ func TestUnixConnReadsUnread(t *testing.T) {
 			if addrs[0] != addrs[2] || addrs[1] != addrs[3] {
 				t.Errorf("%s: the addresses are %q; want the same for all", name, addrs)
 			}
-			c.Track.Away = true
+			c.Track.away = true
 			if _, _, err := read(c, b); err == nil {
 				t.Errorf("%s: reads from a connection that has moved", name)
 			}

@@ -1,0 +1,64 @@
+//go:build unix
+
+package sockets
+
+import (
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/testing/wait"
+)
+
+// TestDeadlinesOfConnectionTakenBack: who still has the connection as it was
+// before it was to move, a ConnState hook say, does nothing to what it is now.
+func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
+	s := New(nil, 0)
+	ln, err := s.Listen(net.ListenConfig{}, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	if err := s.OpenGates(); err != nil {
+		t.Fatal(err)
+	}
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	accepted, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := accepted.(*TCPConn)
+	before.SetReadDeadline(gate.LongAgo)
+	before.Track.mu.Lock()
+	before.Track.closed, before.Track.away = true, true // as Close does with one that is to move
+	before.Track.mu.Unlock()
+	before.Track.Listener.TakeBack(&before.Track, nil, nil, false)
+	now, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer now.Close()
+	before.SyscallConn()
+	before.NetConn()
+	_, copied := before.WriteTo(io.Discard)
+	for _, err := range []error{copied, before.SetWriteDeadline(gate.LongAgo), before.SetReadDeadline(gate.LongAgo)} {
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%v, want %v", err, net.ErrClosed)
+		}
+	}
+	client.Write([]byte("x"))
+	now.SetReadDeadline(time.Now().Add(wait.Limit))
+	if _, err := now.Read(make([]byte, 1)); err != nil {
+		t.Errorf("Read: %v", err)
+	}
+	if _, err := now.Write([]byte("x")); err != nil {
+		t.Errorf("Write: %v", err)
+	}
+}
