@@ -229,10 +229,10 @@ func (c *child) abandon() {
 	c.proc.Wait()
 }
 
-// takes records that connections of this protocol may be moved to l, and tells
-// the old process so if the claims were sent already.
+// takes tells the old process that connections of this protocol may be moved to l, if
+// the claims were sent already.
 func (u *Upgrader) takes(l *sockets.Listener, proto string) {
-	if !u.opt.move || !l.Take(proto) || u.parent == nil || l.Sock.Index < 0 || !u.parent.claims.Load() {
+	if u.parent == nil || l.Sock.Index < 0 || !u.parent.claims.Load() {
 		return // what is known before the claims goes with them: one message for all
 	}
 	var c manifest.Claims

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/control"
+	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -135,10 +136,10 @@ func (p performer) beginDrain(move bool) {
 	if move && p.u.opt.move {
 		m = p.u.child.mover
 	}
-	d := newDrain(m)
+	d := serve.NewDrain(m)
 	p.u.drain = d
 	go func() {
-		d.run(p.u.allServers(), p.u.opt.drainTimeout)
+		d.Run(p.u.host.All(), p.u.opt.drainTimeout)
 		p.u.happen(evDrained{})
 	}()
 }
@@ -146,18 +147,18 @@ func (p performer) beginDrain(move bool) {
 // offer does nothing in a drain without a mover, which moves nothing: with
 // MoveConns(false), or if the child is to stop as well.
 func (p performer) offer() {
-	if d := p.u.drain; d != nil && d.mover != nil {
-		go d.offer(p.u.allServers())
+	if d := p.u.drain; d != nil && d.Mover != nil {
+		go d.Offer(p.u.host.All())
 	}
 }
 
-func (p performer) hurryDrain()  { p.u.drain.hurry() }
-func (p performer) cancelDrain() { p.u.drain.cancel() }
+func (p performer) hurryDrain()  { p.u.drain.Hurry() }
+func (p performer) cancelDrain() { p.u.drain.Cancel() }
 
 func (p performer) resume() {
 	d := p.u.drain
 	go func() {
-		d.resume(p.u.allServers())
+		d.Resume(p.u.host.All())
 		p.u.happen(evResumed{})
 	}()
 }

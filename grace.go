@@ -19,7 +19,7 @@ import (
 // should exit then. log.Fatal(grace.Serve(…)) works, but ends with status 1
 // after a clean stop too. Errors are those of New, Listen and Ready.
 func Serve(addr string, h http.Handler, opts ...Option) error {
-	return serve(addr, opts, func(u *Upgrader, ln net.Listener) {
+	return serveWith(addr, opts, func(u *Upgrader, ln net.Listener) {
 		u.HTTP(&http.Server{Addr: addr, Handler: h}, ln)
 	})
 }
@@ -27,12 +27,12 @@ func Serve(addr string, h http.Handler, opts ...Option) error {
 // ServeTLS is Serve over TLS, with HTTP/2; the files are as for
 // [net/http.ListenAndServeTLS] and are read again by each new process.
 func ServeTLS(addr, certFile, keyFile string, h http.Handler, opts ...Option) error {
-	return serve(addr, opts, func(u *Upgrader, ln net.Listener) {
+	return serveWith(addr, opts, func(u *Upgrader, ln net.Listener) {
 		u.HTTPS(&http.Server{Addr: addr, Handler: h}, ln, certFile, keyFile)
 	})
 }
 
-func serve(addr string, opts []Option, add func(*Upgrader, net.Listener)) error {
+func serveWith(addr string, opts []Option, add func(*Upgrader, net.Listener)) error {
 	u, err := New(opts...)
 	if err != nil {
 		return err

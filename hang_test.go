@@ -17,6 +17,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
+	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/sockets"
 	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 	"golang.org/x/sys/unix"
@@ -143,9 +144,7 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 		return start(ctx, c, ready, control, socks)
 	}
 	s := &hangingDrainer{h}
-	g.serversMu.Lock()
-	g.servers = append(g.servers, s)
-	g.serversMu.Unlock()
+	g.host.Add(s)
 	answers := func(after string) {
 		t.Helper()
 		answered := make(chan struct{})
@@ -218,15 +217,15 @@ func (h *hanging) hangs(part string) bool {
 // A hangingDrainer is a server of the program's, which has something to finish.
 type hangingDrainer struct{ h *hanging }
 
-func (s *hangingDrainer) drain(d *drain) drainReport {
+func (s *hangingDrainer) Drain(d *serve.Drain) serve.Report {
 	s.h.hang("server")
 	select {
-	case <-d.ctx.Done():
-	case <-d.cut:
+	case <-d.CalledOff():
+	case <-d.TimeUp():
 	}
-	return drainReport{}
+	return serve.Report{}
 }
 
-func (s *hangingDrainer) resume()              { s.h.hang("server") }
-func (s *hangingDrainer) offer(*sockets.Mover) { s.h.hang("server") }
-func (s *hangingDrainer) shutdown()            { s.h.hang("server") }
+func (s *hangingDrainer) Resume()              { s.h.hang("server") }
+func (s *hangingDrainer) Offer(*sockets.Mover) { s.h.hang("server") }
+func (s *hangingDrainer) End()                 { s.h.hang("server") }

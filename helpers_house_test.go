@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/serve"
+	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
@@ -221,41 +223,13 @@ func (l oldLife) Close() {}
 // start is system.start of the generation old.
 func (h *house) start(old *generation, ready, control int, socks []int) (proc.Process, error) {
 	fds := append([]int{ready, control}, socks...)
-	base, err := dupInOrder(fds)
+	base, err := fdtest.InOrder(fds)
 	if err != nil {
 		return nil, err
 	}
 	return h.begin(system{inherited: &handover{
 		version: protocolVersion, ready: base, control: base + 1, first: base + 2, count: len(socks),
 	}, parentLife: func(*net.UnixConn, int) proc.Life { return oldLife{old} }}), nil
-}
-
-var dupMu sync.Mutex
-
-// dupInOrder gives copies of fds with consecutive numbers.
-func dupInOrder(fds []int) (base int, err error) {
-	dupMu.Lock()
-	defer dupMu.Unlock()
-	free := 0
-	for base = 300; free < len(fds); {
-		if _, err := unix.FcntlInt(uintptr(base+free), unix.F_GETFD, 0); err == nil {
-			base, free = base+free+1, 0
-			continue
-		}
-		free++
-	}
-	for i, fd := range fds {
-		for {
-			if err = unix.Dup2(fd, base+i); err != unix.EINTR && err != unix.EBUSY {
-				break
-			}
-		}
-		if err != nil {
-			return 0, err
-		}
-		unix.CloseOnExec(base + i)
-	}
-	return base, nil
 }
 
 // serve answers each connection with the generation's number.
@@ -338,11 +312,9 @@ func (g *generation) toProbation() (next *generation, done <-chan error) {
 
 // toDrain starts the next generation, and gives it once g drains, and d with it: d says
 // so by begun. The Probation of g is 0.
-func (g *generation) toDrain(d drainer, begun <-chan *drain) (next *generation) {
+func (g *generation) toDrain(d serve.Drainer, begun <-chan *serve.Drain) (next *generation) {
 	g.house.t.Helper()
-	g.serversMu.Lock()
-	g.servers = append(g.servers, d)
-	g.serversMu.Unlock()
+	g.host.Add(d)
 	done := g.upgrade()
 	next = g.house.next()
 	if err := receive(g.house.t, done, "Upgrade"); err != nil {

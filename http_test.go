@@ -16,7 +16,7 @@ import (
 // Nothing that is missing is a panic: the actor says so.
 func TestNilServers(t *testing.T) {
 	u := &Upgrader{}
-	ln := closedListener{}
+	ln := struct{ net.Listener }{}
 	actor := func(execute func() error, _ func(error)) func() error { return execute }
 	for name, execute := range map[string]func() error{
 		"HTTP without server":     actor(u.HTTP(nil, ln)),

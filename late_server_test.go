@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"testing"
+
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // A stop that comes while the program still sets itself up, after Listen: a server
@@ -31,7 +33,7 @@ func TestServerThatComesAfterTheEnd(t *testing.T) {
 			c.Close()
 		}
 	}
-	cert, _ := testCertificate(t)
+	cert, _ := tlstest.Certificate(t)
 	type actor func(*Upgrader, net.Listener) (func() error, func(error))
 	for name, server := range map[string]actor{
 		"HTTP": func(u *Upgrader, ln net.Listener) (func() error, func(error)) { return u.HTTP(&http.Server{}, ln) },

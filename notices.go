@@ -44,8 +44,8 @@ func (p performer) say(n notice, err error) {
 		u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
 		u.tellFailed("the upgrade was rolled back", err)
 	case noticeDrained:
-		u.cut.Store(int64(u.drain.report.cut))
-		u.drain.log(u.log)
+		u.cut.Store(int64(u.drain.Report.Cut))
+		u.drain.Log(u.log)
 	case noticeParentGone:
 		u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)
 		u.onMain(false)
@@ -139,4 +139,13 @@ func (p performer) askMaster(replies []reply) {
 			p.after(u.opt.readyTimeout, evMasterLate{replies, late})
 		}
 	}()
+}
+
+// warnIfNeverGone: a program that does not exit after Done keeps the new process
+// from being upgraded, since at most two generations run.
+func (u *Upgrader) warnIfNeverGone(next int) {
+	time.AfterFunc(max(time.Second, u.opt.drainTimeout), func() {
+		u.log.Warn("grace: this process has finished, and does not exit; the new process can't be upgraded before", "pid", os.Getpid(), "new", next,
+			"do", "see what the program does after Done is closed, or Serve or Run has returned; end this process, by SIGKILL if need be")
+	})
 }

@@ -115,8 +115,8 @@ func (u *Upgrader) retakePIDFile() {
 // program's own code.
 func (u *Upgrader) endServers() {
 	ends := []func(){u.socks.Close}
-	for _, s := range u.lastServers() {
-		ends = append(ends, s.shutdown)
+	for _, s := range u.host.Last() {
+		ends = append(ends, s.End)
 	}
 	within(endPatience, ends...)
 }

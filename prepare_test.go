@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // framework sets srv up, and serves it, as github.com/prometheus/exporter-toolkit/web does.
@@ -35,7 +37,7 @@ func framework(srv *http.Server, ln net.Listener, config *tls.Config) <-chan err
 // TestPrepare: the framework's own Serve, of plaintext and of TLS, whose HTTP/2 is there
 // too. What has begun is finished, and Serve returns ErrServerClosed.
 func TestPrepare(t *testing.T) {
-	cert, trust := testCertificate(t)
+	cert, trust := tlstest.Certificate(t)
 	for name, config := range map[string]*tls.Config{
 		"plain": nil,
 		"tls":   {Certificates: []tls.Certificate{cert}},
@@ -202,7 +204,7 @@ func TestPrepareOfNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	// As ServeTLS with files does, which are in nobody's TLSConfig but its own.
-	cert, _ := testCertificate(t)
+	cert, _ := tlstest.Certificate(t)
 	over := tls.NewListener(prepared, &tls.Config{Certificates: []tls.Certificate{cert}})
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(over) }()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -235,16 +236,14 @@ func newStepper(t *testing.T, step string) *stepper {
 	w.old = w.h.first()
 	<-addrs
 	w.addr = <-addrs
-	launched, slow := newStop(t), &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
+	launched, slow := newStop(t), &slowDrainer{begun: make(chan *serve.Drain, 9), notice: make(chan struct{}, 9)}
 	start := w.old.sys.start
 	w.old.sys.start = func(ctx context.Context, c command, ready, control int, socks []int) (proc.Process, error) {
 		p, err := start(ctx, c, ready, control, socks)
 		launched.wait(w.old)
 		return p, err
 	}
-	w.old.serversMu.Lock()
-	w.old.servers = append(w.old.servers, slow)
-	w.old.serversMu.Unlock()
+	w.old.host.Add(slow)
 	slow.notice <- struct{}{}
 	if step == "draining" {
 		<-slow.notice
@@ -384,9 +383,9 @@ func TestStopWhileAStartHasTheSockets(t *testing.T) {
 	s.OpenGates()
 	err = sockets.WithFDs(s.ToHandOver(), func([]*sockets.Socket, []int) error {
 		s.EndAccept()
-		drained := make(chan drainReport, 1)
-		d := newDrain(nil)
-		go func() { drained <- queues{s}.drain(d) }()
+		drained := make(chan serve.Report, 1)
+		d := serve.NewDrain(nil)
+		go func() { drained <- (&serve.Host{Socks: s}).All()[0].Drain(d) }()
 		select {
 		case <-drained:
 		case <-time.After(limit):

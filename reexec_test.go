@@ -58,7 +58,7 @@ func TestTakeHandover(t *testing.T) {
 			defer ours.Close()
 			defer unix.Close(theirs)
 			_, fds := fdtest.Pipes(t, 3)
-			base, err := dupInOrder(fds)
+			base, err := fdtest.InOrder(fds)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -42,36 +43,36 @@ func TestSameSignalCountsOnce(t *testing.T) {
 
 // A stubborn server has a request that does not end by itself.
 type stubborn struct {
-	draining chan *drain
+	draining chan *serve.Drain
 	end      chan struct{}
 }
 
-func (s *stubborn) drain(d *drain) drainReport {
+func (s *stubborn) Drain(d *serve.Drain) serve.Report {
 	s.draining <- d
 	select {
-	case <-d.cut:
+	case <-d.TimeUp():
 	case <-s.end:
 	}
-	return drainReport{}
+	return serve.Report{}
 }
 
-func (s *stubborn) offer(*sockets.Mover) {}
-func (s *stubborn) resume()              {}
-func (s *stubborn) shutdown()            {}
+func (s *stubborn) Offer(*sockets.Mover) {}
+func (s *stubborn) Resume()              {}
+func (s *stubborn) End()                 {}
 
-func (s *stubborn) mustDrain(t *testing.T, who string) *drain {
+func (s *stubborn) mustDrain(t *testing.T, who string) *serve.Drain {
 	t.Helper()
 	return receive(t, s.draining, "the drain of "+who)
 }
 
-func mustBeCut(t *testing.T, d *drain, who string, want bool) {
+func mustBeCut(t *testing.T, d *serve.Drain, who string, want bool) {
 	t.Helper()
 	if want {
-		receive(t, d.cut, "the cut of "+who)
+		receive(t, d.TimeUp(), "the cut of "+who)
 		return
 	}
 	select {
-	case <-d.cut:
+	case <-d.TimeUp():
 		t.Errorf("the drain of %s was cut off", who)
 	default:
 	}
@@ -81,10 +82,8 @@ func mustBeCut(t *testing.T, d *drain, who string, want bool) {
 func stopHouse(t *testing.T) (*house, chan *stubborn) {
 	servers := make(chan *stubborn, 9)
 	h := newHouse(t, func(g *generation) error {
-		s := &stubborn{make(chan *drain, 9), make(chan struct{})}
-		g.serversMu.Lock()
-		g.Upgrader.servers = append(g.Upgrader.servers, s)
-		g.serversMu.Unlock()
+		s := &stubborn{make(chan *serve.Drain, 9), make(chan struct{})}
+		g.Upgrader.host.Add(s)
 		servers <- s
 		return g.Ready()
 	})
@@ -286,9 +285,7 @@ func TestStopOnTheWayOut(t *testing.T) {
 		if err := ready(g); err != nil || g.n > 1 {
 			return err
 		}
-		g.serversMu.Lock()
-		g.servers = append(g.servers, &stopper{g})
-		g.serversMu.Unlock()
+		g.host.Add(&stopper{g})
 		g.house.born <- g
 		<-g.Done()
 		g.askStop()
@@ -313,10 +310,10 @@ func TestStopOnTheWayOut(t *testing.T) {
 // A stopper is a server whose Serve, when it has returned, is followed by Shutdown.
 type stopper struct{ g *generation }
 
-func (s *stopper) drain(*drain) drainReport { return drainReport{} }
-func (s *stopper) offer(*sockets.Mover)     {}
-func (s *stopper) resume()                  {}
-func (s *stopper) shutdown()                { s.g.askStop() }
+func (s *stopper) Drain(*serve.Drain) serve.Report { return serve.Report{} }
+func (s *stopper) Offer(*sockets.Mover)            {}
+func (s *stopper) Resume()                         {}
+func (s *stopper) End()                            { s.g.askStop() }
 
 // TestStopOfNewThatHasGivenUp: a signal to a new process that was rolled back long
 // ago ends that one, and not the service. One of a moment later was meant for the

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -31,98 +32,25 @@ func newSolo(t *testing.T, opts ...Option) (*Upgrader, net.Listener) {
 	return u, ln
 }
 
-// TestShutdownAndRollBack: new dies at the moment in which nothing but hijacked
-// connections is left in old, before Shutdown is called or when it closes the
-// listener. Nobody who connects is lost.
-func TestShutdownAndRollBack(t *testing.T) {
-	for _, first := range []string{"Shutdown", "the roll back"} {
-		t.Run(first, func(t *testing.T) {
-			u, ln := newSolo(t)
-			srv := &http.Server{Handler: http.NotFoundHandler()}
-			shut := make(chan struct{}, 9)
-			srv.RegisterOnShutdown(func() { shut <- struct{}{} })
-			execute, _ := u.HTTP(srv, ln)
-			served := make(chan error, 1)
-			go func() { served <- execute() }()
-			if err := u.Ready(); err != nil {
-				t.Fatal(err)
-			}
-			get := func() error {
-				client := http.Client{Timeout: limit, Transport: &http.Transport{DisableKeepAlives: true}}
-				resp, err := client.Get("http://" + ln.Addr().String())
-				if err == nil {
-					resp.Body.Close()
-				}
-				return err
-			}
-			if err := get(); err != nil {
-				t.Fatal(err)
-			}
-
-			// The end of a drain.
-			s := u.httpServer(srv)
-			u.socks.Yield(u.socks.Snapshot(), []int{0})
-			u.socks.EndAccept()
-			s.draining.Store(newDrain(nil))
-			if !s.conns.wait(newDrain(nil), func() bool { return s.left(false) == 0 }) {
-				t.Fatal("the wait has ended in vain")
-			}
-			rollBack := func() {
-				u.socks.ReopenGates()
-			}
-			if first == "Shutdown" {
-				s.shut(srv)
-				receive(t, shut, "Shutdown")
-				rollBack()
-			} else {
-				rollBack()
-				s.shut(srv)
-			}
-			got := make(chan error, 9)
-			for range cap(got) {
-				go func() { got <- get() }()
-			}
-			s.resume()
-
-			for range cap(got) {
-				if err := receive(t, got, "an answer"); err != nil {
-					t.Error(err)
-				}
-			}
-			if err := get(); err != nil {
-				t.Error(err)
-			}
-			if len(shut) > 0 {
-				t.Error("Shutdown was called after the roll back")
-			}
-			u.askStop()
-			receive(t, u.Done(), "Done")
-			if err := receive(t, served, "execute"); err != nil {
-				t.Errorf("execute returned %v", err)
-			}
-		})
-	}
-}
-
 // A slowDrainer notices late that a drain was called off.
 type slowDrainer struct {
-	begun  chan *drain
+	begun  chan *serve.Drain
 	notice chan struct{}
 }
 
-func (s *slowDrainer) drain(d *drain) drainReport {
+func (s *slowDrainer) Drain(d *serve.Drain) serve.Report {
 	s.begun <- d
 	select {
-	case <-d.ctx.Done():
+	case <-d.CalledOff():
 		<-s.notice
 	case <-s.notice:
 	}
-	return drainReport{}
+	return serve.Report{}
 }
 
-func (s *slowDrainer) offer(*sockets.Mover) {}
-func (s *slowDrainer) resume()              {}
-func (s *slowDrainer) shutdown()            {}
+func (s *slowDrainer) Offer(*sockets.Mover) {}
+func (s *slowDrainer) Resume()              {}
+func (s *slowDrainer) End()                 {}
 
 // TestStopRightAfterRollBack: the drain of the upgrade is still being called off
 // when the process is told to stop. It drains all the same.
@@ -130,7 +58,7 @@ func TestStopRightAfterRollBack(t *testing.T) {
 	h := newHouse(t, func(g *generation) error { return g.Ready() })
 	h.opts = func(int) []Option { return []Option{Probation(0)} }
 	g := h.first()
-	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{})}
+	slow := &slowDrainer{begun: make(chan *serve.Drain, 9), notice: make(chan struct{})}
 	next := g.toDrain(slow, slow.begun)
 	next.die()
 	g.await(resuming)
@@ -253,45 +181,6 @@ func TestCloseBeforeNewDies(t *testing.T) {
 	receive(t, old.Done(), "Done of the old one")
 }
 
-// From the moment that a drain is called off no answer says that it is the last
-// one, even if the server itself hears of it later.
-func TestAnswersAfterACalledOffDrain(t *testing.T) {
-	u, ln := newSolo(t)
-	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
-	execute, _ := u.HTTP(srv, ln)
-	served := make(chan error, 1)
-	go func() { served <- execute() }()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
-	d := newDrain(nil)
-	u.httpServer(srv).draining.Store(d)
-	client := http.Client{Timeout: limit, Transport: &http.Transport{}}
-	defer client.CloseIdleConnections()
-	saysClose := func() bool {
-		t.Helper()
-		resp, err := client.Get("http://" + ln.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		return resp.Close
-	}
-	if !saysClose() {
-		t.Error("an answer while the process drains does not say that the connection is closed")
-	}
-	d.cancel()
-	if saysClose() {
-		t.Error("an answer after the roll back says that the connection is closed")
-	}
-	u.httpServer(srv).resume()
-	u.askStop()
-	receive(t, u.Done(), "Done")
-	if err := receive(t, served, "execute"); err != nil {
-		t.Errorf("execute returned %v", err)
-	}
-}
-
 // A server that begins only when the process is told to stop, and its listener
 // is closed, opens nothing again.
 func TestStopRightAfterTheStart(t *testing.T) {
@@ -301,10 +190,8 @@ func TestStopRightAfterTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The drain waits for this one, so that the server begins in the middle of it.
-	slow := &slowDrainer{begun: make(chan *drain, 1), notice: make(chan struct{})}
-	u.serversMu.Lock()
-	u.servers = append(u.servers, slow)
-	u.serversMu.Unlock()
+	slow := &slowDrainer{begun: make(chan *serve.Drain, 1), notice: make(chan struct{})}
+	u.host.Add(slow)
 	u.askStop()
 	receive(t, slow.begun, "the drain")
 	parked := make(chan struct{})
@@ -329,7 +216,7 @@ func TestStopRightAfterTheStart(t *testing.T) {
 // One server has nothing left, and another one is draining still when the new
 // process dies: both serve on.
 func TestRollBackAfterAServerHasDrained(t *testing.T) {
-	for name, serve := range map[string]func(*Upgrader, net.Listener, chan struct{}) func() error{
+	for name, give := range map[string]func(*Upgrader, net.Listener, chan struct{}) func() error{
 		"Server": func(u *Upgrader, ln net.Listener, shut chan struct{}) func() error {
 			closed := sync.OnceFunc(func() { close(shut) })
 			execute, _ := u.Server(Server{
@@ -366,7 +253,7 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 			// One that says its end in words of its own.
 			served := make(chan error, 1)
 			shut := make(chan struct{})
-			execute := serve(u, ownWords{ln}, shut)
+			execute := give(u, ownWords{ln}, shut)
 			go func() { served <- execute() }()
 			if err := u.Ready(); err != nil {
 				t.Fatal(err)
@@ -388,14 +275,14 @@ func TestRollBackAfterAServerHasDrained(t *testing.T) {
 			c := ask()
 			u.socks.Yield(u.socks.Snapshot(), []int{0})
 			u.socks.EndAccept()
-			d := newDrain(nil)
-			drained := make(chan drainReport, 1)
-			server := u.allServers()[1]
-			go func() { drained <- server.drain(d) }()
+			d := serve.NewDrain(nil)
+			drained := make(chan serve.Report, 1)
+			server := u.host.All()[1]
+			go func() { drained <- server.Drain(d) }()
 			receive(t, shut, "Shutdown")
 			c.Close()
 			receive(t, drained, "the drain of one server")
-			d.cancel()
+			d.Cancel()
 			u.post(func() {
 				u.socks.ReopenGates()
 				u.drain = d

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // getBody asks the server on addr for "/", and gives the answer's body.
@@ -174,7 +176,7 @@ func TestRunWithoutContext(t *testing.T) {
 // TestListenAndServeOfAnUpgrader: on TCP, on TLS where there is a certificate, and on a
 // unix socket.
 func TestListenAndServeOfAnUpgrader(t *testing.T) {
-	cert, trust := testCertificate(t)
+	cert, trust := tlstest.Certificate(t)
 	path := filepath.Join(t.TempDir(), "s")
 	u, ln := newSolo(t)
 	ln.Close()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proc"
+	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -145,7 +146,7 @@ func TestRollBackWhileAListenerHangs(t *testing.T) {
 	g := h.first()
 	addr := <-addrs
 	// A drain that lasts.
-	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
+	slow := &slowDrainer{begun: make(chan *serve.Drain, 9), notice: make(chan struct{}, 9)}
 	next := g.toDrain(slow, slow.begun)
 	dropped := g.socks.Snapshot()[0].Listener
 	until(t, "the listener that new has dropped to be closed", dropped.IsShut)
@@ -169,7 +170,7 @@ func TestServersThatHang(t *testing.T) {
 	h := newHouse(t, func(g *generation) error { return g.Ready() })
 	h.opts = func(int) []Option { return []Option{Probation(0)} }
 	g := h.first()
-	s := &stuckDrainer{slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}, make(chan string, 9), hang}
+	s := &stuckDrainer{slowDrainer{begun: make(chan *serve.Drain, 9), notice: make(chan struct{}, 9)}, make(chan string, 9), hang}
 	next := g.toDrain(s, s.begun)
 	next.die()
 	g.awaitEither(serving, resuming)
@@ -181,9 +182,7 @@ func TestServersThatHang(t *testing.T) {
 	go g.post(func() { close(looped) })
 	receive(t, looped, "the loop, while a server hangs")
 	u, _ := newSolo(t)
-	u.serversMu.Lock()
-	u.servers = append(u.servers, s)
-	u.serversMu.Unlock()
+	u.host.Add(s)
 	if err := u.Ready(); err != nil {
 		t.Fatal(err)
 	}
@@ -202,8 +201,8 @@ type stuckDrainer struct {
 	hang   chan struct{}
 }
 
-func (s *stuckDrainer) resume()   { s.called <- "resume"; <-s.hang }
-func (s *stuckDrainer) shutdown() { s.called <- "shutdown"; <-s.hang }
+func (s *stuckDrainer) Resume() { s.called <- "resume"; <-s.hang }
+func (s *stuckDrainer) End()    { s.called <- "shutdown"; <-s.hang }
 
 // An upgrade that was passed on to a new process which then dies is wanted still.
 func TestPassedUpgradeIsNotForgotten(t *testing.T) {

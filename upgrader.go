@@ -16,6 +16,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/master"
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
+	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -45,9 +46,9 @@ type Upgrader struct {
 	cut       atomic.Int64 // connections that the last drain has cut off
 	readyOnce sync.Once
 	readyErr  error
-	extras    extras // files and connections
-	runs      runs   // the servers, as Run runs them
-	rule      idleRule
+	extras    extras      // files and connections
+	runs      runs        // the servers, as Run runs them
+	host      *serve.Host // the servers, as the drain ends them
 
 	// Signals are handled before the PID file names this process: from then on
 	// they may come. The runtime takes its time for that, and a new process has it
@@ -57,12 +58,8 @@ type Upgrader struct {
 
 	// Owned by loop.
 	m     machine
-	child *child // the new process, from its start to its end
-	drain *drain // running, or nil
-
-	serversMu    sync.Mutex
-	serversEnded bool // also those that come from now on
-	servers      []drainer
+	child *child       // the new process, from its start to its end
+	drain *serve.Drain // running, or nil
 }
 
 // A system is what an Upgrader asks the operating system for; tests have their own.
@@ -143,7 +140,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	if u.parent == nil {
 		<-u.signals
 	}
-	u.servers = []drainer{queues{u.socks}}
+	u.host = &serve.Host{Socks: u.socks, Log: u.log, Stopping: u.ctx, IdleGrace: o.idleGrace, Move: o.move, Took: u.takes}
 	if err := u.takePIDFile(); err != nil {
 		var running *RunningError
 		if errors.As(err, &running) {

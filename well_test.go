@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
@@ -88,7 +89,7 @@ func TestNewHangsInTheDrain(t *testing.T) {
 	h := newHouse(t, oneListener(addrs))
 	h.opts = func(int) []Option { return []Option{Probation(0)} }
 	g := h.first()
-	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
+	slow := &slowDrainer{begun: make(chan *serve.Drain, 9), notice: make(chan struct{}, 9)}
 	next := g.toDrain(slow, slow.begun)
 	next.hang()
 	g.post(func() {
@@ -115,7 +116,7 @@ func TestStopWhileNewHangs(t *testing.T) {
 	h := newHouse(t, oneListener(make(chan net.Addr, 9)))
 	h.opts = func(int) []Option { return []Option{Probation(0)} }
 	g := h.first()
-	slow := &slowDrainer{begun: make(chan *drain, 9), notice: make(chan struct{}, 9)}
+	slow := &slowDrainer{begun: make(chan *serve.Drain, 9), notice: make(chan struct{}, 9)}
 	next := g.toDrain(slow, slow.begun)
 	next.hang()
 	slow.notice <- struct{}{}

@@ -6,6 +6,7 @@ package fdtest
 import (
 	"errors"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/fd"
@@ -57,4 +58,32 @@ func FillUnixgram(t testing.TB, path string) {
 			t.Fatalf("the queue is not full: error %v", err)
 		}
 	}
+}
+
+var inOrder sync.Mutex // held while InOrder looks for numbers and takes them
+
+// InOrder gives copies of fds with consecutive numbers.
+func InOrder(fds []int) (base int, err error) {
+	inOrder.Lock()
+	defer inOrder.Unlock()
+	free := 0
+	for base = 300; free < len(fds); {
+		if _, err := unix.FcntlInt(uintptr(base+free), unix.F_GETFD, 0); err == nil {
+			base, free = base+free+1, 0
+			continue
+		}
+		free++
+	}
+	for i, fd := range fds {
+		for {
+			if err = unix.Dup2(fd, base+i); err != unix.EINTR && err != unix.EBUSY {
+				break
+			}
+		}
+		if err != nil {
+			return 0, err
+		}
+		unix.CloseOnExec(base + i)
+	}
+	return base, nil
 }

@@ -1,0 +1,234 @@
+//go:build unix
+
+package serve
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/testing/wait"
+)
+
+// serveDraining serves h while the process drains, but accepts still.
+func serveDraining(t *testing.T, srv *http.Server) (u *solo, s *httpServer, addr string) {
+	t.Helper()
+	u, ln := newProcess(t)
+	execute := u.HTTP(srv, ln)
+	served := make(chan error, 1)
+	go func() { served <- execute() }()
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	s = u.httpServer(srv)
+	s.lingers = wait.Limit // a slow client is not to be too late
+	s.draining.Store(NewDrain(nil))
+	t.Cleanup(func() {
+		u.askStop()
+		wait.For(t, u.Done(), "Done")
+		wait.For(t, served, "execute")
+	})
+	return u, s, ln.Addr().String()
+}
+
+func dialSolo(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", addr, wait.Limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(wait.Limit))
+	return c
+}
+
+// The last answer says so whatever the handler sets and however it answers, and
+// what comes before it does not.
+func TestLastAnswerSaysClose(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"nothing":  func(http.ResponseWriter, *http.Request) {},
+		"Write":    func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("x")) },
+		"String":   func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "x") },
+		"Header":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) },
+		"ReadFrom": func(w http.ResponseWriter, _ *http.Request) { w.(io.ReaderFrom).ReadFrom(strings.NewReader("x")) },
+		"Flush":    func(w http.ResponseWriter, _ *http.Request) { w.(http.Flusher).Flush(); io.WriteString(w, "x") },
+		"Control":  func(w http.ResponseWriter, _ *http.Request) { http.NewResponseController(w).Flush() },
+		"Content": func(w http.ResponseWriter, r *http.Request) {
+			http.ServeContent(w, r, "x", time.Time{}, strings.NewReader("x"))
+		},
+		"Timeout": http.TimeoutHandler(http.NotFoundHandler(), wait.Limit, "").ServeHTTP,
+		"Hints": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Link", "</x>")
+			w.WriteHeader(103)
+			io.WriteString(w, "x")
+		},
+		"Deadlines": func(w http.ResponseWriter, _ *http.Request) { mustDeadline(w); io.WriteString(w, "x") },
+	} {
+		for _, keep := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				_, _, addr := serveDraining(t, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if keep {
+						w.Header().Set("Connection", "keep-alive")
+					}
+					h(w, r)
+				})})
+				c := dialSolo(t, addr)
+				io.WriteString(c, "GET / HTTP/1.1\r\nHost: grace\r\n\r\n")
+				in := bufio.NewReader(c)
+				if name == "Hints" {
+					line, _ := in.ReadString('\n')
+					header, err := textproto.NewReader(in).ReadMIMEHeader()
+					if err != nil || !strings.Contains(line, "103") {
+						t.Fatalf("got %q, error %v", line, err)
+					}
+					if got := header.Get("Connection"); got == "close" {
+						t.Errorf("103 says Connection: %s", got)
+					}
+				}
+				resp, err := http.ReadResponse(in, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				io.Copy(io.Discard, resp.Body)
+				if got := resp.Header["Connection"]; len(got) > 1 || !resp.Close {
+					t.Errorf("the last answer says Connection: %q, want close", got)
+				}
+				if _, err := in.ReadByte(); err != io.EOF {
+					t.Errorf("after the last answer: %v, want %v", err, io.EOF)
+				}
+			})
+		}
+	}
+}
+
+func mustDeadline(w http.ResponseWriter) {
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait.Limit)); err != nil {
+		panic(err)
+	}
+}
+
+// A client that has sent more than its server reads before the last answer gets
+// the answer and the end, not a reset.
+func TestPipelinedLastAnswer(t *testing.T) {
+	arrived, sent := make(chan struct{}), make(chan struct{})
+	_, s, addr := serveDraining(t, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(arrived)
+		<-sent
+		io.WriteString(w, "answer")
+	})})
+	c := dialSolo(t, addr)
+	one := "GET / HTTP/1.1\r\nHost: grace\r\n\r\n"
+	io.WriteString(c, one)
+	wait.For(t, arrived, "the first request")
+	// More than the server's buffer takes.
+	if _, err := c.Write(bytes.Repeat([]byte(one), 1000)); err != nil {
+		t.Fatal(err)
+	}
+	close(sent)
+	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(c, 1<<16)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	if string(b) != "answer" || err != nil || !resp.Close {
+		t.Errorf("answered %q, error %v, Connection: close %v", b, err, resp.Close)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("after the last answer: %v, want %v", err, io.EOF)
+	}
+	if n := s.conns.open(true); n != 1 {
+		t.Errorf("%d connections are open, want the one whose client has not closed it", n)
+	}
+	// What comes even later is read, not answered with a reset.
+	for range 3 {
+		if _, err := io.WriteString(c, one); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("after more requests: %v, want %v", err, io.EOF)
+	}
+	c.Close()
+	if !s.conns.wait(NewDrain(nil), func() bool { return s.conns.open(true) == 0 }) {
+		t.Error("the connection is open still")
+	}
+}
+
+// HTTP/2 knows no Connection header: not while the process drains, either.
+func TestNoConnectionHeaderInHTTP2(t *testing.T) {
+	srv := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusEarlyHints)
+		io.WriteString(w, "x")
+	})}
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	_, _, addr := serveDraining(t, srv)
+	tr := &http.Transport{Protocols: srv.Protocols}
+	defer tr.CloseIdleConnections()
+	hints := 0
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+		hints++
+		if got, ok := h["Connection"]; ok {
+			t.Errorf("103 says Connection: %q", got)
+		}
+		return nil
+	}})
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://"+addr, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if hints != 1 || resp.ProtoMajor != 2 {
+		t.Errorf("%d early hints by %s, want 1 by HTTP/2", hints, resp.Proto)
+	}
+}
+
+// A server is known by what the user has, also after a drain that was rolled
+// back has put another one in its place.
+func TestHTTPAgainAfterRollBack(t *testing.T) {
+	calls := 0
+	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ })}
+	u, ln := newProcess(t)
+	defer u.askStop()
+	u.HTTP(srv, ln)
+	s := u.httpServer(srv)
+	s.mu.Lock()
+	s.isShut = true
+	s.mu.Unlock()
+	s.draining.Store(NewDrain(nil))
+	s.Resume()
+	if s.server() == srv {
+		t.Fatal("a server that was shut down serves on")
+	}
+	other, err := u.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	execute := u.HTTP(srv, other)
+	if u.httpServer(srv) != s {
+		t.Error("the server is wrapped twice")
+	}
+	go execute()
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Get("http://" + other.Addr().String())
+	if err != nil {
+		t.Fatal(errors.Unwrap(err))
+	}
+	resp.Body.Close()
+	if calls != 1 {
+		t.Errorf("one request has called the handler %d times", calls)
+	}
+}

@@ -1,0 +1,67 @@
+package serve
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
+)
+
+// A host is what all servers of a process have in common. Its fields are set before
+// the first server is given to it.
+type Host struct {
+	Socks     *sockets.Set
+	Log       *slog.Logger
+	Stopping  context.Context // ends when this process begins to stop
+	IdleGrace time.Duration
+	Move      bool // connections may move to a new process, and come from an old one
+
+	// Took is called when a server takes moved connections of one more protocol on l.
+	Took func(l *sockets.Listener, protocol string)
+
+	rule idleRule
+
+	mu      sync.Mutex
+	servers []Drainer // guarded by mu
+	ended   bool      // also those that come from now on; guarded by mu
+}
+
+// All returns the servers, and what finishes the sockets' queues.
+func (h *Host) All() []Drainer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]Drainer{queues{h.Socks}}, h.servers...)
+}
+
+// Last is All, and lets each server that comes later be ended at once.
+func (h *Host) Last() []Drainer {
+	h.mu.Lock()
+	h.ended = true
+	h.mu.Unlock()
+	return h.All()
+}
+
+// Add adds a server. One that comes when the others were ended is ended as well: a
+// stop may come while the program still sets itself up.
+func (h *Host) Add(s Drainer) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.add(s)
+}
+
+// add is Add. mu is held.
+func (h *Host) add(s Drainer) {
+	h.servers = append(h.servers, s)
+	if h.ended {
+		go s.End()
+	}
+}
+
+// takes records that connections of this protocol may be moved to l.
+func (h *Host) takes(l *sockets.Listener, protocol string) {
+	if h.Move && l.Take(protocol) {
+		h.Took(l, protocol)
+	}
+}

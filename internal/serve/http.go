@@ -1,0 +1,401 @@
+package serve
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
+)
+
+// HTTP returns what serves srv on ln.
+func (h *Host) HTTP(srv *http.Server, ln net.Listener) (execute func() error) {
+	s := h.httpServer(srv)
+	own := h.listensWith(&s.conns, ln)
+	if l, ours := ln.(*sockets.Listener); !ours {
+		s.doubt(own)
+	} else if p := s.template.Protocols; p == nil || p.HTTP1() {
+		h.takes(l, sockets.ProtocolHTTP1)
+	}
+	s.seesWrapper(ln)
+	return func() error { return s.serveHTTP(ln, own) }
+}
+
+// HTTPS is HTTP over TLS.
+func (h *Host) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile string) (execute func() error) {
+	s := h.httpServer(srv)
+	s.seesWrapper(ln)
+	own := h.listensWith(&s.conns, ln)
+	return func() error { return s.serveTLS(ln, own, certFile, keyFile) }
+}
+
+// An httpServer drains an *http.Server without losing a request, which
+// Shutdown alone would: that closes connections that are idle at that moment,
+// while a client may be sending.
+type httpServer struct {
+	host        *Host
+	user        *http.Server // as the user knows it
+	template    *http.Server // what the user had set of it, but for our Handler and hooks: copied by clone
+	bound       bool         // the user has set TLSNextProto: HTTP/2 is bound to that very server
+	handler     http.Handler // the user's, like the next
+	state       func(net.Conn, http.ConnState)
+	connContext func(context.Context, net.Conn) context.Context
+	baseContext func(net.Listener) context.Context
+
+	draining atomic.Pointer[Drain] // nil if it does not drain
+	lingers  time.Duration         // see lingerFor
+	finished chan struct{}         // closed by End: execute returns
+	userShut atomic.Bool           // user.Shutdown was called, which is once
+
+	anchor    anchor
+	userEnded chan struct{} // closed when the program has shut user down, or closed it
+
+	conns    connSet
+	arrivals arrivals
+	doubts   atomic.Bool // doubted has some
+	wraps    atomic.Bool // some of its listeners are not ours, but wrap one
+	peeks    atomic.Bool // some of its connections are a peekedConn
+
+	mu      sync.Mutex
+	srv     *http.Server            // serves HTTP/1
+	twin    *twin                   // serves HTTP/2; nil before the first connection of it
+	twinErr error                   // why it can't
+	mover   *sockets.Mover          // while it drains after an upgrade
+	since   time.Time               // when the drain began
+	foreign map[net.Conn]*foreigner // connections that none of our listeners has accepted
+	wrapped map[net.Conn]*sockets.Track
+	resumed chan struct{}       // closed when a drain was called off
+	isShut  bool                // srv.Shutdown was called
+	doubted []*sockets.Listener // see proof.go
+	// copies of user's server that may have connections, and whether they were shut down
+	copies       map[*http.Server]bool
+	ourShutdowns int // of user, which onShutdown has not been told of yet
+	vain         int // requests of which nothing could be concluded
+	doors        []*door
+}
+
+// httpServer gives the one server of srv.
+func (h *Host) httpServer(srv *http.Server) *httpServer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.servers {
+		if s, ok := d.(*httpServer); ok && s.user == srv {
+			return s
+		}
+	}
+	enableH2C(srv)
+	s := &httpServer{
+		host: h, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
+		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
+		finished: make(chan struct{}), resumed: make(chan struct{}), userEnded: make(chan struct{}),
+		anchor: anchor{held: make(chan struct{}), over: make(chan struct{})}, copies: map[*http.Server]bool{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}, lingers: lingerFor,
+	}
+	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
+	s.template = clone(srv)
+	s.template.TLSNextProto = maps.Clone(srv.TLSNextProto)
+	if srv.TLSConfig != nil {
+		s.template.TLSConfig = srv.TLSConfig.Clone()
+	}
+	if s.bound {
+		s.srv = s.http1Clone()
+		s.addCopy(s.srv)
+	}
+	srv.RegisterOnShutdown(s.onShutdown)
+	h.add(s)
+	return s
+}
+
+// serve serves ln until the drain is over, again if a drain was called off.
+// own are the listeners of ours that ln is, or wraps.
+func (s *httpServer) serve(ln net.Listener, own []*sockets.Listener) error {
+	if s.bound {
+		s.raiseAnchor()
+	}
+	for {
+		if s.isEndedByUser() {
+			return http.ErrServerClosed
+		}
+		for _, l := range own { // the Serve before has ended, and closed it
+			l.Hold(false)
+			s.host.Socks.Unpark(l)
+		}
+		s.mu.Lock()
+		srv, resumed := s.srv, s.resumed
+		s.mu.Unlock()
+		at := ln
+		if d, ok := ln.(*door); ok {
+			at = d.open()
+		}
+		err := srv.Serve(at)
+		s.mu.Lock()
+		isShut := s.isShut
+		s.mu.Unlock()
+		// byProgram is found out first, and only then whether the drain was called
+		// off right now.
+		byProgram := !isShut && !s.ending(err)
+		select {
+		case <-s.finished:
+			return nil
+		case <-resumed:
+			continue
+		default:
+		}
+		if byProgram {
+			return err
+		}
+		select {
+		case <-s.finished:
+			return nil
+		case <-resumed:
+		}
+	}
+}
+
+// ending reports whether err, from a listener, comes from the end of this
+// process's part. While it drains any error comes from our closing the listener:
+// a listener that wraps it may return an error of its own.
+func (s *httpServer) ending(err error) bool {
+	closed := errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)
+	return s.draining.Load() != nil || s.host.Stopping.Err() != nil || closed && s.host.Socks.Keep(nil)
+}
+
+// whenResumed returns the channel that is closed when the next drain is called
+// off.
+func (s *httpServer) whenResumed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.resumed
+}
+
+// ServeHTTP tells the client of a connection that can't be moved to open
+// another one for its next request.
+func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost && r.ProtoMajor == 1 && !s.wraps.Load() {
+		if d, ok := w.(interface{ SetReadDeadline(time.Time) error }); ok {
+			d.SetReadDeadline(sockets.PostMark)
+		}
+	}
+	if r.RequestURI == sockets.PreludeURI {
+		if r.Host == anchorHost {
+			s.anchor.hold()
+		}
+		return
+	}
+	if s.doubts.Load() && r.ProtoMajor == 1 {
+		s.prove(r)
+	}
+	h := s.handler
+	if h == nil {
+		h = http.DefaultServeMux
+	}
+	if r.ProtoMajor < 2 && s.ends() && s.isLast(r) { // HTTP/2 gets GOAWAY
+		last := &goodbye{ResponseWriter: w}
+		h.ServeHTTP(last, r)
+		last.say()
+		return
+	}
+	if s.peeks.Load() && r.ProtoMajor < 2 {
+		w = &goodbye{ResponseWriter: w, said: true} // for its Hijack
+	}
+	h.ServeHTTP(w, r)
+}
+
+// isLast reports, while connections are to end or to move, whether this one gets
+// its last answer now.
+func (s *httpServer) isLast(r *http.Request) bool {
+	addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	t := s.conns.find(addr)
+	if t == nil {
+		return true
+	}
+	s.letGo(t) // drain may not have reached it yet
+	if t.Movable() && time.Since(s.begun()) <= s.host.IdleGrace {
+		return false
+	}
+	t.Bid(s.lingers) // also if requests are pipelined without a pause in which it could move
+	return true
+}
+
+// ends reports whether connections are to end, or move. A drain that is called
+// off ends none from that moment, though resume comes a little later.
+func (s *httpServer) ends() bool {
+	d := s.draining.Load()
+	return d != nil && !d.cancelled()
+}
+
+// begun is when the drain began.
+func (s *httpServer) begun() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.since
+}
+
+// letGo releases a connection that is seen while the server drains.
+func (s *httpServer) letGo(t *sockets.Track) {
+	s.mu.Lock()
+	m := s.mover
+	s.mu.Unlock()
+	s.release(t, m)
+	if !s.ends() { // the drain was called off meanwhile, and resume may have missed this connection
+		t.Offer(nil)
+		t.Finish(0)
+	}
+}
+
+// release offers a connection to the new process, or lets it end here.
+func (s *httpServer) release(t *sockets.Track, m *sockets.Mover) {
+	if !m.Accepts(t.Listener, sockets.ProtocolHTTP1) || !t.IsDirect() || !t.Offer(m) {
+		t.Finish(s.host.IdleGrace)
+	}
+}
+
+func (s *httpServer) Drain(d *Drain) Report {
+	m := d.Mover
+	if m != nil && !s.host.idleRuleHolds() {
+		m = nil
+	}
+	s.mu.Lock()
+	s.mover = m // first: code that sees draining relies on it
+	s.since = d.begun
+	s.mu.Unlock()
+	s.draining.Store(d)
+	begun := len(s.conns.tracks())
+	s.releaseAll(m)
+	s.endAllIdleForeign()
+	for _, c := range s.arrivals.all() {
+		s.boundArrival(c)
+	}
+	s.goAway()
+	hijacked := 0
+	if s.conns.wait(d, func() bool { return s.left(false) == 0 }) {
+		if hijacked = s.left(true); hijacked > 0 {
+			// Only hijacked ones are left: the functions of RegisterOnShutdown tell
+			// their owners.
+			if !s.bound { // else goAway has done it
+				s.shut(s.server())
+			}
+			s.conns.wait(d, func() bool { return s.left(true) == 0 })
+		}
+	}
+	if d.cancelled() {
+		s.Resume()
+		return Report{}
+	}
+	cut := s.foreigners() + s.conns.open(true)
+	waited := max(0, hijacked-cut)
+	return Report{Finished: max(0, begun-waited-cut), Waited: waited, Cut: cut}
+}
+
+// shut calls Shutdown: nothing but hijacked connections is left. If the upgrade
+// is rolled back before that, shut does nothing: net/http would drop a request
+// that the server reads from then on. If the upgrade is rolled back later, new
+// connections wait for the server that takes the place of this one, and the
+// listeners are not closed.
+func (s *httpServer) shut(srv *http.Server) {
+	s.mu.Lock()
+	doors := slices.Clone(s.doors)
+	s.mu.Unlock()
+	shut := func() {
+		for _, d := range doors {
+			d.shut()
+		}
+	}
+	if !s.host.Socks.Hold(s.withoutDoor(doors), shut) {
+		return
+	}
+	s.mu.Lock()
+	s.isShut = true
+	s.markShut(srv)
+	s.mu.Unlock()
+	s.userShut.Store(true)
+	if srv == s.user {
+		go s.shutUser()
+	} else {
+		go shutNow(srv)
+	}
+}
+
+// Offer releases all connections, unless drain has not come to that yet: drain
+// looks at the idle rule first, and this goroutine can't wait for that.
+func (s *httpServer) Offer(m *sockets.Mover) {
+	s.mu.Lock()
+	barred := s.mover == nil
+	s.mu.Unlock()
+	if !barred {
+		s.releaseAll(m)
+	}
+}
+
+func (s *httpServer) releaseAll(m *sockets.Mover) {
+	for _, t := range s.conns.tracks() {
+		s.release(t, m)
+	}
+}
+
+// left counts what is not over yet.
+func (s *httpServer) left(hijacked bool) int {
+	return s.foreigners() + s.conns.left(hijacked)
+}
+
+// Resume lets the server serve on: the drain was called off.
+func (s *httpServer) Resume() {
+	if s.draining.Swap(nil) == nil {
+		return
+	}
+	for _, t := range s.conns.tracks() {
+		t.Offer(nil)
+		t.Finish(0)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mover = nil
+	s.unboundForeign()
+	if s.isShut {
+		s.srv, s.isShut = s.http1Clone(), false // a server that was shut down can't serve again
+		s.addCopy(s.srv)
+	}
+	close(s.resumed)
+	s.resumed = make(chan struct{})
+}
+
+func (s *httpServer) server() *http.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.srv
+}
+
+// End ends the server; what is left is cut off.
+func (s *httpServer) End() {
+	s.anchor.letGo()
+	s.mu.Lock()
+	srv, isShut := s.srv, s.isShut
+	if srv == s.user && !isShut {
+		s.ourShutdowns++
+	}
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if s.left(true) > 0 {
+		cancel()
+	}
+	for _, t := range s.conns.tracks() {
+		t.FreeToClose()
+	}
+	s.goAway()
+	// A second Shutdown would call what was registered with RegisterOnShutdown
+	// a second time.
+	if isShut || srv.Shutdown(ctx) != nil {
+		srv.Close()
+	}
+	s.closeTwin()
+	for _, t := range s.conns.tracks() {
+		t.Cut()
+	}
+	close(s.finished)
+}

@@ -1,0 +1,105 @@
+package serve
+
+import (
+	"context"
+	"net"
+	"net/http"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
+)
+
+// serveHTTP serves ln as [net/http.Server.Serve] does.
+func (s *httpServer) serveHTTP(ln net.Listener, own []*sockets.Listener) error {
+	_, ours := ln.(*sockets.Listener)
+	unencrypted := false
+	if p := s.template.Protocols; p != nil && p.UnencryptedHTTP2() {
+		var err error
+		if _, _, unencrypted, err = speaks(s.template); err != nil {
+			return err
+		}
+	}
+	if ours && !unencrypted {
+		return s.serve(ln, own) // HTTP/1, and nothing else
+	}
+	d := newDoor(s, ln)
+	d.unencrypted = unencrypted
+	return s.serveDoor(d, own)
+}
+
+// serveTLS serves ln as [net/http.Server.ServeTLS] does.
+func (s *httpServer) serveTLS(ln net.Listener, own []*sockets.Listener, certFile, keyFile string) error {
+	http1, http2, _, err := speaks(s.template)
+	if err != nil {
+		return err
+	}
+	d := newDoor(s, ln)
+	if d.config, err = tlsConfig(s.template, http1, http2, certFile, keyFile); err != nil {
+		return err
+	}
+	return s.serveDoor(d, own)
+}
+
+// serveDoor closes the user's listener once, at the end.
+func (s *httpServer) serveDoor(d *door, own []*sockets.Listener) error {
+	defer d.Listener.Close()
+	s.mu.Lock()
+	s.doors = append(s.doors, d)
+	s.mu.Unlock()
+	return s.serve(d, own)
+}
+
+// baseOf is BaseContext: the user's is asked about the user's listener.
+func (s *httpServer) baseOf(ln net.Listener) context.Context {
+	switch ln.(type) {
+	case *feed, *anchorListener: // what comes from there brings its context along, or needs none
+		return context.Background()
+	}
+	d, ok := ln.(*visit)
+	if ok {
+		ln = d.Listener
+	}
+	ctx := context.Background()
+	if s.baseContext != nil {
+		ctx = s.baseContext(ln)
+	}
+	if ok && ctx != nil { // else net/http panics
+		d.mu.Lock()
+		d.base = ctx
+		d.mu.Unlock()
+	}
+	return ctx
+}
+
+// contextOf is ConnContext.
+func (s *httpServer) contextOf(ctx context.Context, c net.Conn) context.Context {
+	if _, ok := c.(*anchorConn); ok {
+		return ctx
+	}
+	if known := s.arrivals.context(c); known != nil {
+		return known
+	}
+	if srv := s.contextServer(); ctx.Value(http.ServerContextKey) != srv {
+		ctx = context.WithValue(ctx, http.ServerContextKey, srv)
+	}
+	return s.newContext(ctx, c)
+}
+
+// newContext calls the user's ConnContext.
+func (s *httpServer) newContext(ctx context.Context, c net.Conn) context.Context {
+	if s.connContext == nil {
+		return ctx
+	}
+	if ctx = s.connContext(ctx, hookConn(c)); ctx == nil {
+		panic("ConnContext returned nil")
+	}
+	return ctx
+}
+
+// contextServer is the server that a request's context names: the user's, or
+// what has taken its place once it was shut down.
+func (s *httpServer) contextServer() *http.Server {
+	if s.userShut.Load() {
+		return s.server()
+	}
+	return s.user
+}

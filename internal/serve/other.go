@@ -1,0 +1,260 @@
+package serve
+
+import (
+	"context"
+	"net"
+	"sync"
+
+	"github.com/julofinance/grace/v3/internal/gate"
+	"github.com/julofinance/grace/v3/internal/sockets"
+)
+
+// A foreignServer is one that is not net/http's. The fields are those of the Server of
+// package grace, which says what each must do.
+type ForeignServer struct {
+	Listener net.Listener
+	Serve    func(net.Listener) error
+	Shutdown func(context.Context) error
+	Protocol string
+}
+
+// Other returns what serves s.
+func (h *Host) Other(s ForeignServer) (execute func() error) {
+	o := &otherServer{
+		host: h, ForeignServer: s, finished: make(chan struct{}), resumed: make(chan struct{}), closed: make(chan struct{}), wanted: make(chan struct{}),
+	}
+	if _, ours := s.Listener.(*sockets.Listener); !ours {
+		o.hall = newHall(s.Listener, o.conns.check)
+	}
+	for _, l := range h.listensWith(&o.conns, s.Listener) {
+		if s.Protocol != "" {
+			l.Live.Adopt(sockets.PhaseOther)
+			h.takes(l, s.Protocol)
+		}
+	}
+	h.Add(o)
+	return o.serve
+}
+
+// An otherServer drains one that is not net/http's.
+type otherServer struct {
+	ForeignServer
+	host     *Host
+	conns    connSet
+	hall     *hall // nil if Listener is ours itself
+	finished chan struct{}
+
+	mu       sync.Mutex
+	draining bool
+	resumed  chan struct{}
+	closed   chan struct{} // closed when Shutdown has closed the listener
+	wanted   chan struct{} // closed when Serve is to be called again: a connection waits
+}
+
+func (s *otherServer) serve() error {
+	if s.hall != nil {
+		defer s.hall.end()
+	}
+	for {
+		select {
+		case <-s.finished: // before it has begun
+			return nil
+		default:
+		}
+		ln, resumed, closed, wanted := s.begin()
+		returned := make(chan error, 1)
+		go func() { returned <- s.Serve(ln) }()
+		var finished chan struct{}
+		if s.hall != nil { // a wrapper may not notice the end of our listener
+			finished = s.finished
+		}
+		select {
+		case <-finished:
+			return nil
+		case <-closed: // it will return, maybe when all its connections are gone
+		case err := <-returned:
+			s.mu.Lock()
+			draining := s.draining
+			s.mu.Unlock()
+			if draining || s.host.Stopping.Err() != nil || s.host.Socks.Keep(nil) {
+				s.onClose(closed) // nothing accepts any more
+				break
+			}
+			select {
+			case <-closed:
+			case <-resumed: // a drain was called off right now
+			default:
+				return err // ended by the program itself
+			}
+		}
+		select {
+		case <-s.finished:
+			return nil
+		case <-resumed:
+		case <-wanted:
+		}
+	}
+}
+
+// begin opens again what a Shutdown has closed, and returns what Serve is to
+// serve.
+func (s *otherServer) begin() (ln net.Listener, resumed, closed, wanted chan struct{}) {
+	s.mu.Lock()
+	s.closed, s.wanted = make(chan struct{}), make(chan struct{})
+	resumed, closed, wanted = s.resumed, s.closed, s.wanted
+	s.mu.Unlock()
+	for _, l := range s.conns.all() {
+		s.host.Socks.Unpark(l)
+	}
+	if s.hall != nil {
+		return s.hall.open(func() { s.onClose(closed) }), resumed, closed, wanted
+	}
+	return s.Listener, resumed, closed, wanted
+}
+
+// onClose: the listener that begin has given together with closed accepts nothing
+// any more.
+func (s *otherServer) onClose(closed chan struct{}) {
+	s.mu.Lock()
+	select {
+	case <-closed:
+	default:
+		close(closed)
+	}
+	s.mu.Unlock()
+	s.conns.check()
+}
+
+// onSpared: Shutdown has closed our listener itself.
+func (s *otherServer) onSpared() {
+	s.mu.Lock()
+	closed := s.closed
+	s.mu.Unlock()
+	s.onClose(closed)
+}
+
+// quiet reports whether no connection comes any more.
+func (s *otherServer) quiet() bool {
+	return s.conns.quiet() && (s.hall == nil || s.hall.holds.Load() == 0)
+}
+
+// stranded reports whether a connection waits to be accepted though the listener
+// was closed: one that could not be moved after all, or that was accepted when
+// Shutdown was called.
+func (s *otherServer) stranded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.closed:
+	default:
+		return false
+	}
+	if s.hall != nil && s.hall.holds.Load() > 0 {
+		return true
+	}
+	for _, l := range s.conns.all() {
+		if l.Gate.HasInjected() {
+			return true
+		}
+	}
+	return false
+}
+
+// serveOn lets Serve be called again, for those that are stranded.
+func (s *otherServer) serveOn() {
+	for _, l := range s.conns.all() {
+		l.Gate.Swap(gate.Parked, gate.Shut)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.wanted:
+	default:
+		close(s.wanted)
+	}
+}
+
+func (s *otherServer) Drain(d *Drain) Report {
+	s.mu.Lock()
+	s.draining = true
+	s.mu.Unlock()
+	begun := len(s.conns.tracks())
+	s.Offer(d.Mover)
+	ctx, cancel := context.WithCancel(d.ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-d.cut:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	// What waits to be accepted comes first: Shutdown may close the listener.
+	for s.Shutdown != nil && s.conns.wait(d, s.quiet) {
+		go s.shut(ctx)
+		s.conns.wait(d, func() bool { return s.conns.left(true) == 0 || s.stranded() })
+		if !s.stranded() || d.cancelled() {
+			break
+		}
+		s.serveOn()
+	}
+	s.conns.wait(d, func() bool { return s.conns.left(true) == 0 })
+	if d.cancelled() {
+		s.Resume()
+		return Report{}
+	}
+	cut := s.conns.open(true)
+	return Report{Finished: max(0, begun-cut), Cut: cut}
+}
+
+// shut calls Shutdown. The listeners are spared: they are not closed for good,
+// since the upgrade may be rolled back meanwhile.
+func (s *otherServer) shut(ctx context.Context) {
+	s.spare(s.onSpared)
+	if s.quiet() { // else the upgrade was rolled back already
+		s.Shutdown(ctx)
+	}
+}
+
+func (s *otherServer) spare(closed func()) {
+	for _, l := range s.conns.all() {
+		l.Spare(closed)
+	}
+}
+
+// Offer lets all connections move to m, or end here.
+func (s *otherServer) Offer(m *sockets.Mover) {
+	for _, l := range s.conns.all() {
+		if m.Accepts(l, s.Protocol) {
+			l.Release(m, false)
+		} else {
+			l.Release(nil, true)
+		}
+	}
+}
+
+func (s *otherServer) Resume() {
+	s.mu.Lock()
+	draining := s.draining
+	s.draining = false
+	s.mu.Unlock()
+	if !draining {
+		return
+	}
+	s.spare(nil)
+	for _, l := range s.conns.all() {
+		l.Release(nil, false)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.resumed)
+	s.resumed = make(chan struct{})
+}
+
+func (s *otherServer) End() {
+	s.spare(nil)
+	for _, t := range s.conns.tracks() {
+		t.Cut()
+	}
+	close(s.finished)
+}
