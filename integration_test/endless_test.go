@@ -127,6 +127,98 @@ func TestEndlessHammer(t *testing.T) {
 	}
 }
 
+// TestEndlessRolledBack: a process that has handed over, and whose new one is dead, is as
+// it was before: SIGUSR2 cuts nothing off, and SIGTERM stops it.
+func TestEndlessRolledBack(t *testing.T) {
+	p, addr := startEndless(t, "-hammer", "-1ns", "-only", ".")
+	c := askHalf(t, addr)
+	next := upgradeEndless(t, p)
+	p.Signal(next, syscall.SIGKILL)
+	p.WaitLine(`grace: rolled back; this process accepts again`)
+	p.Signal(p.Pid(), syscall.SIGUSR2)
+	p.WaitLine(fmt.Sprintf(`^post %d pid=%d$`, syscall.SIGUSR2, p.Pid()))
+	if got := c.finish(); !strings.HasSuffix(got, "whole") {
+		t.Errorf("a request under way was answered %q", got)
+	}
+	if got := ask(t, addr, "/slow?ms=0&say=hello").answer(); !strings.HasSuffix(got, "hello") {
+		t.Errorf("a new request was answered %q", got)
+	}
+	p.Signal(p.Pid(), syscall.SIGTERM)
+	p.WaitLine(fmt.Sprintf(`^returned first pid=%d: <nil>$`, p.Pid()))
+	p.WaitLine(fmt.Sprintf(`^exits pid=%d$`, p.Pid()))
+	p.WaitAllGone()
+}
+
+// upgradeEndless upgrades, and gives the new process once the old one drains.
+func upgradeEndless(t *testing.T, p *proctest.Process) (pid int) {
+	t.Helper()
+	p.Signal(p.Pid(), syscall.SIGHUP)
+	p.WaitLine(fmt.Sprintf(`^post %d pid=%d$`, syscall.SIGHUP, p.Pid()))
+	return atoi(t, p.WaitLine(`grace: serving pid=(\d+) generation=2`)[1])
+}
+
+// TestEndlessHammerAfterUpgrade: SIGUSR2 ends a process that has handed over, in its drain
+// and just before.
+func TestEndlessHammerAfterUpgrade(t *testing.T) {
+	for moment, line := range map[string]string{"stands by": `grace: the new process is ready; standing by`, "drains": `grace: upgrade done; draining`} {
+		t.Run(moment, func(t *testing.T) {
+			p, addr := startEndless(t, "-hammer", "-1ns", "-only", ".")
+			c := askHalf(t, addr)
+			p.Signal(p.Pid(), syscall.SIGHUP)
+			p.WaitLine(line)
+			p.Signal(p.Pid(), syscall.SIGUSR2)
+			if got := c.answer(); got != "" {
+				t.Errorf("what was cut off was answered %q", got)
+			}
+			p.WaitLine(fmt.Sprintf(`^returned first pid=%d: <nil>$`, p.Pid()))
+			p.WaitGone(p.Pid())
+			waitGeneration(p, p.WaitAlone(), 2)
+		})
+	}
+}
+
+// TestEndlessHammeredAndRolledBack: what was cut off can't serve again, and says so.
+func TestEndlessHammeredAndRolledBack(t *testing.T) {
+	p, addr := startEndless(t, "-hammer", "-1ns", "-only", ".")
+	c := askHalf(t, addr)
+	next := upgradeEndless(t, p)
+	p.Signal(next, syscall.SIGSTOP) // the old process waits for it when it has drained
+	p.Signal(p.Pid(), syscall.SIGUSR2)
+	if got := c.answer(); got != "" {
+		t.Errorf("what was cut off was answered %q", got)
+	}
+	p.Signal(next, syscall.SIGKILL)
+	p.WaitLine(`grace: rolled back; this process accepts again`)
+	p.WaitLine(fmt.Sprintf(`^returned first pid=%d: http: Server closed$`, p.Pid()))
+	p.WaitAllGone()
+}
+
+// askHalf sends a request whose body does not end before finish.
+func askHalf(t *testing.T, addr string) asked {
+	t.Helper()
+	c := dialRaw(t, "tcp", addr)
+	// Its 100 is the sign that the handler reads.
+	c.send("POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+	if resp, err := http.ReadResponse(c.in, nil); err != nil || resp.StatusCode != http.StatusContinue {
+		t.Fatalf("POST /echo: %v, %v; want 100 Continue", resp, err)
+	}
+	return asked{t, c.Conn}
+}
+
+// finish sends the body, and gives the answer.
+func (a asked) finish() string {
+	if _, err := io.WriteString(a.conn, "whole"); err != nil {
+		a.t.Error(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(a.conn), nil)
+	if err != nil {
+		a.t.Error(err)
+		return ""
+	}
+	b, _ := io.ReadAll(resp.Body)
+	return string(b)
+}
+
 // An asked is a request under way.
 type asked struct {
 	t    *testing.T

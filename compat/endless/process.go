@@ -57,7 +57,7 @@ type process struct {
 	running servers
 	signals chan os.Signal
 	hooks   sync.RWMutex // held for reading by what runs at a signal
-	ending  atomic.Bool  // told to stop, or upgraded
+	told    atomic.Bool  // to stop: Shutdown is called, or is about to be
 
 	readyOnce sync.Once
 	readyErr  error // of Ready; set once
@@ -118,6 +118,13 @@ func (p *process) isOver() bool {
 	}
 }
 
+// isEnding reports whether this process finishes what it has begun. After an upgrade that
+// is so until the new process is rolled back: only the Upgrader knows.
+func (p *process) isEnding() bool {
+	state := p.u.State()
+	return p.told.Load() || state == grace.StateDraining || state == grace.StateStopped
+}
+
 // serve runs srv until it, or the process, has ended.
 func (p *process) serve(srv *endlessServer) error {
 	p.running.add(srv)
@@ -131,7 +138,7 @@ func (p *process) serve(srv *endlessServer) error {
 	p.mayBeReady()
 	err := execute()
 	p.running.remove(srv)
-	if err != nil && !(p.ending.Load() && errors.Is(err, http.ErrServerClosed)) {
+	if err != nil && !(p.isEnding() && errors.Is(err, http.ErrServerClosed)) {
 		endIfIdle() // the others serve on
 		return err
 	}
@@ -192,48 +199,55 @@ func (p *process) handleSignals() {
 		select {
 		case s := <-p.signals:
 			p.hooks.RLock()
-			p.runHooks(PRE_SIGNAL, s)
-			if s == syscall.SIGHUP { // takes its time, and others may come meanwhile
-				go p.upgrade()
-				continue
+			servers := p.running.list() // they may have ended when all is done
+			runHooks(servers, PRE_SIGNAL, s)
+			act := func() {
+				p.act(s)
+				runHooks(servers, POST_SIGNAL, s)
+				p.hooks.RUnlock()
 			}
-			p.act(s)
-			p.runHooks(POST_SIGNAL, s)
-			p.hooks.RUnlock()
+			// What takes its time must not hold up other signals.
+			if s == syscall.SIGHUP || isHammer(s) && p.u.State() == grace.StateStandingBy {
+				go act()
+			} else {
+				act()
+			}
 		case <-p.u.Done():
 			return
 		}
 	}
 }
 
-func (p *process) runHooks(prePost int, s os.Signal) {
-	for _, srv := range p.running.list() {
-		srv.runHooks(prePost, s)
-	}
-}
-
-func (p *process) upgrade() {
-	defer p.hooks.RUnlock()
-	servers := p.running.list() // they may have ended when it is over
-	if p.u.Upgrade(context.Background()) == nil {
-		p.ending.Store(true)
-	}
+func runHooks(servers []*endlessServer, prePost int, s os.Signal) {
 	for _, srv := range servers {
-		srv.runHooks(POST_SIGNAL, syscall.SIGHUP)
+		srv.runHooks(prePost, s)
 	}
 }
 
 // act does what a signal asks for.
 func (p *process) act(s os.Signal) {
 	switch {
+	case s == syscall.SIGHUP:
+		p.u.Upgrade(context.Background()) // its error is in the log
 	case s == syscall.SIGINT || s == syscall.SIGTERM:
-		if !p.ending.Swap(true) {
-			go p.u.Shutdown(context.Background())
-		}
-	case isHammer(s) && p.ending.Load():
-		slog.Warn("endless: what is left is cut off, as SIGUSR2 says", "pid", os.Getpid())
-		for _, srv := range p.running.list() {
-			srv.Close()
-		}
+		p.told.Store(true)
+		go p.u.Shutdown(context.Background())
+	case isHammer(s):
+		p.hammer()
+	}
+}
+
+// hammer cuts off what a process that ends has left. One that stands by ends in a moment,
+// unless it is rolled back: the signal counts then, too.
+func (p *process) hammer() {
+	for p.u.State() == grace.StateStandingBy {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if !p.isEnding() {
+		return
+	}
+	slog.Warn("endless: what is left is cut off, as SIGUSR2 says", "pid", os.Getpid())
+	for _, srv := range p.running.list() {
+		srv.Close()
 	}
 }
