@@ -350,6 +350,64 @@ func TestTermToNew(t *testing.T) {
 	s.mustStopAll(old)
 }
 
+// notifyContexts are the two ways in which a program uses signal.NotifyContext for Run:
+// besides grace's own stop signals, and in place of them.
+var notifyContexts = map[string][]string{
+	"besides grace":          {"-notify", "-drain", "10m"},
+	"and grace handles none": {"-notify", "-drain", "10m", "-nostop"},
+}
+
+// TestNotifyContext: a stop signal that ends Run's context finishes what has begun, at
+// every moment of a hand-over, whichever of the two processes get it.
+func TestNotifyContext(t *testing.T) {
+	for how, args := range notifyContexts {
+		for _, m := range moments {
+			for _, group := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/%s/group=%v", how, m.name, group), func(t *testing.T) {
+					s := startServer(t, slices.Concat(args, m.args)...)
+					requests := []*held{s.comeTo(m)}
+					if m.new {
+						s.successor(s.Pid())
+						requests = append(requests, s.hold())
+					}
+					if group {
+						s.signalGroup(syscall.SIGTERM)
+					} else {
+						s.Signal(s.Pid(), syscall.SIGTERM)
+					}
+					s.waitRefused()
+					for _, h := range requests {
+						h.release()
+					}
+					s.mustStopAll(s.Pid())
+					s.mustCutNothing()
+				})
+			}
+		}
+	}
+}
+
+// TestNotifyContextUpgrade: an upgrade under load loses nothing, and ends no context but
+// that of the new process once SIGINT reaches it.
+func TestNotifyContextUpgrade(t *testing.T) {
+	for how, args := range notifyContexts {
+		t.Run(how, func(t *testing.T) {
+			s := startServer(t, args...)
+			l := s.startLoad(4)
+			for range 2 {
+				s.mustUpgrade()
+			}
+			l.mustLoseNothing(t)
+			h, pid := s.hold(), s.filePid()
+			s.Signal(pid, syscall.SIGINT)
+			s.waitRefused()
+			h.release()
+			s.mustStopAll(s.Pid(), pid)
+			s.mustCutNothing()
+		})
+	}
+}
+
 // waitRefused waits until nobody listens any more.
 func (s *server) waitRefused() {
 	s.t.Helper()

@@ -110,6 +110,8 @@ func serve() error {
 			return nil
 		}))
 	}
+	ctx, cancel := runContext()
+	defer cancel()
 	u, err := grace.New(opts...)
 	if err != nil {
 		return err
@@ -128,7 +130,7 @@ func serve() error {
 	go m.afterReady(u)
 	var g run.Group
 	stop := func(error) { u.Abort() }
-	g.Add(func() error { return u.Run(context.Background()) }, stop)
+	g.Add(func() error { return u.Run(ctx) }, stop)
 	for _, execute := range others {
 		g.Add(execute, stop)
 	}

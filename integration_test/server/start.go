@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"syscall"
@@ -11,11 +13,13 @@ import (
 	"github.com/julofinance/grace/v3"
 )
 
-// Flags of the tests of what the next generation is started with.
+// Flags of the tests of what the next generation is started with, and of signals.
 var (
 	dirPath = flag.String("dir", "", "Dir option")
 	title   = flag.Bool("title", false, "the first generation writes a title over its arguments before New, as setproctitle(3) does, and changes its directory")
 	onHup   = flag.Bool("hup", false, "SIGHUP upgrades")
+	notify  = flag.Bool("notify", false, "Run's context ends by SIGTERM and SIGINT")
+	noStop  = flag.Bool("nostop", false, "grace handles no stop signals")
 )
 
 // argv is where the system has put the arguments; os.Args is a copy from here on.
@@ -45,5 +49,16 @@ func startOptions() (opts []grace.Option) {
 	if *onHup {
 		opts = append(opts, grace.UpgradeSignals(syscall.SIGHUP))
 	}
+	if *noStop {
+		opts = append(opts, grace.StopSignals())
+	}
 	return opts
+}
+
+// runContext is Run's, and what ends it.
+func runContext() (context.Context, context.CancelFunc) {
+	if *notify {
+		return signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	}
+	return context.WithCancel(context.Background())
 }
