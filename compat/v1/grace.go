@@ -1,6 +1,6 @@
 // Package grace has the names of the first version of grace (gopkg.in/tokopedia/grace.v1
 // and github.com/julofinance/grace), so that a program comes over by changing the import
-// path. docs/from-v1.md says what is otherwise. A new program uses
+// path. docs/compat.md says what behaves otherwise. A new program uses
 // [github.com/julofinance/grace/v3].
 //
 // Like the first version it adds the flags -p and -t to [flag.CommandLine] when it is
