@@ -47,19 +47,26 @@ test: packages
 
 # How net/http reads, how it is given HTTP/2 and what blocks is what moving and
 # ending connections rests on: the unit tests, the integration tests of that, and
-# golang.org/x/net on top of it.
+# what others build on it: golang.org/x/net, exporter-toolkit, programs of compat/.
 NETHTTP := Lossless(TLS|Unix|Wrapped|HTTP2|H2load)|HTTP2|WhichConnectionsMove|MoveOverUnix|Hooks|MovedConnection|HalfClosed|ExitsWhen
 NETHTTP := $(NETHTTP)|DrainTimeout|ManyServers|StaysNonBlocking|UsesSendfile|UsesSplice|DeathInDrain|UpgradeUnderLoad
+COMPAT  := Original|Gracehttp|Endless|Tableflip
+ONTOP   := $(addprefix integration_test/,xnet exporter compat)
 
 oldest: export GOTOOLCHAIN := $(OLDEST)
 newest: export GOTOOLCHAIN := $(NEWEST)
 oldest newest: export CGO_ENABLED := 1
 oldest newest: packages
 	@echo "== $@: $$(go version)"
-	@go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) . ./internal/...
-	@go test -race -shuffle=on -timeout $(TIMEOUT) -run '$(NETHTTP)' $(TESTFLAGS) ./integration_test
+	@go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) . ./internal/... ./compat/...
+	@go test -race -shuffle=on -timeout $(TIMEOUT) -run '$(NETHTTP)|$(COMPAT)' $(TESTFLAGS) ./integration_test
 	@go test -race -timeout $(TIMEOUT) -short -run 'Lossless300' $(TESTFLAGS) ./integration_test
-	@cd integration_test/xnet && go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) ./...
+	@failed=; \
+	for dir in $(ONTOP); do \
+		echo "== $@ $$dir"; \
+		(cd $$dir && go test -race -shuffle=on -timeout $(TIMEOUT) $(TESTFLAGS) ./...) || failed+=" $$dir"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "FAIL in$$failed"; exit 1; fi
 
 packages:
 	@.ci/packages
