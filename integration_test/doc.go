@@ -23,7 +23,8 @@
 //	32 bit                               bits32
 //	the cost of an upgrade               bench
 //
-// Each stands for the file of that name, with _test.go.
+// Each stands for the file of that name, with _test.go. docs/code.md says which file of the
+// library a symptom comes from.
 //
 // What needs modules that the library does not is a module of its own: quic (quic-go), rpc
 // (grpc-go and cmux), xnet (HTTP/2 of golang.org/x/net), dns (miekg/dns, and the source
