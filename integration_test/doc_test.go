@@ -49,3 +49,20 @@ func TestPageNamesEveryFile(t *testing.T) {
 		}
 	}
 }
+
+// TestCodePageNamesFiles: each file that docs/code.md sends its reader to is there.
+func TestCodePageNamesFiles(t *testing.T) {
+	page, err := os.ReadFile("../docs/code.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := regexp.MustCompile("`([a-z0-9_/]+\\.go)`").FindAllStringSubmatch(string(page), -1)
+	if len(files) < 20 {
+		t.Fatalf("docs/code.md names %d files", len(files))
+	}
+	for _, m := range files {
+		if _, err := os.Stat(filepath.Join("..", m[1])); err != nil {
+			t.Errorf("docs/code.md: %v", err)
+		}
+	}
+}
