@@ -123,7 +123,7 @@ func TestBoundAnewIsNotDropped(t *testing.T) {
 	next.askStop()
 	receive(t, next.Done(), "Done")
 	next.die()
-	if !strings.Contains(log.String(), `is bound anew`) || !strings.Contains(log.String(), `do="if a link in the path leads elsewhere`) {
+	if !strings.Contains(log.String(), `is bound anew`) || !strings.Contains(log.String(), `hint="if a link in the path leads elsewhere`) {
 		t.Errorf("the log does not say that the path is bound anew, and that a link may be why:\n%s", log.String())
 	}
 	if strings.Contains(log.String(), "does not use sockets") {

@@ -123,7 +123,7 @@ const tellPatience = 900 * time.Millisecond
 func (u *Upgrader) tellPeer(ch *control.Channel, pid int, m control.Message, what string) {
 	ch.SendWithin(tellPatience, m, func(err error) {
 		if err != nil && isOurs(err) {
-			u.log.Error("grace: the other process of the hand-over can't be told", "what", what, "peer", pid, "err", err, "do", "send it the signal yourself")
+			u.log.Error("grace: the other process of the hand-over can't be told", "what", what, "peer", pid, "err", err, "hint", "send it the signal yourself")
 		}
 	})
 }

@@ -61,7 +61,7 @@ func (u *Upgrader) tellMaster() {
 			if own := (*hint.Error)(nil); errors.As(err, &own) {
 				do = own.Do
 			}
-			u.log.Error("grace: the master can't be told that this process is ready", "err", err, "do", do)
+			u.log.Error("grace: the master can't be told that this process is ready", "err", err, "hint", do)
 		}
 	}()
 }

@@ -38,10 +38,10 @@ func (p performer) say(n notice, err error) {
 		u.log.Info("grace: upgrade done; draining", "new", u.m.child.pid, "timeout", u.opt.drainTimeout)
 		u.notify.Status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
 	case noticeFailed:
-		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
+		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "hint", advice(err))
 		u.tellFailed("the upgrade failed", err)
 	case noticeRolledBack:
-		u.log.Error("grace: rolled back; this process accepts again", "err", err, "do", advice(err))
+		u.log.Error("grace: rolled back; this process accepts again", "err", err, "hint", advice(err))
 		u.tellFailed("the upgrade was rolled back", err)
 	case noticeDrained:
 		u.cut.Store(int64(u.drain.Report.Cut))
@@ -52,10 +52,10 @@ func (p performer) say(n notice, err error) {
 	case noticeMasterAsked:
 		u.log.Info("grace: upgrade asked of the master, by SIGHUP", "master", u.master.Name, "masterpid", u.master.Pid)
 	case noticeMasterRefused:
-		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "do", advice(err))
+		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "hint", advice(err))
 	case noticeMasterGone:
 		u.log.Error("grace: the master is gone; this process goes on serving", "master", u.master.Name, "masterpid", u.master.Pid,
-			"do", master.AdviceMasterGone)
+			"hint", master.AdviceMasterGone)
 	default:
 		p.sayOfChild(n, err)
 	}
@@ -81,7 +81,7 @@ func (p performer) sayOfChild(n notice, err error) {
 		log.Warn("grace: the new process can't be asked whether it is well; this one moves no connection, and exits when it has drained", "new", pid, "err", err)
 	case noticeUnkillable:
 		log.Error("grace: the new process can't be killed; it is tried again and again", "new", pid, "err", err,
-			"do", fmt.Sprintf("end it by hand (kill -9 %d); until then no upgrade begins", pid))
+			"hint", fmt.Sprintf("end it by hand (kill -9 %d); until then no upgrade begins", pid))
 	case noticeGivesUp:
 		log.Warn("grace: this process gives up while a new one is starting; it leaves the sockets to that", "new", pid)
 	case noticeHeirServes:
@@ -146,6 +146,6 @@ func (p performer) askMaster(replies []reply) {
 func (u *Upgrader) warnIfNeverGone(next int) {
 	time.AfterFunc(max(time.Second, u.opt.drainTimeout), func() {
 		u.log.Warn("grace: this process has finished, and does not exit; the new process can't be upgraded before", "pid", os.Getpid(), "new", next,
-			"do", "see what the program does after Done is closed, or Serve or Run has returned; end this process, by SIGKILL if need be")
+			"hint", "see what the program does after Done is closed, or Serve or Run has returned; end this process, by SIGKILL if need be")
 	})
 }

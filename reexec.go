@@ -186,7 +186,7 @@ func (u *Upgrader) foreseeTrouble() {
 	switch {
 	case u.underMaster() || !supported:
 	case byGoRun(c.Path):
-		u.log.Warn("grace: this process can't be upgraded: go run has made its binary", "path", c.Path, "do", adviceGoRun)
+		u.log.Warn("grace: this process can't be upgraded: go run has made its binary", "path", c.Path, "hint", adviceGoRun)
 	case u.opt.executable == "":
 		if _, err := os.Stat(c.Path); errors.Is(err, fs.ErrNotExist) {
 			u.log.Warn("grace: the binary of this process is gone; an upgrade needs one", "path", c.Path)
@@ -202,7 +202,7 @@ func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (pr
 		u.log.Warn(noDirectory, "now", currentDir(), "err", "it was gone already when the first process was started")
 	} else if otherRelease(u.home.real, c.realPath, c.realDir) {
 		u.log.Warn("grace: the new binary is of another release than the directory in which it starts", "binary", c.realPath, "dir", c.realDir,
-			"do", "give Dir the path that leads to the release of now, or start the service with PWD set to it")
+			"hint", "give Dir the path that leads to the release of now, or start the service with PWD set to it")
 	}
 	p, err := startWritten(ctx, u.log, c, start)
 	var gone *proc.DirError

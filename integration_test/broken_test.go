@@ -154,7 +154,7 @@ func (b broken) mustFail(t *testing.T, s *server, r *release) {
 		t.Errorf("the error %q says grace: %d times, want once", got.Err, n)
 	}
 	s.mustBe(before)
-	if n := s.Count(errorLines) - logged; n != 1 || s.Count(errorLines+`.* do="`) != s.Count(errorLines) {
+	if n := s.Count(errorLines) - logged; n != 1 || s.Count(errorLines+`.* hint="`) != s.Count(errorLines) {
 		t.Errorf("%d error lines were logged, want one, with what to do:\n%s", n, strings.Join(s.Lines(), "\n"))
 	}
 	if len(l.pids) != 1 || l.pids[before.pid] == 0 {
@@ -260,7 +260,7 @@ func TestNoDescriptor(t *testing.T) {
 			t.Fatalf("with %d descriptors to be had Upgrade returned %+v; want ErrStart: too many open files", n, got)
 		}
 		s.mustBe(before)
-		if want := n + 1; s.Count(`level=ERROR.* do="`) != want || s.Count(`level=ERROR`) != want {
+		if want := n + 1; s.Count(`level=ERROR.* hint="`) != want || s.Count(`level=ERROR`) != want {
 			t.Errorf("after %d failed upgrades %d error lines were logged; want one for each", want, s.Count("level=ERROR"))
 		}
 	}
@@ -283,7 +283,7 @@ func TestNoProcess(t *testing.T) {
 	for _, more := range []int{0, 1, 5} {
 		broken{query: fmt.Sprintf("nproc=%d", more), is: "ErrStart", text: "RLIMIT_NPROC of user 54321 allows"}.mustFail(t, s, r)
 	}
-	if s.Count(`do="raise the limit that the error names`) != 3 {
+	if s.Count(`hint="raise the limit that the error names`) != 3 {
 		t.Error("the log does not say what to do")
 	}
 	s.mustUpgrade()

@@ -35,7 +35,7 @@ func TestNoFileForTheHandOver(t *testing.T) {
 					t.Fatalf("Upgrade returned %+v; want ErrStart: %v", got, syscall.ENFILE)
 				}
 				s.mustBe(before)
-				if s.Count(`level=ERROR.* do="`) != n+1 || s.Count(`level=ERROR`) != n+1 {
+				if s.Count(`level=ERROR.* hint="`) != n+1 || s.Count(`level=ERROR`) != n+1 {
 					t.Errorf("after %d failed upgrades %d error lines were logged; want one for each", n+1, s.Count("level=ERROR"))
 				}
 			}

@@ -287,7 +287,7 @@ func TestKillFails(t *testing.T) {
 	if !slices.Equal(got.Is, []string{"ErrReadyTimeout"}) || !strings.Contains(got.Err, "can't be killed: operation not permitted") {
 		t.Errorf("Upgrade returned %+v; want ErrReadyTimeout, and that new can't be killed", got)
 	}
-	s.WaitLine(fmt.Sprintf(`the new process can't be killed; .* new=%d .*do="end it by hand`, got.Pid))
+	s.WaitLine(fmt.Sprintf(`the new process can't be killed; .* new=%d .*hint="end it by hand`, got.Pid))
 	result := s.beginUpgrade()
 	s.WaitLine(`upgrade asked; it waits its turn`)
 	if pid := s.servingPid(); pid != old {

@@ -39,7 +39,7 @@ func TestMasterWithoutSockets(t *testing.T) {
 			if want := "the " + c.master + " that has started this process: it has passed no socket"; !strings.Contains(r.Err, want) {
 				t.Errorf("Upgrade gave %+v; want %q", r, want)
 			}
-			s.WaitLine(`upgrade failed; this process goes on serving.* do="send the ` + c.master + ` the signal yourself: kill -HUP \d+"`)
+			s.WaitLine(`upgrade failed; this process goes on serving.* hint="send the ` + c.master + ` the signal yourself: kill -HUP \d+"`)
 			if got := s.servingPid(); got != s.Pid() {
 				t.Errorf("process %d serves, want %d", got, s.Pid())
 			}
@@ -68,9 +68,9 @@ func TestMasterOfRoot(t *testing.T) {
 		return socketmaster(t, "tcp://127.0.0.1:0", run, "-tokopedia", "-start", "20", "-wait-child-notif")(args)
 	})
 	child := m.pid()
-	m.WaitLine(fmt.Sprintf(`can't be told that this process is ready" from=%d .*of uid 0, and this one is of uid 65534.* do="run the socketmaster as the user of this process; or, as its user, send .*: kill -USR1 %d"`, child, m.Pid()))
+	m.WaitLine(fmt.Sprintf(`can't be told that this process is ready" from=%d .*of uid 0, and this one is of uid 65534.* hint="run the socketmaster as the user of this process; or, as its user, send .*: kill -USR1 %d"`, child, m.Pid()))
 	m.Signal(child, syscall.SIGUSR2)
-	line := m.WaitLine(`upgrade failed; this process goes on serving.*of uid 0, and this one is of uid 65534.* do="(.*)"`)
+	line := m.WaitLine(`upgrade failed; this process goes on serving.*of uid 0, and this one is of uid 65534.* hint="(.*)"`)
 	command := regexp.MustCompile(`kill -HUP \d+`).FindString(line[1])
 	if want := fmt.Sprintf("kill -HUP %d", m.Pid()); command != want {
 		t.Fatalf("the advice is %q; want %q in it", line[1], want)

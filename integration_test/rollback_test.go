@@ -61,7 +61,7 @@ func TestPanicAfterReady(t *testing.T) {
 		t.Errorf("the load met %d of %d new processes, and the old one %d times: it shows nothing", served, upgrades, l.pids[before.pid])
 	}
 	s.mustBe(before)
-	if n := s.Count(`level=ERROR .*msg="grace: `); n != upgrades || s.Count(`level=ERROR .*rolled back.* do="`) != upgrades {
+	if n := s.Count(`level=ERROR .*msg="grace: `); n != upgrades || s.Count(`level=ERROR .*rolled back.* hint="`) != upgrades {
 		t.Errorf("%d error lines were logged for %d upgrades; want one each", n, upgrades)
 	}
 	finishUpgrade(s)
@@ -135,7 +135,7 @@ func TestDeathInDrain(t *testing.T) {
 				new := s.successor(before.pid)
 				refused := s.startConnecting()
 				end.die(s, new)
-				s.WaitLine(fmt.Sprintf(`rolled back; this process accepts again" from=%d .*%s.* do="`, before.pid, end.status))
+				s.WaitLine(fmt.Sprintf(`rolled back; this process accepts again" from=%d .*%s.* hint="`, before.pid, end.status))
 				if pid := s.servingPid(); pid != before.pid {
 					t.Fatalf("after the roll back process %d answers, want %d", pid, before.pid)
 				}
@@ -183,7 +183,7 @@ func TestRefusedByHook(t *testing.T) {
 		t.Errorf("Upgrade returned %+v; want ErrRefused: the file is there", got)
 	}
 	s.mustBe(before)
-	if n := s.Count(`level=ERROR .* do="`); n != 1 {
+	if n := s.Count(`level=ERROR .* hint="`); n != 1 {
 		t.Errorf("%d error lines were logged, want one", n)
 	}
 	remove(t, refuse)

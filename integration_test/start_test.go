@@ -115,7 +115,7 @@ func TestDirectoryIsGone(t *testing.T) {
 		if !slices.Equal(r.Is, []string{"ErrStart"}) || !strings.Contains(r.Err, "working directory of the first start was gone") {
 			t.Errorf("got %+v", r)
 		}
-		s.WaitLine(`upgrade failed.* do="give Executable an absolute path`)
+		s.WaitLine(`upgrade failed.* hint="give Executable an absolute path`)
 	})
 	t.Run("and asked for", func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "release")
@@ -124,7 +124,7 @@ func TestDirectoryIsGone(t *testing.T) {
 		if !slices.Equal(r.Is, []string{"ErrStart"}) || !strings.Contains(r.Err, dir) || !strings.Contains(r.Err, "no such file") {
 			t.Errorf("got %+v", r)
 		}
-		s.WaitLine(`upgrade failed.* do="make the directory`)
+		s.WaitLine(`upgrade failed.* hint="make the directory`)
 		must(t, os.Mkdir(dir, 0o755))
 		if got := cwd(t, s.mustUpgrade()); got != dir {
 			t.Errorf("the new process is in %s, want %s", got, dir)
@@ -227,7 +227,7 @@ func TestBinaryIsBeingWritten(t *testing.T) {
 	if !slices.Equal(r.Is, []string{"ErrStart"}) || !strings.Contains(r.Err, "has it open for writing") {
 		t.Errorf("got %+v", r)
 	}
-	s.WaitLine(`upgrade failed.* do="write a new binary beside the old one`)
+	s.WaitLine(`upgrade failed.* hint="write a new binary beside the old one`)
 	s.WaitLine(`the new binary is still open for writing; trying again`)
 	result := s.beginUpgrade()
 	s.WaitLine(`the new binary is still open for writing; trying again`)
@@ -248,7 +248,7 @@ func TestBinaryIsGone(t *testing.T) {
 		if !slices.Equal(r.Is, []string{"ErrStart"}) || !strings.Contains(r.Err, "the binary is gone, or was moved") || !strings.Contains(r.Err, path) {
 			t.Errorf("got %+v", r)
 		}
-		s.WaitLine(`upgrade failed.* do="put the new binary at the path that the error names`)
+		s.WaitLine(`upgrade failed.* hint="put the new binary at the path that the error names`)
 		copyBinary(t, path)
 		s.mustUpgrade()
 	})
@@ -271,7 +271,7 @@ func TestBinaryIsGone(t *testing.T) {
 			if !slices.Equal(r.Is, []string{"ErrStart"}) || !strings.Contains(r.Err, "made by go run") {
 				t.Errorf("got %+v", r)
 			}
-			s.WaitLine(`upgrade failed.* do="make the binary with go build`)
+			s.WaitLine(`upgrade failed.* hint="make the binary with go build`)
 			s.Signal(s.filePid(), syscall.SIGTERM)
 			s.WaitAllGone()
 		}

@@ -208,7 +208,7 @@ func TestProgramThatStays(t *testing.T) {
 	s.Signal(old, syscall.SIGUSR2)
 	s.WaitLine(`upgrade done; draining"`)
 	new := s.successor(old)
-	s.WaitLine(fmt.Sprintf(`this process has finished, and does not exit; the new process can't be upgraded before" from=%d pid=%d new=%d do=`, old, old, new))
+	s.WaitLine(fmt.Sprintf(`this process has finished, and does not exit; the new process can't be upgraded before" from=%d pid=%d new=%d hint=`, old, old, new))
 	s.Signal(new, syscall.SIGUSR2)
 	s.WaitLine(fmt.Sprintf(`it waits its turn" from=%d until="the old process, pid %d, is gone"`, new, old))
 	remove(t, stay)

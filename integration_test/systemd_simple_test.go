@@ -21,7 +21,7 @@ func TestSystemdSimple(t *testing.T) {
 				t.Errorf("Upgrade gave %+v; want ErrNotSupported, and why", r)
 			}
 			u.do("systemctl", "reload", u.unit)
-			u.waitJournal(u.unit, `upgrade failed; this process goes on serving.*without Type=notify.* do="set Type=notify in the unit's \[Service\] section`)
+			u.waitJournal(u.unit, `upgrade failed; this process goes on serving.*without Type=notify.* hint="set Type=notify in the unit's \[Service\] section`)
 			if got := u.servingPid(); got != pid || u.mainPid(u.unit) != pid {
 				t.Errorf("process %d serves, and MainPID is %d; want %d", got, u.mainPid(u.unit), pid)
 			}

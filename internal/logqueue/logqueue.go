@@ -130,7 +130,7 @@ func (q *Queue) next() (l line, ok bool) {
 	defer q.mu.Unlock()
 	if n := q.dropped; n > 0 && len(q.lines) < maxLines {
 		r := slog.NewRecord(time.Now(), slog.LevelWarn, "grace: log lines dropped", 0)
-		r.Add("lines", n, "do", "see why the log is not written as fast as it is filled")
+		r.Add("lines", n, "hint", "see why the log is not written as fast as it is filled")
 		q.lines = append(q.lines, line{ctx: context.Background(), to: q.lost, record: r, note: true})
 		q.dropped, q.lost = 0, nil
 	}

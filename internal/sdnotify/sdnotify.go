@@ -190,7 +190,7 @@ func (n *Notifier) writeMain(pid int, status string) {
 		err = n.barrier()
 	}
 	if err != nil {
-		n.log.Warn("grace: systemd was not told the new main process", "new", pid, "err", err, "do", "see whether systemd starts the service again now; nothing else is wrong")
+		n.log.Warn("grace: systemd was not told the new main process", "new", pid, "err", err, "hint", "see whether systemd starts the service again now; nothing else is wrong")
 	}
 }
 

@@ -86,7 +86,7 @@ func (s *Set) boundAnew(in Inherited) {
 	if dir := filepath.Dir(in.Path); isLink(dir) {
 		do = "if a link in the path leads elsewhere now, nothing, but remove the former file where it led to before; else don't remove it: Listen replaces what a crash has left behind"
 	}
-	s.Log.Warn("grace: the path of a unix socket was removed or replaced before Listen; it is bound anew, and the old process serves what is queued in the former one", "path", in.Path, "do", do)
+	s.Log.Warn("grace: the path of a unix socket was removed or replaced before Listen; it is bound anew, and the old process serves what is queued in the former one", "path", in.Path, "hint", do)
 }
 
 // isLink reports whether a symlink is in the path.
