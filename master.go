@@ -28,7 +28,7 @@ func (u *Upgrader) joinMaster() {
 	if !u.underMaster() {
 		return
 	}
-	u.log.Info("grace: a master has started this process; upgrades are its to do", "master", m.Name, "masterpid", m.Pid, "sockets", len(m.Sockets))
+	u.log.Info("grace: a master has started this process; it has to do the upgrades", "master", m.Name, "masterpid", m.Pid, "sockets", len(m.Sockets))
 	if m.Wrapper != 0 && m.Pid != 0 {
 		// The wrapper got the signal that was meant for us, and has not passed it
 		// on.
@@ -49,7 +49,7 @@ func (u *Upgrader) tellMaster() {
 		return
 	}
 	for _, in := range u.socks.Leftover() {
-		u.log.Warn("grace: the master has passed a socket that no Listen has asked for; connections there wait in vain",
+		u.log.Warn("grace: an inherited socket is not used by any listener; its connections will not be accepted",
 			"master", m.Name, "variable", m.Variable, "descriptor", in.FD, "bound", in.Bound)
 	}
 	if m.Ready == nil {

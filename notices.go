@@ -23,7 +23,7 @@ func (p performer) say(n notice, err error) {
 		u.notify.Ready(u.serves())
 		u.runWatchdog()
 	case noticeQueued:
-		u.log.Info("grace: upgrade asked; it waits its turn", "until", u.m.inTheWay())
+		u.log.Info("grace: upgrade queued", "until", u.m.inTheWay())
 	case noticePassedOn:
 		u.log.Info("grace: upgrade asked of a process that has handed over; passed on", "new", u.m.child.pid)
 	case noticeUnsupported:
@@ -87,11 +87,11 @@ func (p performer) sayOfChild(n notice, err error) {
 	case noticeHeirServes:
 		log.Info("grace: the new process is ready; this one ends", "new", pid, "took", time.Since(p.u.child.launched))
 	case noticeHeirDied:
-		log.Error("grace: the new process, which was to serve in place of this one, has ended; nobody serves", "new", pid, "status", status)
+		log.Error("grace: the new process, which was to serve in place of this one, has ended; no process serves", "new", pid, "status", status)
 	case noticeStopIgnored:
 		log.Info("grace: stop asked of a new process that has given up long ago; this process serves on", "new", pid)
 	case noticeDied:
-		log.Error("grace: the new process died when this one had finished; nobody serves", "new", pid, "status", status)
+		log.Error("grace: the new process died when this one had finished; no process serves", "new", pid, "status", status)
 	case noticeDiedUnheard:
 		log.Warn("grace: the new process has ended when this one had finished; it could not say whether another one serves", "new", pid, "status", status)
 	}

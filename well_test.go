@@ -301,7 +301,7 @@ func TestOldIsDeadThoughTheChannelIsOpen(t *testing.T) {
 }
 
 func TestWhoServesAfterNewHasEnded(t *testing.T) {
-	const nobody, unknown = "nobody serves", "could not say"
+	const nobody, unknown = "no process serves", "could not say"
 	for name, tc := range map[string]struct {
 		c    childState
 		want string

@@ -107,7 +107,7 @@ func TestOldCannotReadInTheDrain(t *testing.T) {
 	}
 	m.WaitLine(fmt.Sprintf(`the new process can't be heard any more.*from=%d .*cannot allocate memory`, m.Pid()))
 	m.Signal(pid, syscall.SIGUSR2)
-	m.WaitLine(fmt.Sprintf(`upgrade asked; it waits its turn" from=%d until="the old process`, pid))
+	m.WaitLine(fmt.Sprintf(`upgrade queued" from=%d until="the old process`, pid))
 	m.releaseAll(keeper, m.Pid())
 	keeper[0].Close()
 	askAgain(clients)
@@ -289,7 +289,7 @@ func TestKillFails(t *testing.T) {
 	}
 	s.WaitLine(fmt.Sprintf(`the new process can't be killed; .* new=%d .*hint="end it by hand`, got.Pid))
 	result := s.beginUpgrade()
-	s.WaitLine(`upgrade asked; it waits its turn`)
+	s.WaitLine(`upgrade queued`)
 	if pid := s.servingPid(); pid != old {
 		t.Errorf("process %d answers, want %d", pid, old)
 	}
@@ -326,7 +326,7 @@ func TestOldGivesUpWhileNewStarts(t *testing.T) {
 			s.WaitLine(fmt.Sprintf(`this process gives up while a new one is starting.* from=%d new=%d`, old, new))
 			if dies {
 				s.Signal(new, syscall.SIGKILL)
-				s.WaitLine(fmt.Sprintf(`was to serve in place of this one, has ended; nobody serves" from=%d`, old))
+				s.WaitLine(fmt.Sprintf(`was to serve in place of this one, has ended; no process serves" from=%d`, old))
 				h.release()
 				s.WaitGone(old)
 				<-answer

@@ -102,7 +102,7 @@ func TestGroupUpgrade(t *testing.T) {
 				// Until it is another signal than the one that has brought us here.
 				proctest.WaitFor(t, proctest.Limit, "a signal to count", func() bool {
 					s.signalGroup(syscall.SIGUSR2)
-					return s.Count(`(it waits its turn|passed on)" from=`+fmt.Sprint(old)) > 0
+					return s.Count(`(upgrade queued|passed on)" from=`+fmt.Sprint(old)) > 0
 				})
 			}
 			if m.name == "starting" {
@@ -190,7 +190,7 @@ func TestGroupOfInit(t *testing.T) {
 			s.misbehave("pause@check") // until the second one has come, too
 			s.Signal(pid1, syscall.SIGUSR2)
 			begins := s.WaitLine(`time=(\S+) .*upgrade begins"`)
-			again := s.WaitLine(`time=(\S+) .*(it counts as one|it waits its turn)"`)
+			again := s.WaitLine(`time=(\S+) .*(it counts as one|upgrade queued)"`)
 			if took := logTime(t, again[1]).Sub(logTime(t, begins[1])); again[2] != "it counts as one" && took < 400*time.Millisecond {
 				t.Errorf("one signal, which came again after %v, has asked for two upgrades", took)
 			}

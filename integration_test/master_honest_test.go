@@ -122,7 +122,7 @@ func TestMasterOrder(t *testing.T) {
 		c.Env = []string{"SERVER_STARTER_PORT=" + port + "=3"}
 		return c
 	})
-	m.WaitLine(`upgrades are its to do.* master=start_server`)
+	m.WaitLine(`it has to do the upgrades.* master=start_server`)
 	if got, err := m.get("/env"); err != nil || strings.Contains(got, "EINHORN") || strings.Contains(got, "STARTER") {
 		t.Errorf("the environment has variables of a master, error %v:\n%s", err, got)
 	}

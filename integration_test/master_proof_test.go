@@ -34,7 +34,7 @@ func TestMasterWithoutSockets(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startServerAs(t, proctest.Command{Path: proctest.Build(t, serverPackage), Env: c.env, Args: []string{"-ready", "2s"}})
-			s.WaitLine(`upgrades are its to do.* master=` + c.master)
+			s.WaitLine(`it has to do the upgrades.* master=` + c.master)
 			r := s.upgrade()
 			if want := "the " + c.master + " that has started this process: it has passed no socket"; !strings.Contains(r.Err, want) {
 				t.Errorf("Upgrade gave %+v; want %q", r, want)

@@ -98,7 +98,7 @@ func TestUpgradeScriptWhileAnUpgradeWaits(t *testing.T) {
 	s.Signal(h.pid, syscall.SIGUSR2)
 	s.WaitLine("upgrade done; draining")
 	mustExit(t, 5, nil, s.pidFile, "1")
-	s.WaitLine("upgrade asked; it waits its turn|upgrade queued")
+	s.WaitLine("upgrade queued")
 	second := s.filePid()
 	h.release()
 	s.WaitGone(second)

@@ -154,7 +154,7 @@ func TestSignalsWhileStarting(t *testing.T) {
 			asked := s.beginUpgrade()
 			s.waitQueued(1)
 			for range 2 {
-				s.signalAnew(old, syscall.SIGUSR2, `it waits its turn`)
+				s.signalAnew(old, syscall.SIGUSR2, `upgrade queued`)
 			}
 			s.Signal(new, syscall.SIGUSR1)
 			got := s.waitResult(asked)
@@ -185,7 +185,7 @@ func TestSignalWhileStartingThatFails(t *testing.T) {
 	new := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
 	asked := s.beginUpgrade()
 	s.waitQueued(1)
-	s.signalAnew(old, syscall.SIGUSR2, `it waits its turn`)
+	s.signalAnew(old, syscall.SIGUSR2, `upgrade queued`)
 	s.Signal(new, syscall.SIGKILL)
 	if got := s.waitResult(asked); got.Err != "" {
 		t.Errorf("Upgrade returned %+v, want nil", got)
@@ -200,7 +200,7 @@ func TestSignalWhileStartingThatFails(t *testing.T) {
 func (s *server) waitQueued(n int) {
 	s.t.Helper()
 	proctest.WaitFor(s.t, proctest.Limit, fmt.Sprintf("%d requests to wait their turn", n), func() bool {
-		return s.Count(`msg="grace: upgrade asked; it waits its turn" .*until="the upgrade under way is over"`) >= n
+		return s.Count(`msg="grace: upgrade queued" .*until="the upgrade under way is over"`) >= n
 	})
 }
 
@@ -439,7 +439,7 @@ func TestUpgradeAfterHandOver(t *testing.T) {
 			s.WaitGone(old)
 			s.WaitGone(new)
 			pid := s.WaitAlone()
-			if n := s.Count(fmt.Sprintf(`it waits its turn" from=%d until="the old process, pid %d, is gone"`, new, old)); n != 3 {
+			if n := s.Count(fmt.Sprintf(`upgrade queued" from=%d until="the old process, pid %d, is gone"`, new, old)); n != 3 {
 				t.Errorf("%d of 3 upgrades waited their turn in the log of the new process", n)
 			}
 			if gen := s.mustGet("/gen"); gen != "3" || s.filePid() != pid {
