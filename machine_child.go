@@ -67,7 +67,7 @@ func (m *machine) onSilence(e evSilence) {
 	c := &m.child
 	next := evSilence{c.id, c.answered, pongSteps}
 	switch {
-	case !c.waited || c.mute() || c.killed != nil:
+	case !c.waited || c.mute() || c.killReason != nil:
 		return
 	case c.answered != e.answered:
 	case e.steps > 1:
@@ -76,7 +76,7 @@ func (m *machine) onSilence(e evSilence) {
 		m.well()
 		return
 	default:
-		c.told = errors.Join(c.told, fmt.Errorf("it did not answer for %v, and was killed", m.limits.pong))
+		c.lastError = errors.Join(c.lastError, fmt.Errorf("it did not answer for %v, and was killed", m.limits.pong))
 		m.kill(ErrRolledBack)
 		return
 	}
@@ -165,8 +165,8 @@ func (m *machine) onDeaf(e evDeaf) {
 
 // kill ends the child; evExit follows.
 func (m *machine) kill(why error) {
-	if m.child.killed == nil {
-		m.child.killed = why
+	if m.child.killReason == nil {
+		m.child.killReason = why
 	}
 	m.tryKill(time.Second)
 }
@@ -187,7 +187,7 @@ func (m *machine) tryKill(pause time.Duration) {
 }
 
 func (m *machine) onKillAgain(e evKillAgain) {
-	if m.child.killed == nil {
+	if m.child.killReason == nil {
 		return
 	}
 	if e.err == nil {
@@ -207,7 +207,7 @@ func (m *machine) onUnkillable(err error) {
 	}
 	c.unkillable = true
 	m.do.say(noticeUnkillable, err)
-	failure := &UpgradeError{Reason: c.killed, Pid: c.pid, Err: errors.Join(c.told, fmt.Errorf("it can't be killed: %w", err))}
+	failure := &UpgradeError{Reason: c.killReason, Pid: c.pid, Err: errors.Join(c.lastError, fmt.Errorf("it can't be killed: %w", err))}
 	if c.stage == accepting && !c.orderly && m.stop == notStopping && m.state != stopped {
 		c.stage, c.since = leaving, m.now()
 		m.do.stopMoves()

@@ -55,8 +55,8 @@ func (m *machine) onStop(r stopRequest) {
 		m.leaveLater = true
 		return
 	}
-	again := m.told && r.byOperator()
-	m.told = m.told || r.byOperator() || r.passedOn
+	again := m.stopAsked && r.byOperator()
+	m.stopAsked = m.stopAsked || r.byOperator() || r.passedOn
 	if m.stop != notStopping {
 		if r.leave {
 			return
@@ -213,8 +213,8 @@ func (m *machine) refuseAll() {
 func (m *machine) onChildStop(e evChildStop) {
 	c := &m.child
 	if !c.went() || e.early { // it will exit, and was never ready
-		if !e.leave && c.told == nil {
-			c.told = errors.New("it was told to stop before it was ready")
+		if !e.leave && c.lastError == nil {
+			c.lastError = errors.New("it was told to stop before it was ready")
 		}
 		return
 	}
@@ -228,8 +228,8 @@ func (m *machine) onChildStop(e evChildStop) {
 		return
 	}
 	if c.stage == going {
-		if c.told == nil {
-			c.told = errors.New("it has given up by itself")
+		if c.lastError == nil {
+			c.lastError = errors.New("it has given up by itself")
 		}
 		return // it will exit
 	}

@@ -109,7 +109,7 @@ var kinds = []struct {
 	{"deaf", func(w *sim) event { return evDeaf{id: w.m.child.id, err: errors.New("EOF")} }},
 	{"deafOurs", func(w *sim) event { return evDeaf{w.m.child.id, errors.New("ENOMEM"), true} }},
 	{"exit", func(w *sim) event {
-		return evExit{id: w.m.child.id, failure: &UpgradeError{Pid: 7}, killed: w.m.child.killed != nil}
+		return evExit{id: w.m.child.id, failure: &UpgradeError{Pid: 7}, killed: w.m.child.killReason != nil}
 	}},
 	{"late", func(w *sim) event { return evLate{w.m.child.id, false} }},
 	{"lateAtGo", func(w *sim) event { return evLate{w.m.child.id, true} }},

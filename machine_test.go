@@ -243,7 +243,7 @@ func (w *sim) request() reply {
 
 func (w *sim) exit() {
 	if w.childLives {
-		w.on(evExit{id: w.m.child.id, failure: &UpgradeError{Pid: 1}, killed: w.m.child.killed != nil})
+		w.on(evExit{id: w.m.child.id, failure: &UpgradeError{Pid: 1}, killed: w.m.child.killReason != nil})
 	}
 }
 

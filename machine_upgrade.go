@@ -177,12 +177,12 @@ func (m *machine) onLaunched(e evLaunched) {
 // onLine: something was read from the readiness pipe, or it was closed.
 func (m *machine) onLine(e evLine) {
 	switch {
-	case !m.mayServe() || m.child.killed != nil:
+	case !m.mayServe() || m.child.killReason != nil:
 	case e.line == readyLine:
 		m.child.line = true
 		m.maybeGo()
 	case e.err == nil:
-		m.child.told = fmt.Errorf("it wrote %q to the readiness pipe where %q was expected", e.line, readyLine)
+		m.child.lastError = fmt.Errorf("it wrote %q to the readiness pipe where %q was expected", e.line, readyLine)
 		m.kill(ErrProtocol)
 	default:
 		m.do.after(hungUpGrace, evHungUp{m.child.id, errors.New("it closed the readiness pipe without a word")})
@@ -191,7 +191,7 @@ func (m *machine) onLine(e evLine) {
 
 func (m *machine) onClaims(e evClaims) {
 	if e.err != nil {
-		m.child.told = e.err
+		m.child.lastError = e.err
 		m.kill(ErrProtocol)
 		return
 	}
@@ -203,7 +203,7 @@ func (m *machine) onClaims(e evClaims) {
 // being late, unless it hangs before it accepts.
 func (m *machine) maybeGo() {
 	c := &m.child
-	if c.stage != preparing || !c.line || !c.claimed || c.killed != nil {
+	if c.stage != preparing || !c.line || !c.claimed || c.killReason != nil {
 		return
 	}
 	c.stage = going
@@ -221,14 +221,14 @@ func (m *machine) mayServe() bool {
 // after it: the child may have begun to accept.
 func (m *machine) onLate(e evLate) {
 	if m.mayServe() && m.child.went() == e.went {
-		m.child.told = fmt.Errorf("killed after %v", m.limits.ready)
+		m.child.lastError = fmt.Errorf("killed after %v", m.limits.ready)
 		m.kill(ErrReadyTimeout)
 	}
 }
 
 // onHungUp: the child has closed the pipe or the channel, and is not gone.
 func (m *machine) onHungUp(e evHungUp) {
-	if m.child.killed != nil {
+	if m.child.killReason != nil {
 		return
 	}
 	why := ErrRolledBack
@@ -237,7 +237,7 @@ func (m *machine) onHungUp(e evHungUp) {
 	} else if m.child.stage == leaving || m.child.orderly || m.state == stopped || m.stop != notStopping {
 		return
 	}
-	m.child.told = errors.Join(m.child.told, e.why)
+	m.child.lastError = errors.Join(m.child.lastError, e.why)
 	m.kill(why)
 }
 
@@ -248,7 +248,7 @@ func (m *machine) onAccepting(e evAccepting) {
 		return
 	}
 	if c.unkillable { // it was late, and is no more
-		c.killed, c.unkillable = nil, false
+		c.killReason, c.unkillable = nil, false
 	}
 	c.stage, c.since = accepting, e.at
 	if c.heir {
@@ -284,7 +284,7 @@ func (m *machine) onExit(e evExit) {
 	m.do.forget()
 	m.child = childState{id: c.id}
 	failure := e.failure
-	failure.Err = errors.Join(c.told, failure.Err)
+	failure.Err = errors.Join(c.lastError, failure.Err)
 	switch {
 	case m.state == stopped:
 		m.reportDeath(c, failure)
@@ -305,8 +305,8 @@ func (m *machine) onExit(e evExit) {
 		m.rollBack(failure)
 	default:
 		failure.Reason = ErrExited
-		if c.killed != nil && e.killed {
-			failure.Reason = c.killed
+		if c.killReason != nil && e.killed {
+			failure.Reason = c.killReason
 		}
 		m.upgradeFailed(failure)
 	}

@@ -144,7 +144,7 @@ func (p *process) serve(srv *endlessServer) error {
 	}
 	<-p.u.Done()
 	p.awaitHooks()
-	p.readyOnce.Do(func() {}) // or wait for the one who is at it
+	p.readyOnce.Do(func() {}) // or wait for the call that is at it
 	if errors.Is(p.readyErr, grace.ErrStopped) {
 		return nil
 	}

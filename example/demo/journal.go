@@ -36,7 +36,7 @@ type journal struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed when entries or ended change
 	entries []entry
-	next    int      // of entries: the first that nobody has looked at
+	next    int      // of entries: the first that was not looked at
 	other   []string // lines that are no entries, panics say
 	ended   bool
 }

@@ -62,7 +62,7 @@ func (s *show) upgrades(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("upgrade %d: %w", n, err)
 		}
-		// What is on its way to the clients, who tell of losses too.
+		// What is on its way to the clients, which report losses too.
 		if !pause(ctx, s.cfg.pause) {
 			return nil
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// idleGrace is how long a connection that nobody takes is kept for one more
+// idleGrace is how long a connection that no process takes is kept for one more
 // request.
 const idleGrace = 5 * time.Second
 

@@ -75,7 +75,7 @@ func handle(c net.Conn) {
 				return // not ours any more: not even to be closed
 			}
 			if errors.Is(err, grace.ErrStopped) {
-				c.Close() // nobody takes it, and we end
+				c.Close() // no process takes it, and this one ends
 				return
 			}
 			continue // it stays, and so does buf

@@ -145,7 +145,7 @@ func (c *limitedConn) Close() error {
 	return err
 }
 
-// CloseWrite is needed by nobody here, but a wrapper that hides it would change
+// CloseWrite is not needed here, but a wrapper that hides it would change
 // how net/http closes.
 func (c *limitedConn) CloseWrite() error {
 	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok {

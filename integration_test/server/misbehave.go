@@ -25,7 +25,7 @@ import (
 //
 // The steps are start (nothing of the hand-over was read), manifest (it was),
 // listen (the sockets are there) and check (inside the ready check). The first
-// generation does not read the file, and who reads it removes it.
+// generation does not read the file, and the process that reads it removes it.
 type misbehaviour struct {
 	mode, arg, step string
 }

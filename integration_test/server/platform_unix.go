@@ -10,7 +10,7 @@ import (
 
 var resumeSignal os.Signal = syscall.SIGUSR1
 
-// reapAll waits for all children, so that who has started them can't.
+// reapAll waits for all children, so that the process that has started them can't.
 func reapAll() {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGCHLD)

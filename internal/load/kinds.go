@@ -92,7 +92,7 @@ func (c *client) pipeline() error {
 		}
 	}
 	if err != nil {
-		c.lose(len(bodies)-1, err) // and one more by who called
+		c.lose(len(bodies)-1, err) // and one more by the caller
 		return err
 	}
 	c.again = bodies

@@ -52,7 +52,7 @@ type Loss struct {
 	Kind   Kind
 	Reason string
 	Err    error
-	Pid    int           // who answered before on that connection; 0: nobody
+	Pid    int           // of the process that answered before on that connection; 0: none
 	At     time.Duration // since the load's start
 }
 

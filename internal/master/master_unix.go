@@ -157,19 +157,19 @@ func onlyListeners(variable, value string, sockets []sockets.Passed) error {
 	return nil
 }
 
-// findMaster finds out which process the master is: the pid in the variable told,
-// or, without that, the process that has set m.Variable to set.
-func (m *Master) findMaster(told, set string) error {
-	value, ok := takeVariable(told)
-	if told == "" || !ok {
-		m.Pid = proc.SetBy(m.Variable, set)
+// findMaster finds out which process the master is: the pid in the variable pidVar,
+// or, without that, the process that has set m.Variable to value.
+func (m *Master) findMaster(pidVar, value string) error {
+	pidText, ok := takeVariable(pidVar)
+	if pidVar == "" || !ok {
+		m.Pid = proc.SetBy(m.Variable, value)
 	} else {
-		pid, err := strconv.Atoi(value)
+		pid, err := strconv.Atoi(pidText)
 		if err != nil || pid < 1 {
-			return badVariable(told, value, "it is not a process id")
+			return badVariable(pidVar, pidText, "it is not a process id")
 		}
 		if !slices.Contains(proc.Ancestors(), pid) {
-			return badVariable(told, value, "that process has not started this one, whose parent is %d", os.Getppid())
+			return badVariable(pidVar, pidText, "that process has not started this one, whose parent is %d", os.Getppid())
 		}
 		m.Pid = pid
 	}

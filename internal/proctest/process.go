@@ -15,7 +15,7 @@ import (
 
 // Limit is how long a test waits for something that should happen soon. It is
 // long, because it only ends tests that fail; PROCTEST_LIMIT=5s shortens it for
-// who breaks things on purpose.
+// a test that breaks things on purpose.
 var Limit = limitFromEnv()
 
 func limitFromEnv() time.Duration {
@@ -162,7 +162,7 @@ func (p *Process) addLine(line string) {
 	p.used = append(p.used, false)
 }
 
-// wake tells those who wait that something has changed. p.mu is held.
+// wake tells the goroutines that wait that something has changed. p.mu is held.
 func (p *Process) wake() {
 	close(p.changed)
 	p.changed = make(chan struct{})
@@ -257,7 +257,7 @@ func (p *Process) allGroups() (all []int) {
 }
 
 // All gives every process of the group: all generations, and what they have
-// started, dead ones that nobody has reaped too.
+// started, dead ones that were not reaped too.
 func (p *Process) All() []Stat {
 	own := p.allGroups()
 	return stats(func(s Stat) bool { return slices.Contains(own, s.Group) })

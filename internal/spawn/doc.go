@@ -8,7 +8,7 @@
 // that starts a process stands still.
 //
 // Here the new process shares the memory of the old one until it has executed
-// its program, but nobody waits for it. So it must not run a line of Go: it
+// its program, but nothing waits for it. So it must not run a line of Go: it
 // carries out a list of system calls that was written before, in a few lines of
 // assembly, with every signal blocked until none is handled any more. Whether
 // it succeeded is read from a pipe that closes on exec, like any other.

@@ -13,7 +13,7 @@ import (
 // that is merely busy.
 const Limit = 20 * time.Second
 
-// Until polls cond until it is true: for what tells nobody when it changes.
+// Until polls cond until it is true: for what does not report its changes.
 func Until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	if !Poll(cond) {
