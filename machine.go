@@ -83,7 +83,7 @@ type childState struct {
 	judged     bool // probation is over, and it is asked whether it is well
 
 	killReason error // why it was killed, one of the Err values
-	lastError   error // the reason that it gave for giving up, or what is wrong with it
+	lastError  error // the reason that it gave for giving up, or what is wrong with it
 
 	asked, answered int  // how often it was asked whether it is well, and has answered
 	waited          bool // an answer is waited for
@@ -139,7 +139,7 @@ type machine struct {
 	child      childState
 	parent     parentStage
 	stop       stopStage
-	stopAsked       bool                     // an operator has asked for the stop: one more request cuts off
+	stopAsked  bool                     // an operator has asked for the stop: one more request cuts off
 	program    struct{ ends, now bool } // the program has asked for the end while the child serves on
 	drain      drainStage
 	hurried    bool // the drain that is to begin cuts off at once
