@@ -146,8 +146,9 @@ func TestOldCannotSendInProbation(t *testing.T) {
 	for _, errno := range []string{"ENOBUFS", "EPERM", "ETOOMANYREFS"} {
 		t.Run(errno, func(t *testing.T) {
 			t.Parallel()
-			s := startServer(t, "-probation", "2s")
+			s := startServer(t, "-probation", "2s", "-drain", "10m")
 			old := s.Pid()
+			h := s.hold() // else old may be gone before it is told to stop
 			result := s.beginUpgrade()
 			s.WaitLine(`standing by"`)
 			new := s.successor(old)
@@ -159,6 +160,7 @@ func TestOldCannotSendInProbation(t *testing.T) {
 			s.WaitLine(fmt.Sprintf(`the new process can't be asked whether it is well.* from=%d`, old))
 			s.Signal(old, syscall.SIGTERM) // which it can't pass on
 			s.WaitLine(fmt.Sprintf(`the other process of the hand-over can't be told" from=%d what=stop`, old))
+			h.release()
 			s.WaitGone(old)
 			l.mustLoseNothing(t)
 			if pid := s.servingPid(); pid != new || s.filePid() != new {
