@@ -57,7 +57,7 @@ func TestListenAfterTheClaims(t *testing.T) {
 	receive(t, next.Done(), "Done of the new one")
 }
 
-// What new does not use is said, by name.
+// A socket that the new process does not use is named in the log.
 func TestDroppedListenerIsSaid(t *testing.T) {
 	var log logtest.Buffer
 	path := filepath.Join(t.TempDir(), "s")
@@ -88,7 +88,8 @@ func TestDroppedListenerIsSaid(t *testing.T) {
 	}
 }
 
-// A path that new has bound anew, since it led elsewhere, is not one that it does not use.
+// A path that the new process has bound anew, since it led elsewhere, does not count as
+// one that it does not use.
 func TestBoundAnewIsNotDropped(t *testing.T) {
 	var log logtest.Buffer
 	dir := t.TempDir()

@@ -39,6 +39,6 @@ func TestStopAfterGoLeavesTheSocketsToNew(t *testing.T) {
 	g.askStop()
 	receive(t, g.Done(), "Done")
 	if !fdtest.ListensStill(copied) {
-		t.Error("old has ended the socket on which new may accept")
+		t.Error("the old process has ended the socket on which the new one may accept")
 	}
 }

@@ -125,7 +125,7 @@ func ExampleUpgrader_Server() {
 				if err == nil {
 					return // the new process reads the begin of the line again
 				}
-				if errors.Is(err, grace.ErrStopped) { // nobody takes it
+				if errors.Is(err, grace.ErrStopped) { // no process takes it
 					c.Close()
 					return
 				}

@@ -52,7 +52,7 @@ func (l hangingLog) Handle(context.Context, slog.Record) error {
 	return nil
 }
 
-// A notifySocket is one of systemd's that nobody reads.
+// A notifySocket is one of systemd's that no process reads.
 type notifySocket struct {
 	path string
 	fd   int
@@ -114,7 +114,7 @@ func testHanging(t *testing.T, h *hanging, begin func(string) bool) {
 	addrs := make(chan net.Addr, 9)
 	one := oneListener(addrs)
 	house := newHouse(t, func(g *generation) error {
-		if g.n == 1 { // new drops it
+		if g.n == 1 { // the new process drops it
 			l, err := g.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				return err

@@ -220,7 +220,7 @@ func (l oldLife) Await(stop <-chan struct{}) bool {
 
 func (l oldLife) Close() {}
 
-// start is system.start of the generation old.
+// start is system.start of the generation old, the parent.
 func (h *house) start(old *generation, ready, control int, socks []int) (proc.Process, error) {
 	fds := append([]int{ready, control}, socks...)
 	base, err := fdtest.InOrder(fds)

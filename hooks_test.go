@@ -178,12 +178,12 @@ func TestListenAfterReady(t *testing.T) {
 		t.Errorf("Listen after Ready: %v, %v", l, err)
 	}
 	g.askStop()
-	receive(t, next.Done(), "Done of new")
-	receive(t, g.Done(), "Done of old")
+	receive(t, next.Done(), "Done of the new process")
+	receive(t, g.Done(), "Done of the old process")
 }
 
-// TestRawReadsWait: who reads packets through SyscallConn waits at the gate as well,
-// when it is shut while he waits inside, too.
+// TestRawReadsWait: a goroutine that reads packets through SyscallConn waits at the
+// gate as well, also when the gate is shut while the goroutine waits inside.
 func TestRawReadsWait(t *testing.T) {
 	u, _ := newSolo(t)
 	p, err := u.ListenPacket("udp", "127.0.0.1:0")
@@ -240,9 +240,9 @@ func TestRawReadsWait(t *testing.T) {
 		t.Errorf("read %+v", r)
 	}
 	got = read()
-	until(t, "somebody inside", g.IsOccupied)
+	until(t, "a goroutine inside", g.IsOccupied)
 	g.Set(gate.Shut)
-	until(t, "nobody inside", func() bool { return !g.IsOccupied() })
+	until(t, "no goroutine inside", func() bool { return !g.IsOccupied() })
 	send("late")
 	for range 20 {
 		select {

@@ -106,7 +106,7 @@ func TestLoopWaitsForNothing(t *testing.T) {
 }
 
 // walk looks at what is called in n, a part of the function from, at once: not by
-// another goroutine, nor later by a timer or by whom a function is given to.
+// another goroutine, nor later by a timer or by the code that a function is given to.
 func (g *loopGraph) walk(n ast.Node, from string) {
 	later := map[ast.Node]bool{}
 	postpone := func(all ...ast.Expr) {

@@ -199,7 +199,7 @@ func (w *sim) on(e event) {
 		}
 	case standingBy, draining:
 		if m.child.stage != accepting {
-			w.breaks("the state is %v, and the child is %v: nobody accepts", m.state, m.child.stage)
+			w.breaks("the state is %v, and the child is %v: no process accepts", m.state, m.child.stage)
 		}
 	}
 	if m.drain != noDrain && m.state != draining && m.state != resuming {

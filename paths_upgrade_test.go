@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// A program that removes its socket before Listen gets one that clients find, and
-// when it fails then, old gets its path back.
+// A program that removes its socket before Listen gets one that clients find, and when
+// it fails then, the old process gets its path back.
 func TestSocketRemovedBeforeListen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	broken := false

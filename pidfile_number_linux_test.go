@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A number that no process runs under keeps nobody from putting the file right, or
-// from removing it at the end: a zombie's, or that of a thread.
+// A number that no process runs under does not keep a process from putting the file
+// right, or from removing it at the end: a zombie's, or that of a thread.
 func TestPIDFileThatNamesNoProcess(t *testing.T) {
 	zombie := exec.Command("true")
 	if err := zombie.Start(); err != nil {

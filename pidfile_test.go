@@ -167,8 +167,8 @@ func TestPIDFileHasOneHolder(t *testing.T) {
 	}
 }
 
-// One that stops while others start: at every moment it has one holder at most,
-// and whoever has it keeps it.
+// One that stops while others start: at every moment it has one holder at most, and the
+// process that has it keeps it.
 func TestPIDFileChangesHands(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "pid")
@@ -226,7 +226,7 @@ func TestPIDFileHandOver(t *testing.T) {
 			t.Fatalf("lend: %v, error %v; want one descriptor", fds, err)
 		}
 		if !next.inherit(os.NewFile(uintptr(fds[0]), "lock")) {
-			t.Fatal("new does not see that the lock is that of its own file")
+			t.Fatal("the new process does not see that the lock is that of its own file")
 		}
 		if err := next.prepare(); err != nil {
 			t.Fatal(err)
@@ -244,27 +244,28 @@ func TestPIDFileHandOver(t *testing.T) {
 		}
 	}
 	handOver()
-	// New dies: the lock lives on with old.
+	// The new process dies: the lock lives on with the old one.
 	next.release(false)
-	refused("new is dead")
+	refused("the new process is dead")
 	if err := old.retake(); err != nil {
 		t.Fatal(err)
 	}
 	refused("taken back")
 	if !old.names() {
-		t.Error("the name is not old's again")
+		t.Error("the name is not the old process's again")
 	}
-	// A second hand-over that ends well: old goes, and leaves new's file alone.
+	// A second hand-over that ends well: the old process goes, and leaves the new one's
+	// file alone.
 	next = newPIDFile(path, "", slog.Default())
 	handOver()
 	old.release(true)
 	alone(t, dir, ".pid.lock", "pid")
-	refused("old is gone")
+	refused("the old process is gone")
 	next.release(true)
 	alone(t, dir)
 }
 
-// A file that somebody else has put in place is not removed.
+// A file that another program has put in place is not removed.
 func TestPIDFileOfSomebodyElseStays(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "pid")
@@ -281,11 +282,11 @@ func TestPIDFileOfSomebodyElseStays(t *testing.T) {
 	}
 	p.release(true)
 	if got := readFile(t, path); got != "1\n" {
-		t.Errorf("the file has %q, want that of somebody else", got)
+		t.Errorf("the file has %q, want that of the other program", got)
 	}
 }
 
-// The new version names another file, which is taken: it says so to old.
+// The new version names another file, which is taken: it says so to the old process.
 func TestUpgradeToATakenPIDFile(t *testing.T) {
 	dir := t.TempDir()
 	taken := newPIDFile(filepath.Join(dir, "b"), "", slog.Default())
@@ -307,7 +308,7 @@ func TestUpgradeToATakenPIDFile(t *testing.T) {
 		t.Errorf("New of the new one: %v, want ErrAlreadyRunning", failed.err)
 	}
 	alone(t, dir, ".a.lock", ".b.lock", "a", "b")
-	// The next one names a free file; old's goes with old.
+	// The next one names a free file; the old process's file goes with it.
 	done := g.upgrade()
 	next := h.next()
 	if err := receive(t, done, "Upgrade"); err != nil {

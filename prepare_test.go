@@ -103,7 +103,8 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
-// TestPrepareRolledBack: new dies while old drains; old serves on.
+// TestPrepareRolledBack: the new process dies while the old one drains; the old one
+// serves on.
 func TestPrepareRolledBack(t *testing.T) {
 	addrs := make(chan net.Addr, 9)
 	serves := make(chan (<-chan error), 9)
@@ -203,7 +204,7 @@ func TestPrepareOfNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// As ServeTLS with files does, which are in nobody's TLSConfig but its own.
+	// As ServeTLS with files does, which are in no TLSConfig but its own.
 	cert, _ := tlstest.Certificate(t)
 	over := tls.NewListener(prepared, &tls.Config{Certificates: []tls.Certificate{cert}})
 	served := make(chan error, 1)

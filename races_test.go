@@ -20,7 +20,7 @@ import (
 
 // What happens between two steps of a hand-over.
 
-// A process that comes to life when nobody waits for it any more takes nothing: not
+// A process that comes to life when it is not waited for any more takes nothing: not
 // while the old one serves, nor when that has stopped, which is not its death.
 func TestLateChildTakesNothing(t *testing.T) {
 	for name, stops := range map[string]bool{"old serves on": false, "old has stopped": true} {
@@ -35,7 +35,7 @@ func TestLateChildTakesNothing(t *testing.T) {
 				}
 				g.serve(l)
 				if g.n > 1 {
-					main.Do(func() { t.Error("a process that nobody waits for has come through New, and has taken a listener") })
+					main.Do(func() { t.Error("a process that is not waited for has come through New, and has taken a listener") })
 				}
 				return g.Ready()
 			})
@@ -88,7 +88,7 @@ func TestLateChildTakesNothing(t *testing.T) {
 }
 
 // What the program itself has closed in probation a roll back does not open again,
-// whoever had the socket then; nor is it handed over, nor does its path stay.
+// whichever process had the socket then; nor is it handed over, nor does its path stay.
 func TestListenerClosedInProbation(t *testing.T) {
 	dir := t.TempDir()
 	claimed, dropped := filepath.Join(dir, "claimed"), filepath.Join(dir, "dropped")
@@ -149,19 +149,21 @@ func TestListenerClosedInProbation(t *testing.T) {
 	receive(t, g.Done(), "Done")
 }
 
-// A stop signal to old, to new or to both, at each step of a hand-over: who serves
-// then, and who has ended.
+// A stop signal to the old process, to the new one or to both, at each step of a
+// hand-over: which process serves then, and which has ended.
 func TestStopAtEachStep(t *testing.T) {
 	const nobody, first = "", "1"
 	for _, step := range []struct {
-		name  string
-		toNew string // who serves after a signal to new; after one to old, or both, nobody does
+		name string
+		// toNew serves after a signal to the new process; after one to the old one, or
+		// to both, no process does.
+		toNew string
 	}{
 		{"launching", first},
 		{"starting", first},
-		{"ready is said", first}, // and old has not heard it
+		{"ready is said", first}, // and the old process has not heard it
 		{"go is heard", nobody},
-		{"accepting is said", nobody}, // and old has not heard it
+		{"accepting is said", nobody}, // and the old process has not heard it
 		{"standing by", nobody},
 		{"draining", nobody},
 	} {
@@ -195,7 +197,7 @@ type stepper struct {
 	begun     time.Time
 	h         *house
 	old, next *generation
-	stalled   bool // old's loop is
+	stalled   bool // the old process's loop is
 	done      <-chan error
 	addr      net.Addr
 	path, pid string
@@ -206,7 +208,7 @@ func newStepper(t *testing.T, step string) *stepper {
 	dir := t.TempDir()
 	w := &stepper{t: t, begun: time.Now(), path: filepath.Join(dir, "s"), pid: filepath.Join(dir, "pid")}
 	addrs := make(chan net.Addr, 9)
-	starting, accepting := newStop(t), newStop(t) // where new waits
+	starting, accepting := newStop(t), newStop(t) // where the new process waits
 	w.h = newHouse(t, func(g *generation) error {
 		for _, a := range []strAddr{{"unix", w.path}, {"tcp", "127.0.0.1:0"}} {
 			l, err := g.Listen(a.network, a.addr)
@@ -297,7 +299,7 @@ func newStepper(t *testing.T, step string) *stepper {
 	return w
 }
 
-// stall keeps old's loop from hearing anything until goOn.
+// stall keeps the old process's loop from hearing anything until goOn.
 func (w *stepper) stall() {
 	stalled, hang := make(chan struct{}), make(chan struct{})
 	go w.old.post(func() { close(stalled); <-hang })
@@ -325,10 +327,11 @@ func (w *stepper) signal(g *generation, s os.Signal) {
 	}
 }
 
-// mustEnd waits until all has come to its end: who serves then is want, or nobody.
+// mustEnd waits until all has come to its end: the process that serves then is want, or
+// none if that is empty.
 func (w *stepper) mustEnd(want string) {
 	w.t.Helper()
-	receive(w.t, w.next.ended, "the end of new")
+	receive(w.t, w.next.ended, "the end of the new process")
 	err := receive(w.t, w.done, "Upgrade")
 	if want != "" {
 		wantErr(w.t, err, ErrExited)
@@ -340,7 +343,7 @@ func (w *stepper) mustEnd(want string) {
 		until(w.t, "the PID file", func() bool { return w.old.Upgrader.pid.names() })
 		w.old.askStop()
 	}
-	receive(w.t, w.old.ended, "the end of old")
+	receive(w.t, w.old.ended, "the end of the old process")
 	for _, path := range []string{w.path, w.pid} {
 		if _, err := os.Lstat(path); !os.IsNotExist(err) {
 			w.t.Errorf("%s is left: error %v", path, err)
@@ -348,7 +351,7 @@ func (w *stepper) mustEnd(want string) {
 	}
 	if c, err := net.Dial("tcp", w.addr.String()); err == nil {
 		c.Close()
-		w.t.Error("somebody serves")
+		w.t.Error("a process serves")
 	}
 }
 
@@ -371,7 +374,7 @@ func (s *stop) wait(g *generation) {
 	<-s.left
 }
 
-// A start that hangs has the listeners' descriptors, and nobody is in Accept: the
+// A start that hangs has the listeners' descriptors, and no goroutine is in Accept: the
 // drain of a process that is told to stop ends all the same.
 func TestStopWhileAStartHasTheSockets(t *testing.T) {
 	s := sockets.New(nil, 0)

@@ -28,8 +28,8 @@ func TestTakeHandover(t *testing.T) {
 		format string // of the variable; default all
 		parent int    // default ours
 		inode  uint64 // added to the real one
-		hungUp bool   // old is dead
-		read   bool   // somebody has read the manifest
+		hungUp bool   // the old process is dead
+		read   bool   // a process has read the manifest
 		change func(control *int)
 		taken  bool
 		text   string

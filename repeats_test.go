@@ -157,30 +157,30 @@ func TestStopOfBoth(t *testing.T) {
 				second.signalled(at)
 				first.toldToStop()
 				second.toldToStop()
-				oldDrain, newDrain := p.oldServer.mustDrain(t, "old"), p.newServer.mustDrain(t, "new")
-				mustBeCut(t, oldDrain, "old", false)
-				mustBeCut(t, newDrain, "new", false)
+				oldDrain, newDrain := p.oldServer.mustDrain(t, "the old process"), p.newServer.mustDrain(t, "the new process")
+				mustBeCut(t, oldDrain, "the old process", false)
+				mustBeCut(t, newDrain, "the new process", false)
 
-				if order == "at once" { // new may have said it first, or old
+				if order == "at once" { // the new process may have said it first, or the old one
 					p.old.ask(func() { p.old.m.child.orderly = true })
 				}
 				first.signalled(time.Now().Add(2 * sameSignal))
-				mustBeCut(t, oldDrain, "old", true)
-				mustBeCut(t, newDrain, "new", true)
-				receive(t, p.old.Done(), "Done of old")
-				receive(t, p.new.Done(), "Done of new")
+				mustBeCut(t, oldDrain, "the old process", true)
+				mustBeCut(t, newDrain, "the new process", true)
+				receive(t, p.old.Done(), "Done of the old process")
+				receive(t, p.new.Done(), "Done of the new process")
 			})
 		}
 	}
 }
 
-// handedOverLongAgo makes the hand-over as old as that.
+// handedOverLongAgo sets the time of the hand-over back by that much.
 func (p *handOver) handedOverLongAgo(ago time.Duration) {
 	p.old.ask(func() { p.old.m.child.since = time.Now().Add(-ago) })
 }
 
-// TestLateStop: a signal to old long after the hand-over ends old alone, and cuts
-// off nothing before it comes again.
+// TestLateStop: a signal to the old process long after the hand-over ends that process
+// alone, and cuts off nothing before it comes again.
 func TestLateStop(t *testing.T) {
 	for _, moment := range []state{standingBy, draining} {
 		t.Run(moment.String(), func(t *testing.T) {
@@ -188,11 +188,11 @@ func TestLateStop(t *testing.T) {
 			p.handedOverLongAgo(2 * passOnFor)
 			at := time.Now()
 			p.old.signalled(at)
-			oldDrain := p.oldServer.mustDrain(t, "old")
-			mustBeCut(t, oldDrain, "old", false)
+			oldDrain := p.oldServer.mustDrain(t, "the old process")
+			mustBeCut(t, oldDrain, "the old process", false)
 			p.old.signalled(at.Add(2 * sameSignal))
-			mustBeCut(t, oldDrain, "old", true)
-			receive(t, p.old.Done(), "Done of old")
+			mustBeCut(t, oldDrain, "the old process", true)
+			receive(t, p.old.Done(), "Done of the old process")
 			p.new.await(serving)
 			p.new.ask(func() {
 				if p.new.m.stop != notStopping || len(p.new.m.stops.counted) > 0 {
@@ -203,8 +203,8 @@ func TestLateStop(t *testing.T) {
 	}
 }
 
-// TestLateStopOfBoth: it was one of the whole service after all. Old hears that
-// from new, and drains on.
+// TestLateStopOfBoth: it was one of the whole service after all. The old process hears
+// that from the new one, and drains on.
 func TestLateStopOfBoth(t *testing.T) {
 	for _, order := range []string{"old first", "new first"} {
 		t.Run(order, func(t *testing.T) {
@@ -219,14 +219,14 @@ func TestLateStopOfBoth(t *testing.T) {
 				p.new.signalled(at)
 				p.old.signalled(p.old.toldToStop())
 			}
-			oldDrain, newDrain := p.oldServer.mustDrain(t, "old"), p.newServer.mustDrain(t, "new")
+			oldDrain, newDrain := p.oldServer.mustDrain(t, "the old process"), p.newServer.mustDrain(t, "the new process")
 			p.old.ask(func() {})
-			mustBeCut(t, oldDrain, "old", false)
-			mustBeCut(t, newDrain, "new", false)
+			mustBeCut(t, oldDrain, "the old process", false)
+			mustBeCut(t, newDrain, "the new process", false)
 			close(p.oldServer.end)
 			close(p.newServer.end)
-			receive(t, p.old.Done(), "Done of old")
-			receive(t, p.new.Done(), "Done of new")
+			receive(t, p.old.Done(), "Done of the old process")
+			receive(t, p.new.Done(), "Done of the new process")
 		})
 	}
 }
@@ -243,8 +243,8 @@ func TestStopByWhoKnowsTheFirstPidOnly(t *testing.T) {
 			p.new.toldToStop()
 			close(p.oldServer.end)
 			close(p.newServer.end)
-			receive(t, p.old.Done(), "Done of old")
-			receive(t, p.new.Done(), "Done of new")
+			receive(t, p.old.Done(), "Done of the old process")
+			receive(t, p.new.Done(), "Done of the new process")
 		})
 	}
 }
@@ -294,12 +294,12 @@ func TestStopOnTheWayOut(t *testing.T) {
 	old := h.first()
 	old.upgrade()
 	close((<-servers).end)
-	receive(t, old.Done(), "Done of old")
+	receive(t, old.Done(), "Done of the old process")
 	next := h.next()
 	for next.n == 1 { // its main has returned
 		next = h.next()
 	}
-	receive(t, next.parent.gone, "the end of old")
+	receive(t, next.parent.gone, "the end of the old process")
 	next.ask(func() {
 		if next.m.stop != notStopping {
 			t.Error("the new process was told to stop")
@@ -327,24 +327,24 @@ func TestStopOfNewThatHasGivenUp(t *testing.T) {
 			if long {
 				p.handedOverLongAgo(2 * passOnFor)
 			}
-			newDrain := p.newServer.mustDrain(t, "new")
+			newDrain := p.newServer.mustDrain(t, "the new process")
 			at := time.Now()
 			p.new.signalled(at)
-			mustBeCut(t, newDrain, "new", false) // it is the first
+			mustBeCut(t, newDrain, "the new process", false) // it is the first
 			p.new.signalled(at.Add(sameSignal))
-			mustBeCut(t, newDrain, "new", true)
-			receive(t, p.new.Done(), "Done of new")
+			mustBeCut(t, newDrain, "the new process", true)
+			receive(t, p.new.Done(), "Done of the new process")
 			if !long {
-				receive(t, p.old.Done(), "Done of old")
+				receive(t, p.old.Done(), "Done of the old process")
 				return
 			}
-			until(t, "the end of new", func() (gone bool) {
+			until(t, "the end of the new process", func() (gone bool) {
 				p.old.ask(func() { gone = p.old.child == nil })
 				return gone
 			})
 			p.old.ask(func() {
 				if p.old.m.stop != notStopping || p.old.m.state != serving {
-					t.Errorf("old is %v, told to stop: %v; want it to serve on", p.old.m.state, p.old.m.stop != notStopping)
+					t.Errorf("the old process is %v, told to stop: %v; want it to serve on", p.old.m.state, p.old.m.stop != notStopping)
 				}
 			})
 		})

@@ -76,9 +76,10 @@ func TestStopRightAfterRollBack(t *testing.T) {
 	receive(t, g.Done(), "Done")
 }
 
-// TestCloseBeforeNewAccepts: old gives up when it has let new go, and new does
-// not accept yet. The path of a unix socket is new's by then, also if it asks for it
-// only now; one that it never asks for is old's, which serves what is queued there.
+// TestCloseBeforeNewAccepts: the old process gives up when it has let the new one go,
+// and the new one does not accept yet. The path of a unix socket is the new one's by
+// then, also if it asks for it only now; one that it never asks for is the old one's,
+// which serves what is queued there.
 func TestCloseBeforeNewAccepts(t *testing.T) {
 	dir := t.TempDir()
 	path, late, dropped := filepath.Join(dir, "s"), filepath.Join(dir, "late"), filepath.Join(dir, "dropped")
@@ -130,7 +131,7 @@ func TestCloseBeforeNewAccepts(t *testing.T) {
 	}
 	close(serve)
 	if got := answer(t, queued); got != "1" {
-		t.Errorf("what was queued on a socket that new did not want is answered by %q, want 1", got)
+		t.Errorf("what was queued on a socket that the new process did not want is answered by %q, want 1", got)
 	}
 	receive(t, old.Done(), "Done of the old one")
 	receive(t, done, "Upgrade")
@@ -140,7 +141,7 @@ func TestCloseBeforeNewAccepts(t *testing.T) {
 		}
 	}
 	if _, err := os.Lstat(dropped); !os.IsNotExist(err) {
-		t.Errorf("the path of a socket that nobody has any more is there: error %v", err)
+		t.Errorf("the path of a socket that no process has any more is there: error %v", err)
 	}
 	next.askStop()
 	receive(t, next.Done(), "Done of the new one")
@@ -151,7 +152,8 @@ func TestCloseBeforeNewAccepts(t *testing.T) {
 	}
 }
 
-// The same, and new dies: old ends all the same, having served until then.
+// The same, and the new process dies: the old one ends all the same, having served
+// until then.
 func TestCloseBeforeNewDies(t *testing.T) {
 	addrs := make(chan net.Addr, 9)
 	one := oneListener(addrs)
@@ -310,7 +312,7 @@ func (l ownWords) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// A new process with another PID file than old's takes it in New: its signals
+// A new process with another PID file than the old one's takes it in New: its signals
 // are handled by then.
 func TestSignalsBeforePIDFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")

@@ -158,13 +158,13 @@ func TestShutdownOfOldWhoseChildDies(t *testing.T) {
 			p := handsOver(t, standingBy)
 			p.handedOverLongAgo(2 * passOnFor)
 			p.old.happen(evStop{stopRequest{now: hard}})
-			p.oldServer.mustDrain(t, "old")
+			p.oldServer.mustDrain(t, "the old process")
 			p.new.die()
 			if !hard { // else what is left is cut off, and it has ended maybe before
 				p.old.awaitEither(resuming, draining)
 				close(p.oldServer.end)
 			}
-			receive(t, p.old.Done(), "Done of old")
+			receive(t, p.old.Done(), "Done of the old process")
 		})
 	}
 }

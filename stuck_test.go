@@ -149,7 +149,7 @@ func TestRollBackWhileAListenerHangs(t *testing.T) {
 	slow := &slowDrainer{begun: make(chan *serve.Drain, 9), notice: make(chan struct{}, 9)}
 	next := g.toDrain(slow, slow.begun)
 	dropped := g.socks.Snapshot()[0].Listener
-	until(t, "the listener that new has dropped to be closed", dropped.IsShut)
+	until(t, "the listener that the new process has dropped to be closed", dropped.IsShut)
 	next.die()
 	receive(t, opening, "the listener to be opened again")
 	if got := ask(t, addr); got != "1" {

@@ -208,7 +208,7 @@ func TestUpgradeFails(t *testing.T) {
 			g := h.first()
 			err := receive(t, g.upgrade(), "Upgrade")
 			if tc.tamper != nil && errors.Is(err, ErrProtocol) {
-				tc.want = ErrProtocol // New hung up, and old was faster than the exit
+				tc.want = ErrProtocol // New hung up, and the old process was faster than the exit
 			}
 			wantErr(t, err, tc.want)
 			var ue *UpgradeError
@@ -398,8 +398,8 @@ func TestNewTwice(t *testing.T) {
 	}
 }
 
-// A new process that dies between go and its first Accept was never ready, and
-// old has never stopped accepting.
+// A new process that dies between go and its first Accept was never ready, and the old
+// one has never stopped accepting.
 func TestNewDiesBeforeItAccepts(t *testing.T) {
 	addrs := make(chan net.Addr, 9)
 	serve := oneListener(addrs)

@@ -17,7 +17,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
-// soon is how long who breaks a rule on purpose has.
+// soon is how much time a test that breaks a rule on purpose has.
 const soon = 50 * time.Millisecond
 
 // hangs is a main whose state goroutine hangs from the moment at which it accepts.
@@ -36,7 +36,8 @@ func (g *generation) hangs() error {
 // hang lets the state goroutine hang until the generation is killed.
 func (g *generation) hang() { g.post(func() { <-g.dying }) }
 
-// New hangs as soon as it is ready: it is killed, and old accepts again.
+// The new process hangs as soon as it is ready: it is killed, and the old one accepts
+// again.
 func TestNewHangsAfterReady(t *testing.T) {
 	for name, probation := range map[string]time.Duration{"probation": soon, "no probation": 0} {
 		t.Run(name, func(t *testing.T) {
@@ -83,7 +84,8 @@ func TestNewHangsAfterReady(t *testing.T) {
 	}
 }
 
-// New hangs while old drains: old does not exit, which would leave nobody.
+// The new process hangs while the old one drains: the old one does not exit, which
+// would leave no process that serves.
 func TestNewHangsInTheDrain(t *testing.T) {
 	addrs := make(chan net.Addr, 9)
 	h := newHouse(t, oneListener(addrs))
@@ -103,7 +105,7 @@ func TestNewHangsInTheDrain(t *testing.T) {
 	}
 	select {
 	case <-g.Done():
-		t.Error("old ends, and leaves nobody")
+		t.Error("the old process ends, and leaves no process that serves")
 	default:
 	}
 	slow.notice <- struct{}{}
@@ -111,7 +113,8 @@ func TestNewHangsInTheDrain(t *testing.T) {
 	receive(t, g.Done(), "Done")
 }
 
-// Old is told to stop while it waits for new to say that it is well.
+// The old process is told to stop while it waits for the new one to say that it is
+// well.
 func TestStopWhileNewHangs(t *testing.T) {
 	h := newHouse(t, oneListener(make(chan net.Addr, 9)))
 	h.opts = func(int) []Option { return []Option{Probation(0)} }
@@ -130,8 +133,8 @@ func TestStopWhileNewHangs(t *testing.T) {
 	next.die()
 }
 
-// A new process that is not ready in time can't be killed: who waits is told so,
-// and the next upgrade begins when it is gone.
+// A new process that is not ready in time can't be killed: the caller that waits is
+// told so, and the next upgrade begins when it is gone.
 func TestKillFailsBeforeReady(t *testing.T) {
 	h := newHouse(t, func(g *generation) error {
 		if g.n == 2 {
@@ -154,7 +157,7 @@ func TestKillFailsBeforeReady(t *testing.T) {
 	err := receive(t, done, "Upgrade")
 	wantErr(t, err, ErrReadyTimeout)
 	if !strings.Contains(err.Error(), "can't be killed: operation not permitted") {
-		t.Errorf("the error is %q, want one that says that new can't be killed", err)
+		t.Errorf("the error is %q, want one that says that the new process can't be killed", err)
 	}
 	g.await(upgrading)
 	g.post(func() { g.opt.readyTimeout = limit })
@@ -168,8 +171,8 @@ func TestKillFailsBeforeReady(t *testing.T) {
 	}
 }
 
-// A new process that hangs after it was ready can't be killed: somebody must
-// accept, which is old.
+// A new process that hangs after it was ready can't be killed: a process must accept,
+// which is the old one.
 func TestKillFailsAfterReady(t *testing.T) {
 	h := newHouse(t, func(g *generation) error {
 		if g.n == 1 {
@@ -186,7 +189,7 @@ func TestKillFailsAfterReady(t *testing.T) {
 	err := receive(t, done, "Upgrade")
 	wantErr(t, err, ErrRolledBack)
 	if !strings.Contains(err.Error(), "can't be killed: operation not permitted") {
-		t.Errorf("the error is %q, want one that says that new can't be killed", err)
+		t.Errorf("the error is %q, want one that says that the new process can't be killed", err)
 	}
 	g.await(serving)
 	next.die()
@@ -194,8 +197,8 @@ func TestKillFailsAfterReady(t *testing.T) {
 	receive(t, g.Done(), "Done")
 }
 
-// New has read go, and its accepting does not arrive, since the channel broke:
-// old, which has never stopped to accept, has it killed.
+// The new process has read go, and its accepting does not arrive, since the channel
+// broke: the old one, which has never stopped to accept, has it killed.
 func TestAcceptingIsLost(t *testing.T) {
 	addrs := make(chan net.Addr, 9)
 	h := newHouse(t, func(g *generation) error {
@@ -226,8 +229,8 @@ func TestAcceptingIsLost(t *testing.T) {
 	}
 }
 
-// The channel ends while old lives: new does not begin to accept, or serves on,
-// but takes old for alive until it is dead.
+// The channel ends while the old process lives: the new one does not begin to accept,
+// or serves on, but takes the old one for alive until it is dead.
 func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
 	h := newHouse(t, oneListener(make(chan net.Addr, 9)))
 	h.opts = func(int) []Option { return []Option{Probation(time.Hour)} }
@@ -239,7 +242,7 @@ func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
 	next.await(serving)
 	select {
 	case <-next.parent.gone:
-		t.Error("old is taken for dead")
+		t.Error("the old process is taken for dead")
 	default:
 	}
 	g.die()
@@ -249,13 +252,14 @@ func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
 	}
 	next.await(standingBy)
 	next.post(next.m.onProbationOver)
-	if err := receive(t, again, "the upgrade that has waited for old's end"); err != nil {
+	if err := receive(t, again, "the upgrade that has waited for the old process's end"); err != nil {
 		t.Error(err)
 	}
 }
 
-// Old is dead, and a child of its that hangs in execve still has its end of the
-// channel: new learns of the death all the same, before and after it accepts.
+// The old process is dead, and a child of its that hangs in execve still has its end of
+// the channel: the new one learns of the death all the same, before and after it
+// accepts.
 func TestOldIsDeadThoughTheChannelIsOpen(t *testing.T) {
 	for _, ready := range []bool{false, true} {
 		t.Run(fmt.Sprintf("new is ready %v", ready), func(t *testing.T) {
@@ -278,10 +282,10 @@ func TestOldIsDeadThoughTheChannelIsOpen(t *testing.T) {
 				next = h.next()
 				g.await(standingBy)
 			} else {
-				next = receive(t, reached, "new")
+				next = receive(t, reached, "the new process")
 			}
 			var theirs *os.File
-			until(t, "old to know new", func() bool {
+			until(t, "the old process to know the new one", func() bool {
 				g.ask(func() {
 					if g.child != nil {
 						theirs, _ = g.child.ch.Socket().File()
@@ -291,7 +295,7 @@ func TestOldIsDeadThoughTheChannelIsOpen(t *testing.T) {
 			})
 			defer theirs.Close()
 			g.die()
-			receive(t, next.parent.gone, "new to see that old is dead")
+			receive(t, next.parent.gone, "the new process to see that the old one is dead")
 			close(goOn)
 			askUntil(t, addr, "2")
 			next.askStop()
@@ -323,8 +327,8 @@ func TestWhoServesAfterNewHasEnded(t *testing.T) {
 	}
 }
 
-// A new process that was late could not be killed, has accepted after all, and
-// hangs then: it can't be killed a second time, and somebody must accept.
+// A new process that was late could not be killed, has accepted after all, and hangs
+// then: it can't be killed a second time, and a process must accept.
 func TestKillFailsTwice(t *testing.T) {
 	went, accept := make(chan struct{}), make(chan struct{})
 	h := newHouse(t, func(g *generation) error {
@@ -364,8 +368,8 @@ func TestKillFailsTwice(t *testing.T) {
 	receive(t, g.Done(), "Done")
 }
 
-// A new process accepts, and has told old so, before it says anything in the log:
-// a log that is waited for holds up neither.
+// A new process accepts, and has told the old one so, before it says anything in the
+// log: a log that is waited for holds up neither.
 func TestAcceptingComesBeforeTheLog(t *testing.T) {
 	said, goOn := make(chan struct{}), make(chan struct{})
 	addrs := make(chan net.Addr, 9)

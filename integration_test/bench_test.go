@@ -158,10 +158,11 @@ func exitFloor(b *testing.B, path string) float64 {
 	return float64(clock()-begun) / 1e3
 }
 
-// BenchmarkMove: idle connections that move from process to process, by what old
-// logs of its drain: from its beginning until the last one is new's. Wanted:
-// 50,000 a second, and a time that grows as the number does (×1000's: 1). What
-// they could not cost less than is in the package's own BenchmarkMove.
+// BenchmarkMove: idle connections that move from process to process, by what the old
+// process logs of its drain: from its beginning until the last one is the new
+// process's. Wanted: 50,000 a second, and a time that grows as the number does
+// (×1000's: 1). What they could not cost less than is in the package's own
+// BenchmarkMove.
 func BenchmarkMove(b *testing.B) {
 	const turns = 5
 	first := 0.0

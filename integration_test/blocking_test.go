@@ -14,8 +14,8 @@ import (
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
-// TestBlockingSocket: a program has made its socket a blocking one, so that who
-// waits there is in a system call which no deadline reaches. He is freed at the
+// TestBlockingSocket: a program has made its socket a blocking one, so that a goroutine
+// that waits there is in a system call which no deadline reaches. It is freed at the
 // upgrade, the roll back and the stop: nothing has to arrive for that.
 func TestBlockingSocket(t *testing.T) {
 	for _, network := range []string{"udp", "unixgram", "tcp", "unix"} {

@@ -270,7 +270,7 @@ func TestNoDescriptor(t *testing.T) {
 func TestNoProcess(t *testing.T) {
 	r := newRelease(t)
 	c := proctest.Command{Path: r.path, Args: []string{"-probation", "0"}, Env: noGC}
-	if os.Getuid() == 0 { // for whom there is no such limit
+	if os.Getuid() == 0 { // root has no such limit
 		c.Credential = &syscall.Credential{Uid: 54321, Gid: 54321, NoSetGroups: true}
 		for d := filepath.Dir(r.path); strings.HasPrefix(d, os.TempDir()+"/"); d = filepath.Dir(d) {
 			os.Chmod(d, 0o755)
@@ -295,7 +295,8 @@ func killPaused(t *testing.T, s *server) {
 	s.Signal(pid, syscall.SIGKILL)
 }
 
-// killSleepers ends what a script has left: it is nobody's child any more.
+// killSleepers ends what a script has left running: it is no child of a process of this
+// test any more.
 func killSleepers(s *server) {
 	serving := s.servingPid()
 	for _, pid := range s.Living() {

@@ -1,7 +1,7 @@
 // Package integration runs upgrades of real processes over real sockets, on Linux. The
 // root's own tests run whole upgrades too, several generations in one process: they are
 // faster and reach states that no signal reaches. What is here needs processes: what the
-// kernel hands on and forgets, who is dead, what other programs see.
+// kernel hands on and forgets, which of them are dead, what other programs see.
 //
 // # Where a behaviour is proven
 //

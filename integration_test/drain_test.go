@@ -88,7 +88,7 @@ func TestExitsWhenNothingIsLeft(t *testing.T) {
 	ends := map[string]func(t *testing.T, s *loadServer) (end func()){
 		"a request": func(t *testing.T, s *loadServer) func() {
 			c := dialRaw(t, "tcp", s.addr["limited"]) // not movable
-			c.get("/sized?n=1")                       // it is old's for sure
+			c.get("/sized?n=1")                       // it is the old process's for sure
 			c.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n1")
 			return func() {
 				c.send("2")
@@ -169,7 +169,7 @@ func TestDrainTimeoutCutsOff(t *testing.T) {
 	var halves []*rawConn
 	for _, way := range []string{"plain", "limited"} {
 		c := dialRaw(t, "tcp", s.addr[way])
-		c.get("/sized?n=1") // it is old's for sure
+		c.get("/sized?n=1") // it is the old process's for sure
 		c.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n1")
 		halves = append(halves, c)
 	}
@@ -231,8 +231,8 @@ func TestHooks(t *testing.T) {
 	stream.echo("still there")
 	stream.Close()
 	s.WaitGone(one)
-	// Like net/http, nobody waits for it: with nothing left to wait for, the
-	// process may be gone before it has spoken.
+	// As in net/http, no goroutine waits for it: with nothing left to wait for, the
+	// process may be gone before it has printed the line.
 	for name, least := range map[string]int{"one": 1, "tls": 0, "h2c": 0} {
 		if n := s.Count(fmt.Sprintf(`^shutdown %s pid=%d$`, name, one)); n < least || n > 1 {
 			t.Errorf("what was registered with RegisterOnShutdown of server %s was called %d times", name, n)

@@ -13,14 +13,14 @@ import (
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
-// ENFILE says that the whole system's table of open files is full. To fill it
-// would meet everybody on this machine, and root is let through all the same: so
-// strace lets the system calls fail that open a file.
+// ENFILE says that the whole system's table of open files is full. To fill it would
+// break every program on this machine, and root is let through all the same: so strace
+// lets the system calls fail that open a file.
 func injectENFILE(t *testing.T, call, when string) []string {
 	return []string{"-e", "trace=" + call, "-e", "inject=" + call + ":error=ENFILE" + when, "-o", filepath.Join(t.TempDir(), "trace")}
 }
 
-// What a hand-over needs first can't be had: old goes on serving.
+// What a hand-over needs first can't be had: the old process goes on serving.
 func TestNoFileForTheHandOver(t *testing.T) {
 	for _, call := range []string{"socketpair", "pipe2"} {
 		t.Run(call, func(t *testing.T) {
@@ -45,8 +45,8 @@ func TestNoFileForTheHandOver(t *testing.T) {
 	}
 }
 
-// Every other accept(2) of old and new fails: what can't be accepted now waits
-// in the queue, and what was accepted moves.
+// Every other accept(2) of the old and the new process fails: what can't be accepted
+// now waits in the queue, and what was accepted moves.
 func TestMoveWhileAcceptFails(t *testing.T) {
 	const kept, upgrades = 200, 3
 	m := startMoverAs(t, underStrace(t, injectENFILE(t, "accept4", ":when=1+2"), proctest.Build(t, moveServerPackage)))

@@ -99,7 +99,7 @@ func TestGrandchildrenInheritNothing(t *testing.T) {
 	s.childrenMustBeClean("after a failed upgrade")
 }
 
-// In probation both are there; new serves.
+// In probation both are there; the new process serves.
 func TestGrandchildrenInProbation(t *testing.T) {
 	s := startServer(t, "-probation", "1h")
 	s.Signal(s.Pid(), syscall.SIGUSR2)

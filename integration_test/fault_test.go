@@ -88,8 +88,9 @@ func TestMoveWhileTheChannelFails(t *testing.T) {
 	}
 }
 
-// In the drain old can read the channel no more. New does not take that for its
-// death: what it was offered stays old's, and no third generation begins.
+// In the drain the old process can read the channel no more. The new process does not
+// take that for its death: what it was offered stays the old one's, and no third
+// generation begins.
 func TestOldCannotReadInTheDrain(t *testing.T) {
 	t.Parallel()
 	m := startMover(t, "-idlegrace", "1m")
@@ -99,7 +100,7 @@ func TestOldCannotReadInTheDrain(t *testing.T) {
 	m.WaitLine(`msg="grace: upgrade done`)
 	m.mustReach(pid)
 	attach(t, m.Pid(), "recvmsg", "ENOMEM")
-	keeper, clients := clients[:1], clients[1:] // whose request keeps old from its end
+	keeper, clients := clients[:1], clients[1:] // its request keeps the old process from ending
 	m.releaseAll(clients, m.Pid())
 	m.WaitLine(`connections can't be moved to the new process any more`)
 	if got := answers(clients); got[m.Pid()] != len(clients) {
@@ -119,8 +120,8 @@ func TestOldCannotReadInTheDrain(t *testing.T) {
 	m.WaitLine(fmt.Sprintf(`standing by" from=%d `, pid)) // the upgrade that has waited
 }
 
-// In probation old can read the channel no more: it can't tell whether new is
-// well, kills it, and accepts again when it is dead.
+// In probation the old process can read the channel no more: it can't tell whether the
+// new one is well, kills it, and accepts again when it is dead.
 func TestOldCannotReadInProbation(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "-probation", "2s")
@@ -140,8 +141,8 @@ func TestOldCannotReadInProbation(t *testing.T) {
 	s.Kill()
 }
 
-// In probation old can send nothing more: it can't ask new whether it is well, which
-// is no reason to kill it.
+// In probation the old process can send nothing more: it can't ask the new one whether
+// it is well, which is no reason to kill it.
 func TestOldCannotSendInProbation(t *testing.T) {
 	for _, errno := range []string{"ENOBUFS", "EPERM", "ETOOMANYREFS"} {
 		t.Run(errno, func(t *testing.T) {
@@ -171,7 +172,8 @@ func TestOldCannotSendInProbation(t *testing.T) {
 	}
 }
 
-// Before new accepts one of the two can't be heard any more: old serves on alone.
+// Before the new process accepts, one of the two can't be heard any more: the old one
+// serves on alone.
 func TestChannelBreaksBeforeReady(t *testing.T) {
 	for side, tc := range map[string]struct{ calls, ready, want string }{
 		"old":         {"recvmsg", "10m", "ErrProtocol"}, // killed, since it can't be heard
@@ -208,13 +210,14 @@ func TestChannelBreaksBeforeReady(t *testing.T) {
 	}
 }
 
-// New is stopped as soon as it is ready. Old kills it, and the log says why.
+// The new process is stopped as soon as it is ready. The old one kills it, and the log
+// says why.
 func TestStoppedAfterReady(t *testing.T) {
 	for _, probation := range []string{"2s", "0"} {
 		t.Run("probation "+probation, func(t *testing.T) {
 			t.Parallel()
 			s := startServer(t, "-probation", probation, "-drain", "10m")
-			h := s.hold() // without it old would be gone before new is stopped
+			h := s.hold() // without it the old process would be gone before the new one is stopped
 			before := s.footprint()
 			result := s.beginUpgrade()
 			s.WaitLine(`standing by"`)
@@ -237,7 +240,7 @@ func TestStoppedAfterReady(t *testing.T) {
 	}
 }
 
-// Old can't wait for new: that is not the end of new.
+// The old process can't wait for the new one: that is not the end of the new one.
 func TestWaitFails(t *testing.T) {
 	for name, args := range map[string][]string{
 		"EPERM":                       inject(t, "wait4,waitid", "EPERM"),
@@ -276,8 +279,8 @@ func TestWaitFails(t *testing.T) {
 	}
 }
 
-// New is not ready in time, and can't be killed: old says so, serves, and the next
-// upgrade begins when new is gone.
+// The new process is not ready in time, and can't be killed: the old one says so,
+// serves, and the next upgrade begins when the new one is gone.
 func TestKillFails(t *testing.T) {
 	t.Parallel()
 	c := underStrace(t, inject(t, "kill,pidfd_send_signal", "EPERM"), proctest.Build(t, serverPackage))
@@ -287,7 +290,7 @@ func TestKillFails(t *testing.T) {
 	s.misbehave("hang@check")
 	got := s.upgrade()
 	if !slices.Equal(got.Is, []string{"ErrReadyTimeout"}) || !strings.Contains(got.Err, "can't be killed: operation not permitted") {
-		t.Errorf("Upgrade returned %+v; want ErrReadyTimeout, and that new can't be killed", got)
+		t.Errorf("Upgrade returned %+v; want ErrReadyTimeout, and that the new process can't be killed", got)
 	}
 	s.WaitLine(fmt.Sprintf(`the new process can't be killed; .* new=%d .*hint="end it by hand`, got.Pid))
 	result := s.beginUpgrade()
@@ -304,8 +307,9 @@ func TestKillFails(t *testing.T) {
 	s.Kill()
 }
 
-// The accept of old fails for good while new starts, and its program gives up: that
-// is no worse than if old had died. New serves, and whoever has connected waits.
+// The accept of the old process fails for good while the new one starts, and the old
+// program gives up: that is no worse than if the old process had died. The new one
+// serves, and clients that have connected wait for it.
 func TestOldGivesUpWhileNewStarts(t *testing.T) {
 	for _, dies := range []bool{false, true} {
 		t.Run(fmt.Sprintf("new dies %v", dies), func(t *testing.T) {
@@ -333,11 +337,11 @@ func TestOldGivesUpWhileNewStarts(t *testing.T) {
 				s.WaitGone(old)
 				<-answer
 				if _, err := os.Stat(s.pidFile); !os.IsNotExist(err) {
-					t.Errorf("the PID file is there when nobody serves: %v", err)
+					t.Errorf("the PID file is there when no process serves: %v", err)
 				}
 				return
 			}
-			s.Signal(new, syscall.SIGUSR1) // it is ready while old has a request to finish
+			s.Signal(new, syscall.SIGUSR1) // it is ready while the old process has a request to finish
 			if got := <-answer; got != fmt.Sprint(new) {
 				t.Errorf("a request that came meanwhile was answered %q, want by %d", got, new)
 			}

@@ -37,7 +37,8 @@ var moments = []moment{
 	{name: "drain", line: `upgrade done; draining"`, args: []string{"-probation", "0"}, new: true},
 }
 
-// comeTo upgrades up to that moment. Old has a request that does not end by itself.
+// comeTo upgrades up to that moment. The old process has a request that does not end by
+// itself.
 func (s *server) comeTo(m moment) *held {
 	s.t.Helper()
 	h := s.hold()
@@ -52,7 +53,7 @@ func (s *server) comeTo(m moment) *held {
 	return h
 }
 
-// mustCutNothing: nobody says that a connection was cut off, or worse.
+// mustCutNothing: no process logs that a connection was cut off, or worse.
 func (s *server) mustCutNothing() {
 	s.t.Helper()
 	if n := s.Count(`level=(ERROR|WARN)`); n > 0 {
@@ -177,8 +178,8 @@ func logTime(t *testing.T, text string) time.Time {
 	return at
 }
 
-// An init that passes each signal on to the whole group is one that grace-follow
-// passes it on from, too: old and new get each one twice.
+// An init that passes each signal on to the whole group is one that grace-follow passes
+// it on from, too: the old and the new process get each one twice.
 func TestGroupOfInit(t *testing.T) {
 	for name, init := range map[string][]string{
 		"tini":      {needProgram(t, "tini", "tini"), "-g", "--"},
@@ -246,7 +247,7 @@ func TestGroupOfSupervisord(t *testing.T) {
 	s.stop(syscall.SIGTERM)
 }
 
-// passOnFor is how long old passes a stop signal on after the hand-over.
+// passOnFor is how long the old process passes a stop signal on after the hand-over.
 const passOnFor = 10 * time.Second
 
 // waitLong waits until a hand-over that ended before now is long ago.

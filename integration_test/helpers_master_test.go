@@ -180,11 +180,11 @@ func script(t *testing.T, format string, args ...any) string {
 	return path
 }
 
-// startLoadOn is a load of clients that open a connection for each request, and
-// of others that keep theirs as long as the server does: half of them send one
-// request after the other, and half are idle for a while after each, behind a
-// network that takes its time. Who closes an idle connection loses what one of
-// these has sent.
+// startLoadOn is a load of clients that open a connection for each request, and of
+// others that keep theirs as long as the server does: half of them send one request
+// after the other, and half are idle for a while after each, behind a network that
+// takes its time. A server that closes an idle connection loses what one of these has
+// sent.
 func startLoadOn(t testing.TB, network, addr string, opening, keeping int) *load {
 	t.Helper()
 	relay, err := httpload.NewRelay(network, addr, 2*time.Millisecond)
@@ -270,9 +270,9 @@ func (c *keptConn) ask() (pid int, err error) {
 	return pid, err
 }
 
-// freeAddr is an address that was free a moment ago, for programs that can't
-// say which port they got. It is none of those that the kernel gives to whoever
-// asks for any; see ip(7), ip_local_port_range.
+// freeAddr is an address that was free a moment ago, for programs that can't say which
+// port they got. It is none of those that the kernel gives to a program that asks for
+// any; see ip(7), ip_local_port_range.
 func freeAddr(t testing.TB) string {
 	t.Helper()
 	for range 1000 {

@@ -107,8 +107,8 @@ func (s *server) servingPid() int {
 	return atoi(s.t, s.mustGet("/pid"))
 }
 
-// successor gives the pid that answers once old has handed over. An Accept of
-// old that was under way in that moment may take one connection more.
+// successor gives the pid that answers once the old process has handed over. An Accept
+// of the old process that was under way in that moment may take one connection more.
 func (s *server) successor(old int) int {
 	s.t.Helper()
 	pid, late := 0, 0

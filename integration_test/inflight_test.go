@@ -13,9 +13,10 @@ import (
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
-// Another process of the same user has so many descriptors in flight that the
-// kernel lets none through from old to new: the upgrade succeeds without moves,
-// which is said, and nothing is lost. Once that process is gone all is as ever.
+// Another process of the same user has so many descriptors in flight that the kernel
+// lets none through from the old process to the new one: the upgrade succeeds without
+// moves, which is said, and nothing is lost. Once that other process is gone all is as
+// ever.
 func TestTooManyDescriptorsInFlight(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can be another user, and for root itself there is no such limit")

@@ -34,7 +34,7 @@ func (s *server) startConnecting() *connector {
 	begun := make(chan struct{})
 	go func() {
 		defer close(c.done)
-		// The queue of a socket that nobody accepts on yet must not fill up.
+		// The queue of a socket that no process accepts on yet must not fill up.
 		tick := time.NewTicker(500 * time.Microsecond)
 		defer tick.Stop()
 		for ctx.Err() == nil {
@@ -64,8 +64,9 @@ func (c *connector) mustBeNone() {
 	}
 }
 
-// TestOldIsKilled kills old by SIGKILL at each step of the hand-over. From when
-// new has the sockets nobody is refused, and new carries on.
+// TestOldIsKilled kills the old process by SIGKILL at each step of the hand-over. From
+// the moment at which the new one has the sockets no client is refused, and the new one
+// carries on.
 func TestOldIsKilled(t *testing.T) {
 	for _, step := range []string{"start", "manifest", "listen", "check"} {
 		t.Run("new is at "+step, func(t *testing.T) {
@@ -77,7 +78,7 @@ func TestOldIsKilled(t *testing.T) {
 			refused := s.startConnecting()
 			s.Signal(old, syscall.SIGKILL)
 			s.WaitExit(old)
-			waiting := s.ask() // nobody accepts now
+			waiting := s.ask() // no process accepts now
 			s.Signal(new, syscall.SIGUSR1)
 			if pid := waiting(); pid != new {
 				t.Errorf("process %d has answered, want %d", pid, new)
@@ -125,7 +126,7 @@ func TestOldIsKilled(t *testing.T) {
 		s.Signal(new, syscall.SIGUSR1)
 		proctest.WaitFor(t, proctest.Limit, "the ready line", func() bool { return s.pipes(new) == pipes-1 })
 		if pid := s.filePid(); pid != old {
-			t.Errorf("the PID file names %d before old has said go; want %d", pid, old)
+			t.Errorf("the PID file names %d before the old process has said go; want %d", pid, old)
 		}
 		s.Signal(old, syscall.SIGKILL)
 		s.mustCarryOn(new, refused)
@@ -156,11 +157,12 @@ func TestOldIsKilled(t *testing.T) {
 	})
 }
 
-// mustCarryOn: old is dead, new serves, and can be upgraded in turn.
+// mustCarryOn: the old process is dead, the new one serves, and can be upgraded in
+// turn.
 func (s *server) mustCarryOn(new int, refused *connector) {
 	s.t.Helper()
 	if ws := s.WaitExit(s.Pid()); ws.Signal() != syscall.SIGKILL {
-		s.t.Errorf("old has ended by %v, want SIGKILL", ws)
+		s.t.Errorf("the old process has ended by %v, want SIGKILL", ws)
 	}
 	if pid := s.servingPid(); pid != new {
 		s.t.Errorf("process %d answers, want %d", pid, new)

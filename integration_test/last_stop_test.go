@@ -16,8 +16,8 @@ import (
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
-// The last stop ends the sockets themselves, whoever else has copies of their
-// descriptors and does not serve on them.
+// The last stop ends the sockets themselves, also if other processes have copies of
+// their descriptors and do not serve on them.
 
 // mustBeFree fails the test if a client of the service, which has ended, is not
 // refused, and if the service can't be started again.
@@ -143,18 +143,18 @@ func TestLastStopWhileOldIsStopped(t *testing.T) {
 	s.client.Timeout = proctest.Limit / 4
 	s.Signal(new, syscall.SIGTERM)
 	s.askUntilRefused()
-	s.waitState(new, 'Z') // old is to wait for it
+	s.waitState(new, 'Z') // the old process is to wait for it
 	s.mustBeFree()
 	s.Signal(old, syscall.SIGCONT)
 	s.WaitAllGone()
 	for _, line := range []string{"rolled back", "opened again"} {
 		if s.Count(line) != 0 {
-			t.Errorf("the service has ended, and old says %q", line)
+			t.Errorf("the service has ended, and the old process says %q", line)
 		}
 	}
 }
 
-// A new process that gives up leaves the sockets to old as they are.
+// A new process that gives up leaves the sockets to the old one as they are.
 func TestSocketsOfANewProcessThatGivesUp(t *testing.T) {
 	s := startServer(t, "-probation", "10m")
 	s.misbehave("close-after-ready=0s")
@@ -166,6 +166,6 @@ func TestSocketsOfANewProcessThatGivesUp(t *testing.T) {
 	s.WaitAlone()
 	l.mustLoseNothing(t)
 	if s.Count("opened again") != 0 {
-		t.Error("new has ended what old serves on")
+		t.Error("the new process has ended what the old one serves on")
 	}
 }

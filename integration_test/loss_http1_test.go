@@ -84,9 +84,9 @@ func kinds(n int, list ...httpload.Kind) map[httpload.Kind]int {
 	return m
 }
 
-// TestLossless300 upgrades 300 times in a row. An upgrade lasts as long as the
-// longest request that old has, so the kinds that take long come in for a
-// part of them only; with LOSS_LONG=1 they are there all the time (10 minutes).
+// TestLossless300 upgrades 300 times in a row. An upgrade lasts as long as the longest
+// request that the old process has, so the kinds that take long come in for a part of
+// them only; with LOSS_LONG=1 they are there all the time (10 minutes).
 func TestLossless300(t *testing.T) {
 	s := startLoadServer(t, "plain")
 	mix := kinds(2, short...)

@@ -111,8 +111,8 @@ func TestDishonestMaster(t *testing.T) {
 	}
 }
 
-// The variables of two masters: the first of the order counts. Here its are
-// somebody else's, who is not signalled, since he does not hold the socket.
+// The variables of two masters: the first of the order counts. Here its variables name
+// another process, which is not signalled, since it does not hold the socket.
 func TestMasterOrder(t *testing.T) {
 	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)

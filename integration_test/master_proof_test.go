@@ -50,7 +50,7 @@ func TestMasterWithoutSockets(t *testing.T) {
 	}
 }
 
-// A master that runs as root has started the server as another user, who may not
+// A master that runs as root has started the server as another user, which may not
 // signal it: the log says what to do instead, and that works.
 func TestMasterOfRoot(t *testing.T) {
 	setpriv := needProgram(t, "setpriv", "util-linux")

@@ -107,9 +107,9 @@ func TestSocketmasterKeepsLongRequests(t *testing.T) {
 	m.stop(syscall.SIGINT)
 }
 
-// Each start of a child makes the socket blocking for all that have it. An
-// Accept that began before the new server has listened still ends at the drain,
-// though nobody connects any more.
+// Each start of a child makes the socket blocking for all that have it. An Accept that
+// began before the new server has listened still ends at the drain, though no client
+// connects any more.
 func TestSocketmasterMakesSocketBlocking(t *testing.T) {
 	args := []string{"-tokopedia", "-start", "1", "-wait-child-notif"}
 	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "TEST_SUCCESSOR=1 exec %s", args...))
@@ -175,8 +175,8 @@ func TestSocketmasterNewestDies(t *testing.T) {
 	m.stop(syscall.SIGTERM)
 }
 
-// The master is killed: its child serves on, can write to a log that nobody
-// reads, and signals nobody who now has the master's place.
+// The master is killed: its child serves on, can write to a log that no process reads,
+// and signals no process that now has the master's place.
 func TestSocketmasterKilled(t *testing.T) {
 	m := startUnder(t, "tcp", socketmaster(t, "tcp://127.0.0.1:0", "exec %s", "-start", "50"))
 	m.Signal(m.Pid(), syscall.SIGKILL)
@@ -203,7 +203,7 @@ func TestSocketmasterRestartsItself(t *testing.T) {
 		m.upgrade()
 	})
 	if !m.Has(forgotten) {
-		t.Errorf("process %d ended, though nobody told it to", forgotten)
+		t.Errorf("process %d ended, though it was not told to", forgotten)
 	}
 	m.Signal(forgotten, syscall.SIGTERM)
 	m.stop(syscall.SIGTERM)

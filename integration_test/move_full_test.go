@@ -45,7 +45,8 @@ func (m *mover) many(n int) []*client {
 	return clients
 }
 
-// answers asks all, and counts who answers; those who get none are under 0.
+// answers asks on all connections, and counts the answers by process; connections
+// without an answer are under 0.
 func answers(clients []*client) map[int]int {
 	got := map[int]int{}
 	for _, c := range clients {
@@ -61,8 +62,9 @@ func answers(clients []*client) map[int]int {
 	return got
 }
 
-// askAgain asks those that were answered before the drain had come to them: who
-// stays with the draining process is told only by an answer that it is the last.
+// askAgain asks on those connections that were answered before the drain had come to
+// them: a client whose connection stays with the draining process is told so only by an
+// answer that says that it is the last.
 func askAgain(clients []*client) {
 	for _, c := range clients {
 		if !c.last.closes {
@@ -89,8 +91,8 @@ func openFilesLimit(t testing.TB) int {
 	return int(min(l.Max, 25000))
 }
 
-// 20,000 connections move with 50 descriptors to spare, in old and in new, while
-// old serves others.
+// 20,000 connections move with 50 descriptors to spare, in the old process and in the
+// new one, while the old one serves others.
 func TestMove20000(t *testing.T) {
 	n := min(20000, openFilesLimit(t)-300)
 	if n < 20000 {
@@ -104,7 +106,7 @@ func TestMove20000(t *testing.T) {
 	held := make([]*client, 20)
 	for i := range held {
 		held[i] = m.dial()
-		held[i].mustAsk(t, m.Pid()) // it is old's for sure
+		held[i].mustAsk(t, m.Pid()) // it is the old process's for sure
 		fmt.Fprint(held[i], "POST /hold HTTP/1.1\r\nHost: grace\r\nContent-Length: 2\r\n\r\na")
 	}
 	stop := make(chan struct{})
@@ -130,7 +132,7 @@ func TestMove20000(t *testing.T) {
 	pid := m.upgrade()
 	m.WaitLine(`msg="grace: upgrade done`)
 	// All that is idle moves while the others are held.
-	proctest.WaitFor(t, 4*proctest.Limit, "all idle connections to be in new", func() bool {
+	proctest.WaitFor(t, 4*proctest.Limit, "all idle connections to be in the new process", func() bool {
 		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 		return err == nil && len(fds) > n
 	})
@@ -163,7 +165,7 @@ func tookLine(m *mover) string {
 	return ""
 }
 
-// New has room for some only: the rest stay with old.
+// The new process has room for some only: the rest stay with the old one.
 func TestMoveIntoFullTable(t *testing.T) {
 	m := startMover(t, "-nofile2", "100", "-idlegrace", "1m")
 	clients := m.many(500)
@@ -174,14 +176,15 @@ func TestMoveIntoFullTable(t *testing.T) {
 		t.Errorf("answers by pid, 0 for none: %v; want all by %d and %d", got, pid, m.Pid())
 	}
 	askAgain(clients)
-	// One that was asked before it moved was answered by old.
+	// One that was asked before it moved was answered by the old process.
 	moved, finished, cut := m.drained()
 	if moved < 50 || moved > 110 || moved < got[pid] || moved+finished != len(clients) || cut != 0 {
 		t.Errorf("moved %d, finished %d and cut off %d; want some 100 moved, and the others finished", moved, finished, cut)
 	}
 }
 
-// holdAll lets all clients have half a request sent, which old has begun to serve.
+// holdAll lets all clients have half a request sent, which the old process has begun to
+// serve.
 func (m *mover) holdAll(clients []*client) {
 	m.t.Helper()
 	for _, c := range clients {
@@ -206,11 +209,12 @@ func (m *mover) releaseAll(clients []*client, pid int) {
 func (m *mover) stop(pid int) {
 	m.t.Helper()
 	m.Signal(pid, syscall.SIGSTOP)
-	proctest.WaitFor(m.t, proctest.Limit, "all threads of new to stop", func() bool { return allStopped(pid) })
+	proctest.WaitFor(m.t, proctest.Limit, "all threads of the new process to stop", func() bool { return allStopped(pid) })
 }
 
-// New stops in the drain. What is on its way comes back, old serves it, and does
-// not exit, which would leave nobody: it kills new and serves on.
+// The new process stops in the drain. What is on its way comes back, the old process
+// serves it, and does not exit, which would leave no process that serves: it kills the
+// new one and serves on.
 func TestMoveToStoppedProcess(t *testing.T) {
 	t.Parallel()
 	m := startMover(t, "-idlegrace", "1m")
@@ -228,19 +232,19 @@ func TestMoveToStoppedProcess(t *testing.T) {
 	m.WaitGone(pid)
 	m.dial().mustAsk(t, m.Pid())
 	if m.Count(`grace: stopped`) > 0 {
-		t.Error("old has exited and left nobody")
+		t.Error("the old process has exited and left no process that serves")
 	}
 }
 
-// New is killed when it has some of the connections: those are lost with it, and
-// old, which serves again, has all the others.
+// The new process is killed when it has some of the connections: those are lost with
+// it, and the old process, which serves again, has all the others.
 func TestNewIsKilledWhileConnectionsMove(t *testing.T) {
 	m := startMover(t, "-in2", "log")
 	clients := m.many(5000)
 	pid := m.upgrade()
 	m.WaitLine(fmt.Sprintf(`^state new .* pid=%d$`, pid))
 	m.Signal(pid, syscall.SIGSTOP)
-	proctest.WaitFor(t, proctest.Limit, "all threads of new to stop", func() bool { return allStopped(pid) })
+	proctest.WaitFor(t, proctest.Limit, "all threads of the new process to stop", func() bool { return allStopped(pid) })
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		t.Fatal(err)
@@ -248,14 +252,14 @@ func TestNewIsKilledWhileConnectionsMove(t *testing.T) {
 	m.Signal(pid, syscall.SIGKILL)
 	m.WaitLine(`rolled back`)
 	got := answers(clients)
-	// What new had received is lost with it, begun there or not; no more.
+	// What the new process had received is lost with it, begun there or not; no more.
 	if got[m.Pid()]+got[0] != len(clients) || got[m.Pid()] == 0 || got[0] > len(fds) {
-		t.Errorf("answers by pid, 0 for none: %v; new had %d descriptors, want all that it had not received by %d", got, len(fds), m.Pid())
+		t.Errorf("answers by pid, 0 for none: %v; the new process had %d descriptors, want all that it had not received by %d", got, len(fds), m.Pid())
 	}
 	if got := answers(m.many(10)); got[m.Pid()] != 10 {
 		t.Errorf("new connections: answers by pid %v, want all by %d", got, m.Pid())
 	}
-	t.Logf("%d of %d connections were lost with new", got[0], len(clients))
+	t.Logf("%d of %d connections were lost with the new process", got[0], len(clients))
 }
 
 // allStopped says whether SIGSTOP has come to each thread of a process.
@@ -270,7 +274,7 @@ func allStopped(pid int) bool {
 	return len(tasks) > 0
 }
 
-// New is killed before it has read any: nothing is lost.
+// The new process is killed before it has read any: nothing is lost.
 func TestNewIsKilledBeforeItTakesConnections(t *testing.T) {
 	m := startMover(t)
 	clients := m.many(1000)

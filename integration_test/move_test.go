@@ -53,7 +53,7 @@ func (m *mover) upgrade() int {
 	return pid
 }
 
-// drained waits for the report of old's drain.
+// drained waits for the report of the old process's drain.
 func (m *mover) drained() (moved, finished, cut int) {
 	m.t.Helper()
 	r := m.WaitLine(`msg="grace: drained.* moved=(\d+) finished=(\d+) waited=\d+ cut=(\d+)`)
@@ -63,7 +63,7 @@ func (m *mover) drained() (moved, finished, cut int) {
 	return moved, finished, cut
 }
 
-// A client is one connection, whose bytes nobody sends twice.
+// A client is one connection, whose bytes are never sent twice.
 type client struct {
 	net.Conn
 	r    *bufio.Reader
@@ -73,8 +73,8 @@ type client struct {
 
 func (m *mover) dial() *client { return m.dialFrom("") }
 
-// mustReach dials until the process pid answers. An Accept of old that was under
-// way when it handed over may take one connection more.
+// mustReach dials until the process pid answers. An Accept of the old process that was
+// under way when it handed over may take one connection more.
 func (m *mover) mustReach(pid int) {
 	m.t.Helper()
 	c := m.dial()
@@ -167,14 +167,14 @@ func TestWhichConnectionsMove(t *testing.T) {
 			asks.mustAsk(t, m.Pid())
 			pid := m.upgrade()
 			if strings.Contains(c.in2, "wrap") {
-				// What comes through a wrapper that it does not know is known to
-				// new when something has come.
+				// What comes through a wrapper that the library does not know is known
+				// to the new process when something has come.
 				m.WaitLine(map[bool]string{true: `standing by`, false: `msg="grace: upgrade done`}[c.moves])
 				m.mustReach(pid)
 			}
 			if c.in2 == "hiddentls" { // what a wrapper speaks is not known by a connection
 				m.WaitLine(`standing by`)
-				for tries := 0; ; tries++ { // the first one may still be old's, see mustReach
+				for tries := 0; ; tries++ { // the first one may still be the old process's, see mustReach
 					over := m.dial()
 					over.Conn = tls.Client(over.Conn, &tls.Config{InsecureSkipVerify: true})
 					over.r = bufio.NewReader(over.Conn)
@@ -193,10 +193,10 @@ func TestWhichConnectionsMove(t *testing.T) {
 				asks.mustAsk(t, pid) // both have come through the listener then
 				a := idle.mustAsk(t, pid)
 				if a.remote != idle.LocalAddr().String() || a.local != idle.RemoteAddr().String() {
-					t.Errorf("new says that the client is %s and itself %s, want %v and %v", a.remote, a.local, idle.LocalAddr(), idle.RemoteAddr())
+					t.Errorf("the new process says that the client is %s and itself %s, want %v and %v", a.remote, a.local, idle.LocalAddr(), idle.RemoteAddr())
 				}
 				if a.remote != first.remote || a.local != first.local {
-					t.Errorf("new says %s and %s, old said %s and %s", a.remote, a.local, first.remote, first.local)
+					t.Errorf("the new process says %s and %s, the old one said %s and %s", a.remote, a.local, first.remote, first.local)
 				}
 				if want := map[bool]int{true: 3}[c.in2 == "wrap"]; a.counted != want {
 					t.Errorf("the listener's wrapper has counted %d connections, want %d", a.counted, want)
@@ -270,8 +270,8 @@ func TestHooksOfMovedConnection(t *testing.T) {
 	c.mustAsk(t, pid)
 	c.Close()
 	m.WaitLine(fmt.Sprintf(`^state closed %s pid=%d`, c.LocalAddr(), pid))
-	// The old process may say that it is closed when the new one has said that it
-	// is new: it has moved by then.
+	// The old process may print "closed" after the new one has printed "new": the
+	// connection has moved by then.
 	for _, of := range []int{m.Pid(), pid} {
 		var got []string
 		for _, l := range m.Lines() {
@@ -296,10 +296,10 @@ func TestMovedConnectionKeepsSocketOptions(t *testing.T) {
 		c.mustAsk(t, pid)
 		m.WaitGone(m.Pid())
 		if after := socketOptions(t, pid, c.LocalAddr()); after != before {
-			t.Errorf("options are %s in new, and were %s in old", after, before)
+			t.Errorf("options are %s in the new process, and were %s in the old one", after, before)
 		}
 		if strings.HasPrefix(before, "nodelay=0 keepalive=0") != off {
-			t.Errorf("options in old are %s; off: %v", before, off)
+			t.Errorf("options in the old process are %s; off: %v", before, off)
 		}
 	}
 }
@@ -308,7 +308,7 @@ func TestHalfClosedClients(t *testing.T) {
 	m := startMover(t)
 	// One has sent all that it will send, and waits for an answer.
 	busy := m.dial()
-	busy.mustAsk(t, m.Pid()) // it is old's for sure
+	busy.mustAsk(t, m.Pid()) // it is the old process's for sure
 	fmt.Fprintf(busy, "POST /hold HTTP/1.1\r\nHost: grace\r\nContent-Length: 3\r\n\r\nab")
 	idle := m.dial()
 	idle.mustAsk(t, m.Pid())

@@ -25,8 +25,8 @@ type flagWatch struct {
 	blocking []string
 }
 
-// watchFlags watches the listening sockets, which are all that a first
-// generation has while nobody is connected.
+// watchFlags watches the listening sockets, which are all that a first generation has
+// while no client is connected.
 func (s *server) watchFlags() *flagWatch {
 	s.t.Helper()
 	w := &flagWatch{s: s, sockets: map[string]bool{}, stop: make(chan struct{}), reads: map[int]int{}}
@@ -98,9 +98,9 @@ func fileFlags(pid, fd int, target string) (uint64, bool) {
 	return flags, err == nil
 }
 
-// TestStaysNonBlocking: O_NONBLOCK belongs to the open file, which both
-// processes share; whoever clears it stops the other one's Accept from being
-// woken. It is looked at all the time, and at each step of a hand-over.
+// TestStaysNonBlocking: O_NONBLOCK belongs to the open file, which both processes
+// share; the one that clears it stops the other one's Accept from being woken. It is
+// looked at all the time, and at each step of a hand-over.
 func TestStaysNonBlocking(t *testing.T) {
 	s := startServer(t, "-probation", "0", "-http", "tcp6=[::1]:0",
 		"-raw", "unix="+t.TempDir()+"/s", "-packet", "udp=127.0.0.1:0", "-packet", "unixgram="+t.TempDir()+"/g")

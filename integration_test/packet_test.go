@@ -41,7 +41,7 @@ func sendAll(t *testing.T, clients []net.Conn, text string) {
 	}
 }
 
-// packetAnswer gives who answers, and what.
+// packetAnswer gives which process answers, and what.
 func packetAnswer(t *testing.T, c net.Conn) (pid int, text string) {
 	t.Helper()
 	b := make([]byte, 100)

@@ -85,7 +85,7 @@ func (s *server) pauseNew() int {
 	return atoi(s.t, s.WaitLine(`paused at listen pid=(\d+)`)[1])
 }
 
-// New is killed when it has put its pid in place and does not accept yet.
+// The new process is killed when it has put its pid in place and does not accept yet.
 func TestPIDFileIsTakenBackFromNewThatNeverAccepted(t *testing.T) {
 	s := startServer(t, "-probation", "1h")
 	next := s.pauseNew()
@@ -145,13 +145,13 @@ func TestPIDFileKilledBeforeItIsInPlace(t *testing.T) {
 		s.Signal(next, syscall.SIGUSR1)
 		s.WaitLine("upgrade failed")
 		s.waitFilePid(s.Pid())
-		proctest.WaitFor(t, proctest.Limit, "what new has left to be removed", func() bool { return len(leftovers(t, s.pidFile)) == 0 })
+		proctest.WaitFor(t, proctest.Limit, "what the new process has left to be removed", func() bool { return len(leftovers(t, s.pidFile)) == 0 })
 		onlyFile(t, s.pidFile)
 	})
 }
 
-// Old keeps the lock while new has the name: when new dies, and old can't do
-// anything yet, no third process can come in.
+// The old process keeps the lock while the new one has the name: when the new one dies,
+// and the old one can't do anything yet, no third process can come in.
 func TestPIDFileLockOutlivesNew(t *testing.T) {
 	s := startServer(t, "-probation", "1h")
 	s.Signal(s.Pid(), syscall.SIGUSR2)
@@ -160,7 +160,7 @@ func TestPIDFileLockOutlivesNew(t *testing.T) {
 	s.Signal(s.Pid(), syscall.SIGSTOP)
 	t.Cleanup(func() { syscall.Kill(s.Pid(), syscall.SIGCONT) })
 	s.Signal(next, syscall.SIGKILL)
-	proctest.WaitFor(t, proctest.Limit, "new's end", func() bool { st, ok := proctest.ReadStat(next); return !ok || st.Dead() })
+	proctest.WaitFor(t, proctest.Limit, "the end of the new process", func() bool { st, ok := proctest.ReadStat(next); return !ok || st.Dead() })
 	mustRefuse(t, proctest.Command{
 		Path: proctest.Build(t, serverPackage), Args: []string{"-http", "tcp=127.0.0.1:0", "-pidfile", s.pidFile},
 	}, "already running.*"+s.pidFile)
@@ -169,8 +169,8 @@ func TestPIDFileLockOutlivesNew(t *testing.T) {
 	s.waitFilePid(s.Pid())
 }
 
-// Who may only read the PID file, and its directory, can lock both. That refuses
-// neither a start after a crash nor an upgrade.
+// A user that may only read the PID file, and its directory, can lock both. That
+// refuses neither a start after a crash nor an upgrade.
 func TestPIDFileLockedByAStranger(t *testing.T) {
 	needProgram(t, "flock", "util-linux")
 	s := startServer(t, "-probation", "1ms")
@@ -270,7 +270,7 @@ func (s *server) mustUpgradeTraced() int {
 	return pid
 }
 
-// What is no regular file is refused, and stays what it was, whoever asks.
+// What is no regular file is refused, and stays what it was, for every user.
 func TestPIDFileThatIsNoRegularFile(t *testing.T) {
 	makers := map[string]struct {
 		make func(path string) error

@@ -68,7 +68,7 @@ func TestPIDFileNamesALivingProcessAtEveryMoment(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	// Whoever was named has served.
+	// Every process that the file named has served.
 	served := map[string]bool{}
 	for _, l := range s.Lines() {
 		if m := serving.FindStringSubmatch(l); m != nil {
@@ -267,7 +267,7 @@ func TestPIDFileOfTheNewVersionIsAnother(t *testing.T) {
 		if got := s.filePid(); got != s.Pid() || s.servingPid() != s.Pid() {
 			t.Errorf("rolled back: the file names %d, and %d serves; want %d", got, s.servingPid(), s.Pid())
 		}
-		// The dead one's file is stale, and in nobody's way.
+		// The file of the dead process is stale, and does not refuse an upgrade.
 		s.Signal(s.Pid(), syscall.SIGUSR2)
 		s.WaitLine("standing by")
 		s.Signal(s.Pid(), syscall.SIGTERM)

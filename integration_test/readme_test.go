@@ -38,7 +38,7 @@ func readmeCode(t *testing.T) (pieces []string) {
 	return pieces
 }
 
-// paste builds a program of what a user has, and of what he pastes.
+// paste builds a program of what users have, and of what they paste.
 func paste(t *testing.T, imports, code string) (path string) {
 	t.Helper()
 	dir := t.TempDir()

@@ -19,7 +19,8 @@ import (
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
 
-// A rightsClient sends messages with a descriptor, and remembers who has answered.
+// A rightsClient sends messages with a descriptor, and remembers which process has
+// answered.
 type rightsClient struct {
 	conn *net.UnixConn
 	r    *bufio.Reader
@@ -92,7 +93,7 @@ func TestUnixConnMoves(t *testing.T) {
 					if method == "ReadMsgUnix" {
 						return c.text
 					}
-					return "" // the kernel closes what nobody asks for
+					return "" // the kernel closes what the reader does not ask for
 				}
 				mustAsk := func(c *rightsClient, pid int) {
 					t.Helper()

@@ -116,9 +116,9 @@ func matrix(dir string) (cells []*cell) {
 	return cells
 }
 
-// TestRollBackMatrix: whenever new dies, and whatever listens and serves, old
-// serves on everything that it had, the connections of before live, and the next
-// upgrade succeeds.
+// TestRollBackMatrix: whenever the new process dies, and whatever listens and serves,
+// the old one serves on everything that it had, the connections of before live, and the
+// next upgrade succeeds.
 func TestRollBackMatrix(t *testing.T) {
 	strace, _ := exec.LookPath("strace")
 	for _, moment := range []struct {
@@ -183,8 +183,8 @@ func TestRollBackMatrix(t *testing.T) {
 				case "in the drain":
 					s.Signal(old, syscall.SIGUSR2)
 					s.WaitLine(`upgrade done; draining`)
-					// All that accepted in old and was dropped is gone, so its drain is
-					// as far as it gets: what is held keeps it from its end.
+					// All that the old process accepted and dropped is gone, so its
+					// drain is as far as it gets: what is held keeps it from ending.
 					for _, c := range mine {
 						if c.old {
 							proctest.WaitFor(t, proctest.Limit, "the end of "+c.name(), func() bool {
@@ -202,7 +202,7 @@ func TestRollBackMatrix(t *testing.T) {
 					result := s.beginUpgrade()
 					new := atoi(t, s.WaitLine(`^paused at listen pid=(\d+)`)[1])
 					for _, c := range mine {
-						c.mustAnswer(t, old) // what new has opened, too, takes nothing
+						c.mustAnswer(t, old) // what the new process has opened, too, takes nothing
 					}
 					s.Signal(new, syscall.SIGKILL)
 					s.waitResult(result)

@@ -67,8 +67,8 @@ func TestPanicAfterReady(t *testing.T) {
 	finishUpgrade(s)
 }
 
-// finishUpgrade makes a good upgrade of a server that has a long probation: old
-// is killed in it, since new could do without.
+// finishUpgrade makes a good upgrade of a server that has a long probation: the old
+// process is killed in it, since the new one could do without.
 func finishUpgrade(s *server) {
 	s.t.Helper()
 	old := s.servingPid()
@@ -80,7 +80,7 @@ func finishUpgrade(s *server) {
 	}
 }
 
-// TestDeathInProbation: how new has ended is in Upgrade's error.
+// TestDeathInProbation: how the new process has ended is in Upgrade's error.
 func TestDeathInProbation(t *testing.T) {
 	for name, end := range map[string]struct {
 		die    func(s *server, new int)
@@ -113,8 +113,8 @@ func TestDeathInProbation(t *testing.T) {
 	}
 }
 
-// TestDeathInDrain: a slow request keeps the drain alive, and new dies, twice;
-// then a good upgrade succeeds, and the request is answered at last.
+// TestDeathInDrain: a slow request keeps the drain alive, and the new process dies,
+// twice; then a good upgrade succeeds, and the request is answered at last.
 func TestDeathInDrain(t *testing.T) {
 	for name, end := range map[string]struct {
 		die    func(s *server, new int)

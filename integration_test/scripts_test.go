@@ -29,7 +29,8 @@ func startStranger(t *testing.T) *proctest.Process {
 	return p
 }
 
-// mustNotBeSignalled is called when whoever should have had the signal has had it.
+// mustNotBeSignalled is called when the process that should have had the signal has had
+// it.
 func mustNotBeSignalled(t *testing.T, p *proctest.Process) {
 	t.Helper()
 	if p.Count("^signalled$") > 0 {
@@ -68,7 +69,7 @@ func TestUpgradeScriptSignalsNoStranger(t *testing.T) {
 	}
 }
 
-// An old process that nobody has waited for is dead.
+// An old process that has ended and was not waited for (a zombie) is dead.
 func TestUpgradeScriptSeesZombies(t *testing.T) {
 	dir := t.TempDir()
 	s := &server{t: t, pidFile: filepath.Join(dir, "app.pid")}

@@ -140,8 +140,8 @@ func TestManySignals(t *testing.T) {
 	}
 }
 
-// TestSignalsWhileStarting: what is asked for while new is starting may want a
-// binary newer than the one that starts; it leads to one more upgrade.
+// TestSignalsWhileStarting: what is asked for while the new process is starting may
+// want a binary newer than the one that starts; it leads to one more upgrade.
 func TestSignalsWhileStarting(t *testing.T) {
 	for _, step := range []string{"start", "check"} {
 		t.Run(step, func(t *testing.T) {
@@ -241,7 +241,7 @@ func (s *server) mustStopAll(pids ...int) {
 	}
 }
 
-// TestTermDuringUpgrade: new is killed, old stops, nothing is left.
+// TestTermDuringUpgrade: the new process is killed, the old one stops, nothing is left.
 func TestTermDuringUpgrade(t *testing.T) {
 	for _, step := range []string{"start", "manifest", "listen", "check"} {
 		t.Run(step, func(t *testing.T) {
@@ -337,7 +337,8 @@ func TestTermAfterHandOver(t *testing.T) {
 	}
 }
 
-// TestTermToNew: new is the service; old, which still stands by, goes as well.
+// TestTermToNew: the new process is the service; the old one, which still stands by,
+// goes as well.
 func TestTermToNew(t *testing.T) {
 	s := startServer(t, "-probation", "10m", "-drain", "10m")
 	old := s.Pid()
@@ -408,7 +409,7 @@ func TestNotifyContextUpgrade(t *testing.T) {
 	}
 }
 
-// waitRefused waits until nobody listens any more.
+// waitRefused waits until no process listens any more.
 func (s *server) waitRefused() {
 	s.t.Helper()
 	proctest.WaitFor(s.t, proctest.Limit, "a refused connection", func() bool {
@@ -418,7 +419,7 @@ func (s *server) waitRefused() {
 }
 
 // TestUpgradeAfterHandOver: USR2 to the pid that the PID file named a moment ago
-// upgrades the process that it names now, once old is gone.
+// upgrades the process that it names now, once the old one is gone.
 func TestUpgradeAfterHandOver(t *testing.T) {
 	for name, args := range map[string][]string{
 		"in probation": {"-probation", "1s", "-drain", "10m"},

@@ -23,7 +23,8 @@ func TestListenerAddedAndDropped(t *testing.T) {
 	dropped := s.addrOf("raw", "tcp4")
 	old := s.Pid()
 
-	// Stop the process, so that connections wait in its queue when new is ready.
+	// Stop the process, so that connections wait in its queue when the new one is
+	// ready.
 	hold := s.hold()
 	before := make([]net.Conn, 20)
 	s.misbehave("pause@listen")
@@ -50,7 +51,7 @@ func TestListenerAddedAndDropped(t *testing.T) {
 	}
 	wantRaw(t, "tcp", added, 2)
 	if c, err := net.Dial("tcp", dropped); err == nil {
-		// Old may still be about to close it; then nobody answers.
+		// The old process may still be about to close it; then no process answers.
 		c.Close()
 	}
 	hold.release()
@@ -63,8 +64,8 @@ func TestListenerAddedAndDropped(t *testing.T) {
 	}
 }
 
-// New has dropped a listener and dies in the drain, and its address is another
-// program's by then. That costs this address and nothing else, is said, and is
+// The new process has dropped a listener and dies in the drain, and its address is
+// another program's by then. That costs this address and nothing else, is said, and is
 // tried until it works.
 func TestDroppedAddressIsTaken(t *testing.T) {
 	s := startServer(t, "-raw1", "tcp4=127.0.0.1:0", "-probation", "0s")

@@ -207,7 +207,7 @@ func TestNetworksOverThreeGenerations(t *testing.T) {
 		}
 	}
 	if _, _, err := askRaw("unix", abstract); err == nil {
-		t.Error("somebody answers on the abstract socket after the last stop")
+		t.Error("a process answers on the abstract socket after the last stop")
 	}
 }
 
@@ -323,7 +323,7 @@ func TestUnixSocketLeftByACrash(t *testing.T) {
 	s.mustUpgrade()
 	wantRaw(t, "unix", path, 2)
 
-	// Somebody who comes second is told who is there, after an upgrade too.
+	// A process that comes second is told which one is there, after an upgrade too.
 	second := proctest.Start(t, proctest.Command{
 		Path: proctest.Build(t, serverPackage), Args: []string{"-raw", "unix=" + path},
 	})

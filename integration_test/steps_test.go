@@ -11,17 +11,20 @@ import (
 )
 
 // TERM to the old process, to the new one or to both, at each step of a hand-over:
-// who serves then, and who has ended. TestStopAtEachStep is the same in one process.
+// which process serves then, and which has ended. TestStopAtEachStep is the same in one
+// process.
 func TestTermAtEachStep(t *testing.T) {
 	for _, step := range []struct {
-		name   string
-		serves bool // old does, after a signal to new; else, and after one to old, nobody
+		name string
+		// serves: the old process does, after a signal to the new one; else, and after
+		// one to the old one, no process does.
+		serves bool
 	}{
 		{"executed", true}, // and handles no signals yet
 		{"starting", true},
-		{"ready is said", true}, // old is stopped meanwhile
+		{"ready is said", true}, // the old process is stopped meanwhile
 		{"go is heard", false},
-		{"accepting is said", false}, // old is stopped meanwhile
+		{"accepting is said", false}, // the old process is stopped meanwhile
 		{"standing by", false},
 		{"draining", false},
 	} {
@@ -131,9 +134,9 @@ func (s *server) stepTo(t *testing.T, step string) (next int, goOn func()) {
 }
 
 // Where a sandbox leaves nothing but fork(2), a new process that hangs in its start
-// can't be killed before it has executed its program. When it does, nobody waits for
-// it: it takes nothing, also when the old process has been stopped, which is not its death.
-// (TestLateChildTakesNothing is the same in one process.)
+// can't be killed before it has executed its program. When it does, it is not
+// waited for any more: it takes nothing, also when the old process has been stopped, which is not
+// its death. (TestLateChildTakesNothing is the same in one process.)
 func TestLateForkTakesNothing(t *testing.T) {
 	s := startServerAs(t, proctest.Command{
 		Path: proctest.Build(t, serverPackage), Args: []string{"-sandbox", "-probation", "0", "-drain", "1s"},
@@ -150,6 +153,6 @@ func TestLateForkTakesNothing(t *testing.T) {
 	s.WaitLine(`server: exits.*does not wait for it any more`)
 	s.WaitAllGone()
 	if s.Count(`^listening http`) != 1 || s.Count(`grace: serving`) != 1 {
-		t.Error("a process that nobody waits for has taken a listener")
+		t.Error("a process that is not waited for has taken a listener")
 	}
 }

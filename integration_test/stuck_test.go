@@ -22,8 +22,8 @@ import (
 
 // What is outside hangs, and the processes do what they are told all the same.
 
-// startStuck starts the test server with a standard error that is a pipe, which
-// nobody reads once the server serves, with room for so many lines more.
+// startStuck starts the test server with a standard error that is a pipe, which no
+// process reads once the server serves, with room for so many lines more.
 func startStuck(t *testing.T, room int, args ...string) *server {
 	t.Helper()
 	dir := t.TempDir()
@@ -134,7 +134,7 @@ func TestLogThatNobodyReads(t *testing.T) {
 	}
 }
 
-// TestUnitThatNobodyReads: systemd's socket is full, and nobody reads it.
+// TestUnitThatNobodyReads: systemd's socket is full, and no process reads it.
 func TestUnitThatNobodyReads(t *testing.T) {
 	path := filepath.Join(shortDir(t), "notify")
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -161,8 +161,9 @@ func TestUnitThatNobodyReads(t *testing.T) {
 	s.WaitAllGone()
 }
 
-// TestPIDFileThatHangs: the disk of the PID file takes minutes for a rename from
-// the moment at which new dies. Old accepts at once, and can be stopped.
+// TestPIDFileThatHangs: the disk of the PID file takes minutes for a rename from the
+// moment at which the new process dies. The old one accepts at once, and can be
+// stopped.
 func TestPIDFileThatHangs(t *testing.T) {
 	strace := underStrace(t, nil, "").Path
 	s := startServer(t, "-probation", "1m")
@@ -198,8 +199,8 @@ func TestPIDFileThatHangs(t *testing.T) {
 	s.WaitAllGone()
 }
 
-// TestProgramThatStays: the old program does not exit after Done. Both processes
-// say who is in the way.
+// TestProgramThatStays: the old program does not exit after Done. Both processes say
+// which one is in the way.
 func TestProgramThatStays(t *testing.T) {
 	stay := filepath.Join(t.TempDir(), "stay")
 	s := startServer(t, "-probation", "0", "-drain", "1s", "-stay", stay)

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Without Type=notify systemd takes the service for ended when old exits. The
-// upgrade is refused, and the service lives.
+// Without Type=notify systemd takes the service for ended when the old process exits.
+// The upgrade is refused, and the service lives.
 func TestSystemdSimple(t *testing.T) {
 	for _, typ := range []string{"simple", "exec"} {
 		t.Run(typ, func(t *testing.T) {

@@ -92,7 +92,7 @@ func (u *systemdUnit) reload() int {
 	return pid
 }
 
-// wantServing checks that everybody names the same process.
+// wantServing checks that systemd, the PID file and the answers name the same process.
 func (u *systemdUnit) wantServing(generation, pid int) {
 	t := u.server.t
 	t.Helper()

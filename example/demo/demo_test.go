@@ -58,7 +58,7 @@ func serverPids(t *testing.T, p *proctest.Process) (pids []int) {
 	return pids
 }
 
-// isDemo guards against a pid that somebody else has by now.
+// isDemo guards against a pid that another process has been given since.
 func isDemo(pid int) bool {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 	return err == nil && (len(b) == 0 || strings.Contains(string(b), "grace-demo-")) // empty: a zombie
@@ -136,7 +136,7 @@ func TestInterruptEndsEverything(t *testing.T) {
 	leavesNothing(t, p, tmp)
 }
 
-// Nobody can clean up after SIGKILL; the servers see that the demo is gone.
+// No process can clean up after SIGKILL; the servers see that the demo is gone.
 func TestServersDoNotOutliveTheDemo(t *testing.T) {
 	p, _ := startDemo(t, "-upgrades", "1000", "-pause", "10s")
 	server, err := strconv.Atoi(p.WaitLine(`^Server (\d+) on `)[1])

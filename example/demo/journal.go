@@ -45,7 +45,7 @@ func newJournal(verbose bool) *journal {
 	return &journal{verbose: verbose, changed: make(chan struct{})}
 }
 
-// read reads until everybody has closed the other end.
+// read reads until all processes have closed the other end.
 func (j *journal) read(r io.ReadCloser) {
 	defer r.Close()
 	lines := bufio.NewReader(r)

@@ -117,7 +117,7 @@ func parse(args []string) (cfg config, kinds map[load.Kind]int, err error) {
 	case cfg.upgrades < 0 || cfg.breakNth < 0 || cfg.pause < 0 || cfg.delay < 0 || cfg.think < 0:
 		err = errors.New("a number is below zero")
 	case cfg.breakNth > 0 && cfg.how != "usr2":
-		err = errors.New("-break needs -how usr2: otherwise nobody goes on when the new version is broken")
+		err = errors.New("-break needs -how usr2: otherwise no process serves when the new version is broken")
 	}
 	return cfg, kinds, err
 }

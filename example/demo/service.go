@@ -117,7 +117,7 @@ func (s *service) sabotage(how string) error {
 // An upgrade is what one replacement of the server was like.
 type upgrade struct {
 	old, new        int
-	handOver        time.Duration // from the signal until new accepts
+	handOver        time.Duration // from the signal until the new process accepts
 	failed          string        // why it was rolled back; empty if it was not
 	drained         time.Duration
 	moved, finished int  // connections

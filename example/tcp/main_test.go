@@ -239,7 +239,8 @@ func TestRollBack(t *testing.T) {
 	}
 }
 
-// At the last stop idle clients are disconnected at once: nobody takes them.
+// At the last stop idle clients are disconnected at once: no process takes over their
+// connections.
 func TestStop(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)

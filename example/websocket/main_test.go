@@ -123,7 +123,7 @@ func TestGoodbye(t *testing.T) {
 	for range 3 {
 		s.mustEcho(c, s.pid, 10)
 		old := s.upgrade()
-		s.mustEcho(c, old, 1) // probation: nobody is sent away
+		s.mustEcho(c, old, 1) // probation: no client is sent away
 		next := s.dial()
 		s.mustEcho(next, s.pid, 1)
 		_, _, err := c.ReadMessage()

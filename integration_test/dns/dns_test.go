@@ -105,7 +105,7 @@ func port(t *testing.T, addr string) string {
 	return port
 }
 
-// A load asks all the time, over UDP and TCP, and notes who answers.
+// A load asks all the time, over UDP and TCP, and notes which process answers.
 type load struct {
 	t       *testing.T
 	clients int64

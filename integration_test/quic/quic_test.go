@@ -31,8 +31,8 @@ func TestMain(m *testing.M) {
 }
 
 // TestOneProcessReads: quic-go reads by recvmmsg(2), through SyscallConn. From the
-// moment at which new is ready every packet is new's, while old stands by and while
-// it drains: a connection that begins then works.
+// moment at which the new process is ready every packet is its own, while the old one
+// stands by and while it drains: a connection that begins then works.
 func TestOneProcessReads(t *testing.T) {
 	for _, how := range []string{"plain", "hidden"} {
 		t.Run(how, func(t *testing.T) {
@@ -44,7 +44,7 @@ func TestOneProcessReads(t *testing.T) {
 			p.WaitLine(`msg="grace: serving"`)
 			old := p.Pid()
 			echoes(t, packets, old)
-			hold := request(t, requests) // and so old drains until this ends
+			hold := request(t, requests) // and so the old process drains until this ends
 			p.Signal(old, syscall.SIGUSR2)
 			m = p.WaitLine(fmt.Sprintf(`msg="grace: the new process is ready; standing by".*from=%d.*new=(\d+)`, old))
 			var fresh int

@@ -46,7 +46,7 @@ var (
 	drain     = flag.Duration("drain", 30*time.Second, "drain timeout")
 	misbehave = flag.String("misbehave", "", "file that says how the next generation misbehaves; it removes the file")
 	execPath  = flag.String("exec", "", "Executable option")
-	reap      = flag.Bool("reap", false, "wait for every child that ends, whoever has started it, as an init does")
+	reap      = flag.Bool("reap", false, "wait for every child that ends, whichever process has started it, as an init does")
 	refuse    = flag.String("refuse", "", "file whose existence refuses an upgrade")
 	stay      = flag.String("stay", "", "file as long as which exists the process does not exit after Done")
 )

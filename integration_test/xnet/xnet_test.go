@@ -37,9 +37,9 @@ func TestMain(m *testing.M) {
 	proctest.Main(m)
 }
 
-// TestGoAway: whoever has set HTTP/2 up, an idle connection is told to go away
-// when the drain begins, and the old process is gone soon after, not when
-// DrainTimeout is up; the user's settings hold.
+// TestGoAway: however HTTP/2 was set up, an idle connection is told to go away when the
+// drain begins, and the old process is gone soon after, not when DrainTimeout is up;
+// the user's settings hold.
 func TestGoAway(t *testing.T) {
 	cert := writeCertificate(t)
 	for _, how := range []string{"configure", "configure-unencrypted", "newhandler", "newhandler-configured", "wrapped-newhandler"} {

@@ -165,12 +165,12 @@ func TestChannelCarriesDescriptors(t *testing.T) {
 	}
 }
 
-// A descriptor that the kernel drops, since the table is full, must not make the
-// Next message's descriptors somebody else's.
+// A descriptor that the kernel drops, since the table is full, must not give the next
+// message's descriptors to another message.
 func TestChannelKeepsDescriptorsWithTheirFrame(t *testing.T) {
 	c, other := pair(t)
 	r, w := fdtest.Pipes(t, 2)
-	// Written before anybody reads, so that the reader gets the first frame's
+	// Written before the other end reads, so that the reader gets the first frame's
 	// tail, which lost its descriptor, together with the second frame.
 	lost := Message{Type: '1', Payload: []byte("lost"), FDs: []int{0}}.Frame()
 	if _, err := other.Write(lost); err != nil {
@@ -254,7 +254,7 @@ func TestPeek(t *testing.T) {
 }
 
 func TestChannelCloseAnswersWhatIsQueued(t *testing.T) {
-	c, _ := pair(t) // nobody reads at the other end
+	c, _ := pair(t) // the other end does not read
 	reading(c)
 	sent := make(chan error, 100)
 	for range 100 {
@@ -268,7 +268,7 @@ func TestChannelCloseAnswersWhatIsQueued(t *testing.T) {
 		}
 	}
 	if failed == 0 {
-		t.Error("nothing failed, and nobody has read")
+		t.Error("nothing failed, and the other end has not read")
 	}
 }
 

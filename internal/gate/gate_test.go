@@ -53,10 +53,10 @@ func TestGateShutAndOpen(t *testing.T) {
 	}
 	for range 20 {
 		a := accept()
-		wait.Until(t, "somebody inside", g.IsOccupied)
+		wait.Until(t, "a goroutine inside", g.IsOccupied)
 		g.Set(Shut)
-		wait.Until(t, "nobody inside a shut gate", func() bool { return g.IsQuiet() })
-		connect(t, l) // nobody takes it
+		wait.Until(t, "no goroutine inside a shut gate", func() bool { return g.IsQuiet() })
+		connect(t, l) // no goroutine takes it
 		select {
 		case err := <-a:
 			t.Fatalf("Accept of a shut gate returned %v", err)
@@ -77,7 +77,7 @@ func TestGateEnds(t *testing.T) {
 				g.Set(from)
 				a := accept()
 				if from == Open {
-					wait.Until(t, "somebody inside", g.IsOccupied)
+					wait.Until(t, "a goroutine inside", g.IsOccupied)
 				}
 				g.Set(m)
 				if err := wait.For(t, a, "Accept"); !errors.Is(err, net.ErrClosed) {
@@ -106,7 +106,7 @@ func TestGateDeadlines(t *testing.T) {
 		g, _, accept := gated(t)
 		g.Set(Open)
 		a := accept()
-		wait.Until(t, "somebody inside", g.IsOccupied)
+		wait.Until(t, "a goroutine inside", g.IsOccupied)
 		g.SetDeadline(past)
 		if err := wait.For(t, a, "Accept"); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("got %v, want ErrDeadlineExceeded", err)
@@ -123,7 +123,7 @@ func TestGateDeadlines(t *testing.T) {
 		}
 		g.SetDeadline(time.Time{})
 		a := accept()
-		wait.Until(t, "somebody inside", g.IsOccupied)
+		wait.Until(t, "a goroutine inside", g.IsOccupied)
 		select {
 		case err := <-a:
 			t.Errorf("Accept without a deadline returned %v", err)
@@ -146,27 +146,27 @@ func TestGateDeadlines(t *testing.T) {
 	})
 }
 
-// A gate at which somebody is still to come is neither parked nor quiet.
+// A gate at which a connection is still to come is neither parked nor quiet.
 func TestGateReserves(t *testing.T) {
 	g, _, _ := gated(t)
 	if g.Reserve() {
-		t.Error("a shut gate expects somebody")
+		t.Error("a shut gate expects a connection")
 	}
 	g.Set(Open)
 	if !g.Reserve() {
-		t.Error("an open gate expects nobody")
+		t.Error("an open gate expects no connection")
 	}
 	g.Set(Shut)
 	if g.IsQuiet() {
-		t.Error("a gate is quiet though somebody may come")
+		t.Error("a gate is quiet though a connection may come")
 	}
 	g.Set(Finishing)
 	if g.Park(Parked) {
-		t.Error("a gate was parked though somebody may come")
+		t.Error("a gate was parked though a connection may come")
 	}
 	g.Unreserve()
 	if !g.Park(Parked) || !g.IsQuiet() {
-		t.Error("a gate was not parked when nobody came")
+		t.Error("a gate was not parked when no connection came")
 	}
 }
 

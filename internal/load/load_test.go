@@ -254,7 +254,7 @@ func TestSeesShutdown(t *testing.T) {
 	until(t, r, "a lost keep-alive request", func(rep Report) bool {
 		old := srv
 		srv = next()
-		ln.(*net.TCPListener).SetDeadline(time.Unix(1, 0)) // wakes old
+		ln.(*net.TCPListener).SetDeadline(time.Unix(1, 0)) // wakes the old listener
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
 		if err := old.Shutdown(ctx); err != nil {

@@ -87,10 +87,10 @@ func newScripted(step func(string)) *scriptedConn {
 	return &scriptedConn{step: step, closed: make(chan struct{})}
 }
 
-// TestBoundOfArrivals: the bound of a connection of which nothing is known yet
-// comes at any moment of its way through the door, with a roll back right after
-// it, right before it, or without one. It is closed and nobody serves it, or it is
-// served, open, and without any deadline that is not the server's.
+// TestBoundOfArrivals: the bound of a connection of which nothing is known yet comes at
+// any moment of its way through the door, with a roll back right after it, right before
+// it, or without one. It is closed and no server serves it, or it is served, open, and
+// without any deadline that is not the server's.
 func TestBoundOfArrivals(t *testing.T) {
 	for _, at := range []string{"deadline", "handshake", "no deadline", "settled"} {
 		for _, back := range []string{"never", "before", "after"} {

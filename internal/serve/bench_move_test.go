@@ -24,18 +24,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkMove moves idle HTTP connections from one process to another, here
-// two halves of one: what both do is paid for by one scheduler. It prints
-// connections per second; the processor time of one, divided by what the same
-// connections cost when their descriptors alone are sent, made a net.Conn and
-// closed in the sender, as nobody could do without; and how much more of it one
-// of 20,000 takes than one of 1,000: 1 is linear.
+// BenchmarkMove moves idle HTTP connections from one process to another, here two
+// halves of one: what both do is paid for by one scheduler. It prints connections per
+// second; the processor time of one, divided by what the same connections cost when
+// their descriptors alone are sent, made a net.Conn and closed in the sender, which no
+// implementation could do without; and how much more of it one of 20,000 takes than one
+// of 1,000: 1 is linear.
 func BenchmarkMove(b *testing.B) {
 	perConn := map[int]time.Duration{}
 	for _, n := range []int{1000, 5000, 20000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			// Old's end and new's are in this process's table, those that are on
-			// their way twice.
+			// The old process's end and the new one's are in this process's table,
+			// those that are on their way twice.
 			if l := int(filesLimit(b)); n+1000 > l {
 				n = l - 1000
 				b.Logf("RLIMIT_NOFILE is %d: %d connections", l, n)
@@ -88,7 +88,7 @@ func moveMany(b *testing.B, n int) (took, cpu, floor time.Duration) {
 		b.Fatalf("moved %d of %d", moved, n)
 	}
 	tracks := p.new.l.Live.All
-	p.await("all to be new's", func() bool { return len(tracks()) == n })
+	p.await("all to be the new process's", func() bool { return len(tracks()) == n })
 	return took, cpu, sendFloor(b, tracks()[:min(n, 900)]) // the table has room for these
 }
 
@@ -163,10 +163,9 @@ func parseRights(b *testing.B, oob []byte) (fds []int) {
 	return fds
 }
 
-// growTable lets the kernel make the table of open files as large as it will be.
-// To grow it later, while other threads use it, takes the kernel many
-// milliseconds. A new process has one as large as old's from the start: fork
-// copies that.
+// growTable lets the kernel make the table of open files as large as it will be. To
+// grow it later, while other threads use it, takes the kernel many milliseconds. A new
+// process has one as large as the old one's from the start: fork copies that.
 func growTable(b *testing.B) {
 	b.Helper()
 	fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, int(filesLimit(b))-1)

@@ -9,9 +9,9 @@ import (
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
-// TestShutdownAndRollBack: new dies at the moment in which nothing but hijacked
-// connections is left in old, before Shutdown is called or when it closes the
-// listener. Nobody who connects is lost.
+// TestShutdownAndRollBack: the new process dies at the moment in which nothing but
+// hijacked connections is left in the old one, before Shutdown is called or when it
+// closes the listener. No client that connects is lost.
 func TestShutdownAndRollBack(t *testing.T) {
 	for _, first := range []string{"Shutdown", "the roll back"} {
 		t.Run(first, func(t *testing.T) {

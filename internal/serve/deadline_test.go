@@ -17,8 +17,8 @@ import (
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
-// TestDeadlines: those of a connection of ours are those of net.TCPConn, though
-// a read deadline is set only when somebody reads.
+// TestDeadlines: those of a connection of ours are those of net.TCPConn, though a read
+// deadline is set only when a goroutine reads.
 func TestDeadlines(t *testing.T) {
 	for name, listen := range map[string]func(t *testing.T) net.Listener{
 		"plain": func(t *testing.T) net.Listener {

@@ -175,7 +175,7 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 		c, err := tls.Dial("tcp", addr, &tls.Config{MaxVersion: tls.VersionTLS12})
 		if err == nil {
 			c.Close()
-			t.Fatal("a client that trusts nobody has connected")
+			t.Fatal("a client that trusts no certificate has connected")
 		}
 		return ""
 	}

@@ -16,8 +16,8 @@ import (
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
-// A plan is what one client does, read from the fuzzer's bytes: requests of any
-// kind, cut into slices at any place, and the moment at which old drains.
+// A plan is what one client does, read from the fuzzer's bytes: requests of any kind,
+// cut into slices at any place, and the moment at which the old process drains.
 type plan struct {
 	stream   []byte
 	ends     []int // where each request ends in stream
@@ -63,7 +63,7 @@ func newPlan(data []byte) plan {
 			out.WriteString("0\r\n\r\n")
 		case 3: // a header that just fills the buffer, or nearly
 			fmt.Fprintf(&out, "GET /%d HTTP/1.1\r\nHost: grace\r\nX-Fill: %s\r\n\r\n", i, filled(i, 3900+next()))
-		case 4: // its body is a request, should anybody take it for one
+		case 4: // its body is a request, should a server take it for one
 			body = []byte("GET /smuggled HTTP/1.1\r\nHost: grace\r\n\r\n")
 			fmt.Fprintf(&out, "POST /%d HTTP/1.1\r\nHost: grace\r\nContent-Length: %d\r\n\r\n%s", i, len(body), body)
 		}
@@ -126,9 +126,9 @@ func sum(path string, body []byte) string {
 	return fmt.Sprintf("%s %d %08x", path, len(body), crc32.ChecksumIEEE(body))
 }
 
-// FuzzMove: whatever a client sends, and whenever old drains, every request is
-// answered once, in order, and with all of its bytes, on one connection that is
-// new's at the end.
+// FuzzMove: whatever a client sends, and whenever the old process drains, every request
+// is answered once, in order, and with all of its bytes, on one connection that is the
+// new process's at the end.
 func FuzzMove(f *testing.F) {
 	for _, seed := range []string{
 		"", "\x00\x00", // one request
@@ -165,7 +165,7 @@ func (p plan) run(t *testing.T) {
 	c.runOld()
 	c.runNew()
 	conn := c.dial()
-	wait.For(t, c.old.seen, "old to accept")
+	wait.For(t, c.old.seen, "the old process to accept")
 	answers := make(chan string, len(p.ends)+1)
 	go func() {
 		defer close(answers)

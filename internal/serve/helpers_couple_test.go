@@ -18,9 +18,9 @@ import (
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
-// A couple is an old and a new process, each with an http.Server on the same
-// socket, and a real control channel between them. Nothing else of an upgrade is
-// there: the drain of old and the end of either are the test's.
+// A couple is an old and a new process, each with an http.Server on the same socket,
+// and a real control channel between them. Nothing else of an upgrade is there: the
+// drain of the old one and the end of either are the test's.
 type couple struct {
 	t        testing.TB
 	old, new *side
@@ -121,7 +121,7 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	}
 	p.old.ch, p.new.ch = control.New(theirs), control.New(ours)
 	p.mover = sockets.NewMover(p.old.ch, socks)
-	p.mover.Patience = wait.Limit // for who tests something else
+	p.mover.Patience = wait.Limit // for tests of something else
 	p.mover.Learn(p.new.u.Socks.Claims())
 	p.recv = &sockets.Receiver{Ch: p.new.ch, Find: p.new.u.Socks.Taker, Held: map[uint32]sockets.Received{}}
 	t.Cleanup(func() { p.old.ch.Close(); p.new.ch.Close() })
@@ -151,7 +151,7 @@ func (p *couple) runNew() {
 	}, func(error) { p.recv.OnEnd() })
 }
 
-// drain begins old's drain; what it gives ends with the drain.
+// drain begins the old process's drain; what it gives ends with the drain.
 func (p *couple) drain() (*Drain, <-chan Report) {
 	p.new.open()
 	p.old.u.Socks.Yield(p.old.u.Socks.Snapshot(), []int{0})

@@ -82,7 +82,7 @@ func TestHijackIsLikeNetHTTP(t *testing.T) {
 		name  string
 		wrap  func(net.Listener) net.Listener
 		tls   bool
-		moves bool // what old has is moved to it
+		moves bool // what the old process has is moved to it
 	}{
 		{name: "plain", moves: true},
 		{name: "wrapped", wrap: user, moves: true},
@@ -160,7 +160,7 @@ func TestHijackIsLikeNetHTTP(t *testing.T) {
 				conn = p.dial()
 				askPlain(t, conn)
 				_, done := p.drain()
-				wait.For(t, done, "old to end")
+				wait.For(t, done, "the old process to end")
 				if n := p.mover.Count(); n != 1 {
 					t.Fatalf("%d connections were moved, want 1", n)
 				}

@@ -123,9 +123,9 @@ func TestClientsThatStopInTheHandshake(t *testing.T) {
 	}
 }
 
-// TestBound: while the process wants to end, with somebody who takes the
-// connection or without, a client may wait for the grace between two bytes of a
-// header, and for as long as it likes once the handler has the request.
+// TestBound: while the process wants to end, with a process that takes the connection
+// or without, a client may wait for the grace between two bytes of a header, and for as
+// long as it likes once the handler has the request.
 func TestBound(t *testing.T) {
 	const grace = 5 * time.Second
 	for _, test := range []struct {

@@ -13,8 +13,8 @@ import (
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
-// TestIdleRule: net/http does what is assumed of it, and watching it takes no
-// time that anybody would notice.
+// TestIdleRule: net/http does what is assumed of it, and watching it takes no time that
+// a user would notice.
 func TestIdleRule(t *testing.T) {
 	begun := time.Now()
 	if err := watchServer((*http.Server).Serve); err != nil {

@@ -28,8 +28,8 @@ func jam(c *control.Channel) {
 	}
 }
 
-// The mover is stopped while a message is being written: its connections come
-// back, and new does not get them.
+// The mover is stopped while a message is being written: its connections come back, and
+// the new process does not get them.
 func TestMoverStopsWhileItWrites(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
@@ -58,7 +58,8 @@ func (p *couple) awaitWritten() {
 	})
 }
 
-// Old serves again what new may have: not before new was told, while both live.
+// The old process serves again what the new one may have: not before the new one was
+// told, while both live.
 func TestNewIsToldBeforeOldServes(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
@@ -70,7 +71,7 @@ func TestNewIsToldBeforeOldServes(t *testing.T) {
 	before := p.old.l.Live.All()
 	p.mover.Stop()
 	if after := p.old.l.Live.All(); len(before) != 1 || len(after) != 1 || before[0] != after[0] {
-		t.Error("old serves a connection, and new was not told")
+		t.Error("the old process serves a connection, and the new one was not told")
 	}
 	p.runNew()
 	wait.For(t, p.old.seen, "the connection to come back")
@@ -79,8 +80,9 @@ func TestNewIsToldBeforeOldServes(t *testing.T) {
 	wantAnswer(t, c, r, "", "old")
 }
 
-// New does not read, so that it can't be told: old serves on all the same, reads
-// half a request, and dies. New does not take the rest for a request.
+// The new process does not read, so that it can't be told: the old one serves on all
+// the same, reads half a request, and dies. The new one does not take the rest for a
+// request.
 func TestNewKnowsWhatOldHasTakenBack(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.mover.Patience = 50 * time.Millisecond
@@ -94,29 +96,29 @@ func TestNewKnowsWhatOldHasTakenBack(t *testing.T) {
 	if _, err := io.WriteString(c, "GET / HT"); err != nil {
 		t.Fatal(err)
 	}
-	p.await("old to read", func() bool {
+	p.await("the old process to read", func() bool {
 		return back.State().Touched
 	})
-	p.old.ch.Close() // as the kernel does when old dies
+	p.old.ch.Close() // as the kernel does when the old process dies
 	served := make(chan int, 1)
 	p.new.ch.Run(func(m control.Message) {
 		if m.Type == sockets.MsgConns {
 			p.recv.OnConns(m)
 			if len(p.recv.Held) != 1 {
-				t.Errorf("new was offered %d connections, want 1", len(p.recv.Held))
+				t.Errorf("the new process was offered %d connections, want 1", len(p.recv.Held))
 			}
 		}
 	}, func(error) {
 		p.recv.OnEnd()
 		served <- len(p.new.l.Live.All())
 	})
-	if n := wait.For(t, served, "old's end to be seen"); n != 0 {
-		t.Error("new serves a connection that old has read a part of a request from")
+	if n := wait.For(t, served, "the old process's end to be seen"); n != 0 {
+		t.Error("the new process serves a connection that the old one has read a part of a request from")
 	}
 }
 
-// New does not read, and the message with the connection does not fit: it is not
-// Held for longer than patience.
+// The new process does not read, and the message with the connection does not fit: it
+// is not held for longer than patience.
 func TestMessageThatCannotBeWritten(t *testing.T) {
 	p := newCouple(t, func(string) http.Handler { return saysSide("old") })
 	stuck := make(chan error, 1)
@@ -132,7 +134,7 @@ func TestMessageThatCannotBeWritten(t *testing.T) {
 		t.Errorf("the reason is %v, want %v", err, control.ErrNotSent)
 	}
 	if back.State().Lent {
-		t.Error("new may have a copy of what was never sent")
+		t.Error("the new process may have a copy of what was never sent")
 	}
 	wantAnswer(t, c, r, "", "old")
 }

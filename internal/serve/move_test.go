@@ -62,7 +62,7 @@ func TestMoveAfterLargeBody(t *testing.T) {
 	wantAnswer(t, c, r, body, "new")
 }
 
-// ask gives a client that old has answered.
+// ask gives a client that the old process has answered.
 func (p *couple) ask() (net.Conn, *bufio.Reader) {
 	p.t.Helper()
 	c := p.dial()
@@ -71,7 +71,7 @@ func (p *couple) ask() (net.Conn, *bufio.Reader) {
 	return c, r
 }
 
-// take lets new receive what old sends next.
+// take lets the new process receive what the old one sends next.
 func (p *couple) take() {
 	p.t.Helper()
 	m, err := p.new.ch.Next()
@@ -124,8 +124,8 @@ func TestCloseOfMovingConnection(t *testing.T) {
 	wantAnswer(t, c, r, "", "new")
 }
 
-// A connection that new refuses is served by old, and not offered again and
-// again: it would never be read.
+// A connection that the new process refuses is served by the old one, and not offered
+// again and again: it would never be read.
 func TestRefusedConnectionIsServed(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.recv.Find = func(int) *sockets.Listener { return nil }
@@ -142,9 +142,10 @@ func TestRefusedConnectionIsServed(t *testing.T) {
 	}
 }
 
-// New is stopped with a connection in its queue: old serves it, and closing it
-// ends it for the client, though new has a copy. When new goes on and old is dead,
-// it knows that the connection is not its own.
+// The new process is stopped with a connection in its queue: the old one serves it, and
+// closing it ends it for the client, though the new one has a copy. When the new one
+// goes on and the old one is dead, the new one knows that the connection is not its
+// own.
 func TestConnectionThatNewDoesNotTake(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.mover.Patience = 100 * time.Millisecond
@@ -168,12 +169,13 @@ func TestConnectionThatNewDoesNotTake(t *testing.T) {
 			p.recv.OnVerdict(m)
 		}
 	}, func(error) { gone <- len(p.recv.Held) })
-	if n := wait.For(t, gone, "old's death to be seen"); n != 0 {
-		t.Errorf("new takes %d connections for its own, want none", n)
+	if n := wait.For(t, gone, "the old process's death to be seen"); n != 0 {
+		t.Errorf("the new process takes %d connections for its own, want none", n)
 	}
 }
 
-// New says that it took a connection, and dies before old has read that.
+// The new process says that it took a connection, and dies before the old one has read
+// that.
 func TestNewDiesAfterItTook(t *testing.T) {
 	p := newCouple(t, saysSide)
 	c, r := p.ask()
@@ -202,7 +204,7 @@ func TestNewDiesAfterItTook(t *testing.T) {
 	}
 }
 
-// New can't read the channel any more, but old lives.
+// The new process can't read the channel any more, but the old one lives.
 func TestNewGivesUpTheChannel(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
@@ -217,13 +219,13 @@ func TestNewGivesUpTheChannel(t *testing.T) {
 	p.new.ch.Close()
 	wait.For(t, p.old.seen, "the connection")
 	wait.For(t, p.old.seen, "the connection to come back")
-	p.recv.OnEnd() // old dies
+	p.recv.OnEnd() // the old process dies
 	d.cancel()
 	wait.For(t, done, "the drain to end")
 	wantAnswer(t, c, r, "", "old")
 	select {
 	case <-p.new.seen:
-		t.Error("new serves a connection that is old's")
+		t.Error("the new process serves a connection that is the old one's")
 	default:
 	}
 }
@@ -271,8 +273,8 @@ func TestConnectionsOfClosedListener(t *testing.T) {
 	}
 }
 
-// A client resets its connection while it is on its way: new can't tell whose it
-// was, and a nil RemoteAddr makes programs panic.
+// A client resets its connection while it is on its way: the new process can't tell
+// whose it was, and a nil RemoteAddr makes programs panic.
 func TestResetConnectionIsRefused(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
@@ -288,7 +290,7 @@ func TestResetConnectionIsRefused(t *testing.T) {
 	}
 	p.recv.OnConns(m)
 	if n := len(p.recv.Held); n != 0 {
-		t.Errorf("new holds %d connections, want none", n)
+		t.Errorf("the new process holds %d connections, want none", n)
 	}
 	p.runNew()
 	wait.For(t, done, "the drain to end")
@@ -297,15 +299,15 @@ func TestResetConnectionIsRefused(t *testing.T) {
 	}
 }
 
-// New is told to stop when it has received connections, and old has not let go
-// of them yet: they are served, and then new's drain is over.
+// The new process is told to stop when it has received connections, and the old one has
+// not let go of them yet: they are served, and then the new one's drain is over.
 func TestNewStopsWhileConnectionsArrive(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
 	c, r := p.ask()
 	_, done := p.drain()
 	p.take()
-	p.new.u.Socks.Own(true) // as it is once new is ready
+	p.new.u.Socks.Own(true) // as it is once the new process is ready
 	p.new.u.Socks.EndAccept()
 	d := NewDrain(nil)
 	ended := make(chan Report, 1)
@@ -317,7 +319,7 @@ func TestNewStopsWhileConnectionsArrive(t *testing.T) {
 	// As long as it may come the listener is neither quiet nor parked.
 	for range 100 {
 		if p.new.l.Finished() || p.new.l.Gate.IsParked() {
-			t.Fatal("new waits for nobody any more")
+			t.Fatal("the new process waits for no connection any more")
 		}
 	}
 	p.runNew() // which reads the verdict
@@ -326,16 +328,16 @@ func TestNewStopsWhileConnectionsArrive(t *testing.T) {
 	if _, err := r.ReadByte(); err != io.EOF {
 		t.Errorf("after the answer: got %v, want %v", err, io.EOF)
 	}
-	wait.For(t, ended, "new's drain to end")
-	// One that comes now stays with old.
+	wait.For(t, ended, "the new process's drain to end")
+	// One that comes now stays with the old process.
 	if p.new.l.Gate.Reserve() {
 		t.Error("a listener that is closed takes connections")
 	}
 }
 
-// The service is told to stop while a connection is on its way, and new, which
-// stops as well, does not take it: old serves it, though it has let go of the
-// listener.
+// The service is told to stop while a connection is on its way, and the new process,
+// which stops as well, does not take it: the old one serves it, though it has let go of
+// the listener.
 func TestServiceStopsWhileConnectionsMove(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.runOld()
@@ -352,14 +354,15 @@ func TestServiceStopsWhileConnectionsMove(t *testing.T) {
 	if _, err := r.ReadByte(); err != io.EOF {
 		t.Errorf("after the answer: got %v, want %v", err, io.EOF)
 	}
-	wait.For(t, done, "old's drain to end")
+	wait.For(t, done, "the old process's drain to end")
 	if n := p.mover.Count(); n != 0 {
 		t.Errorf("moved %d connections, want none", n)
 	}
 }
 
-// Old dies when new has received a connection and old has not said yet that it
-// let go of it: it is new's. What new could not receive has died with old.
+// The old process dies when the new one has received a connection and the old one has
+// not said yet that it let go of it: it is the new one's. What the new one could not
+// receive has died with the old one.
 func TestOldDiesWhileConnectionsMove(t *testing.T) {
 	p := newCouple(t, saysSide)
 	c, r := p.ask()

@@ -80,7 +80,7 @@ func TestConnectionThatComesBackAfterShutdown(t *testing.T) {
 	}
 }
 
-// An acceptCounter counts who has come to Accept.
+// An acceptCounter counts the calls of Accept.
 type acceptCounter struct {
 	net.Listener
 	accepts *atomic.Int32

@@ -18,7 +18,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
-// saysSideOf is saysSide, with settings of old's and of new's server.
+// saysSideOf is saysSide, with settings of the old and of the new process's server.
 func saysSideOf(old, new func(*http.Server)) func(string) http.Handler {
 	return func(side string) http.Handler {
 		return configured{Handler: saysSide(side), configure: map[string]func(*http.Server){"old": old, "new": new}[side]}
@@ -77,14 +77,14 @@ func TestDeadlineMoves(t *testing.T) {
 			} else {
 				p.ask()
 			}
-			before := sockets.TrackOf(wait.For(t, p.old.seen, "old's connection"))
-			p.await("old's server to wait", func() bool {
+			before := sockets.TrackOf(wait.For(t, p.old.seen, "the old process's connection"))
+			p.await("the old process's server to wait", func() bool {
 				return before.State().Offered > 1
 			})
 			_, done := p.drain()
 			wait.For(t, done, "the connection to move")
-			now := sockets.TrackOf(wait.For(t, p.new.seen, "new's connection"))
-			p.await("new's server to wait", func() bool { return wants(now) != 0 })
+			now := sockets.TrackOf(wait.For(t, p.new.seen, "the new process's connection"))
+			p.await("the new process's server to wait", func() bool { return wants(now) != 0 })
 			if got := wants(now); got != test.want {
 				t.Errorf("it may wait for %v, want %v", got, test.want)
 			}
@@ -126,12 +126,12 @@ func TestPostIsRemembered(t *testing.T) {
 				last = ""
 			}
 			askRaw(t, c, r, last)
-			first := wait.For(t, p.old.seen, "old's connection")
+			first := wait.For(t, p.old.seen, "the old process's connection")
 			if side != "old" {
 				p.drain()
 				if side == "new" {
-					wait.For(t, p.new.seen, "new's connection")
-				} else if wait.For(t, p.old.seen, "old's connection again") == first {
+					wait.For(t, p.new.seen, "the new process's connection")
+				} else if wait.For(t, p.old.seen, "the old process's connection again") == first {
 					t.Error("the same connection again")
 				}
 			}
@@ -171,7 +171,7 @@ func TestIdleRuleFails(t *testing.T) {
 	c, r := p.ask()
 	_, done := p.drain()
 	p.await("the check", func() bool { return p.old.http.draining.Load() != nil })
-	p.old.http.Offer(p.mover) // new takes more, say
+	p.old.http.Offer(p.mover) // the new process takes more, say
 	wantAnswer(t, c, r, "", "old")
 	if _, err := r.ReadByte(); err != io.EOF {
 		t.Errorf("after the answer: got %v, want %v", err, io.EOF)
@@ -185,7 +185,8 @@ func TestIdleRuleFails(t *testing.T) {
 	}
 }
 
-// TestIdleRuleHoldsNobodyUp: who says that new takes more does not wait for it.
+// TestIdleRuleHoldsNobodyUp: the goroutine that says that the new process takes more
+// does not wait for the check.
 func TestIdleRuleHoldsNobodyUp(t *testing.T) {
 	p := newCouple(t, saysSide)
 	checking, go1 := make(chan struct{}), make(chan struct{})
@@ -209,8 +210,8 @@ func TestIdleRuleHoldsNobodyUp(t *testing.T) {
 	wantAnswer(t, c, r, "", "new")
 }
 
-// TestHalfHeaderWhileOthersMove: a client that stops in the middle of a header,
-// so that its connection can't move, does not keep old from ending.
+// TestHalfHeaderWhileOthersMove: a client that stops in the middle of a header, so that
+// its connection can't move, does not keep the old process from ending.
 func TestHalfHeaderWhileOthersMove(t *testing.T) {
 	p := newCouple(t, saysSide)
 	p.mover.Grace = 10 * time.Millisecond
@@ -227,7 +228,7 @@ func TestHalfHeaderWhileOthersMove(t *testing.T) {
 		p.await("half a header", func() bool { s := conn.State(); return s.Begun && s.Idle })
 	}
 	_, done := p.drain()
-	wait.For(t, done, "old to end")
+	wait.For(t, done, "the old process to end")
 	wantAnswer(t, c, r, "", "new")
 	if n := p.mover.Count(); n != 1 {
 		t.Errorf("%d connections were moved, want 1", n)
@@ -302,8 +303,8 @@ func TestMoveToSniffer(t *testing.T) {
 	_, done := p.drain()
 	wait.For(t, done, "the connection to move")
 	wantAnswer(t, c, r, "", "new")
-	now := sockets.TrackOf(wait.For(t, p.new.seen, "new's connection").(*sniffedConn).Conn)
-	p.await("new's server to wait", func() bool { return wants(now) != 0 })
+	now := sockets.TrackOf(wait.For(t, p.new.seen, "the new process's connection").(*sniffedConn).Conn)
+	p.await("the new process's server to wait", func() bool { return wants(now) != 0 })
 	if got, want := wants(now), 2*time.Hour; got != want {
 		t.Errorf("it may wait for %v, want %v", got, want)
 	}

@@ -38,10 +38,9 @@ type elsewhereConn struct{ net.Conn }
 func (elsewhereConn) LocalAddr() net.Addr  { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 80} }
 func (elsewhereConn) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 80} }
 
-// TestDoubtsEnd: what a wrapper does to a listener is looked at in the first
-// request, and never again: not if it does nothing, not if it does TLS, and not
-// for ever if nobody can tell. From then on neither a request nor a new
-// connection costs anything.
+// TestDoubtsEnd: what a wrapper does to a listener is looked at in the first request,
+// and never again: not if it does nothing, not if it does TLS, and not for ever if it
+// can't be told. From then on neither a request nor a new connection costs anything.
 func TestDoubtsEnd(t *testing.T) {
 	cert, trusting := tlstest.Certificate(t)
 	trusting = trusting.Clone()

@@ -13,7 +13,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
-// TestDeadlinesOfConnectionTakenBack: who still has the connection as it was
+// TestDeadlinesOfConnectionTakenBack: code that still has the connection as it was
 // before it was to move, a ConnState hook say, does nothing to what it is now.
 func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 	s := New(nil, 0)

@@ -59,8 +59,8 @@ func (c *copied) listens() bool {
 	return err == nil
 }
 
-// What waits in the queue at the last stop is served, and then the socket is none
-// for anybody that has it.
+// What waits in the queue at the last stop is served, and then the socket is none for
+// any process that has it.
 func TestLastStopEndsTheSocket(t *testing.T) {
 	dir := t.TempDir()
 	for _, at := range []struct{ network, addr string }{
@@ -89,7 +89,7 @@ func TestLastStopEndsTheSocket(t *testing.T) {
 					l.s.Close()
 				}
 				if l.listens() {
-					t.Error("clients still connect, to a copy that nobody serves")
+					t.Error("clients still connect, to a copy that no process serves")
 				}
 				if strings.HasPrefix(at.addr, "@") {
 					return // the name is taken until the copy is closed, see unix(7)
@@ -196,7 +196,7 @@ func TestSocketThatEndsElsewhere(t *testing.T) {
 					t.Error("what Accept was told is an error for the server")
 				}
 				if !l.Finished() {
-					t.Error("the drain waits for what nobody can connect to")
+					t.Error("the drain waits for what no client can connect to")
 				}
 			})
 		}

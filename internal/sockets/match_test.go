@@ -12,7 +12,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
-// A host name is resolved for who asked, and nobody else waits for it.
+// A host name is resolved for the goroutine that asked, and no other waits for it.
 func TestHostNameIsResolvedOutsideOfTheLock(t *testing.T) {
 	asked, answer := make(chan struct{}, 9), make(chan struct{})
 	was := net.DefaultResolver
@@ -49,6 +49,6 @@ func TestHostNameIsResolvedOutsideOfTheLock(t *testing.T) {
 	}
 	close(answer)
 	if err := wait.For(t, named, "the Listen of a name"); err == nil {
-		t.Error("a name that nobody knows was listened on")
+		t.Error("a name that does not resolve was listened on")
 	}
 }

@@ -59,7 +59,7 @@ func TestReusePortListensWhenReady(t *testing.T) {
 			to := net.JoinHostPort(bind.dial, fmt.Sprint(now.Port))
 			if c, err := net.DialTimeout("tcp", to, wait.Limit); err == nil {
 				c.Close()
-				t.Error("a socket that nobody accepts on yet takes connections")
+				t.Error("a socket that no process accepts on yet takes connections")
 			}
 			if err := s.OpenGates(); err != nil {
 				t.Fatal(err)
@@ -123,7 +123,7 @@ func TestListenerThatWasShutDownIsOpenedAgain(t *testing.T) {
 				}
 				back := func() {}
 				if strings.HasPrefix(at.network, "unix") {
-					back = s.MendAll // accept(2) says nothing: as when new is dead
+					back = s.MendAll // accept(2) says nothing: as when the new process is dead
 				}
 				if when != "while it accepts" {
 					s.Yield(handed, []int{0})
@@ -246,8 +246,8 @@ func TestMendingOfAClosedListenerIsOver(t *testing.T) {
 	l.Close()
 }
 
-// A listener is being mended when new says that it accepts: it is new's, and opens
-// not before a roll back.
+// A listener is being mended when the new process says that it accepts: it is the new
+// one's, and opens not before a roll back.
 func TestMendingOfWhatNewHasTaken(t *testing.T) {
 	for _, when := range []string{"before it is looked at", "when it is opened"} {
 		t.Run(when, func(t *testing.T) {
@@ -293,7 +293,7 @@ func TestMendingOfWhatNewHasTaken(t *testing.T) {
 				return l.Sock.mending == nil
 			})
 			if l.Gate.IsOpen() {
-				t.Error("this process accepts, and new does")
+				t.Error("this process accepts, and so does the new one")
 			}
 			s.ReopenGates()
 			wait.Until(t, "a listener that listens again", func() bool { return l.Gate.IsOpen() && l.Sock.listens() })
@@ -310,7 +310,7 @@ func TestGatesOpenAllOrNone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	good.Sock.Index = 0 // as if old had it
+	good.Sock.Index = 0 // as if the old process had it
 	s.Own(false)
 	bad, err := s.Listen(reusable, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -325,7 +325,7 @@ func TestGatesOpenAllOrNone(t *testing.T) {
 	}
 	good.Close()
 	if _, err := os.Lstat(path); err != nil {
-		t.Errorf("the path of old's socket is gone: %v", err)
+		t.Errorf("the path of the old process's socket is gone: %v", err)
 	}
 	bad.Close()
 }
@@ -342,7 +342,7 @@ func TestOpenedAfterTheHandOver(t *testing.T) {
 	}
 	defer l.Close()
 	if l.Sock.listens() {
-		t.Error("it listens, and new is the one that serves")
+		t.Error("it listens, and the new process is the one that serves")
 	}
 	l.reopening.Lock() // nothing is mended
 	s.ReopenGates()

@@ -29,7 +29,7 @@ func TestPathComesBack(t *testing.T) {
 			dev, ino, _ := fileID(path)
 			s.OpenGates()
 			s.ToHandOver()
-			if network == "unix" { // something is queued, and nobody accepts it
+			if network == "unix" { // something is queued, and no process accepts it
 				c, err := net.Dial(network, path)
 				if err != nil {
 					t.Fatal(err)

@@ -69,7 +69,7 @@ func TestSameBinding(t *testing.T) {
 		{all("tcp", "[::1]:9000"), "tcp4", "localhost:9000", false},
 		{all("udp", "127.0.0.1:53"), "udp4", "127.0.0.1:53", true},
 		{all("udp", "[::]:53"), "udp", ":53", true},
-		// What can't be read is nobody's.
+		// What can't be read matches nothing.
 		{all("tcp", "127.0.0.1:9000"), "tcp", "127.0.0.1", false},
 		{all("tcp", "127.0.0.1:9000"), "tcp", "127.0.0.1:nonsense", false},
 		{all("tcp", "?"), "tcp", ":9000", false},
@@ -201,7 +201,7 @@ func TestUnixPaths(t *testing.T) {
 			for _, other := range []string{"unix", "unixpacket", "unixgram"} {
 				_, err := New(nil, 0).openAny(other, path)
 				if !errors.Is(err, ErrAnswered) || !errors.Is(err, syscall.EADDRINUSE) || strings.Count(fmt.Sprint(err), "grace: ") != 1 {
-					t.Errorf("%s on a path that somebody has: %v, want ErrAnswered", other, err)
+					t.Errorf("%s on a path that another socket has: %v, want ErrAnswered", other, err)
 				}
 				if want := fmt.Sprintf("(pid %d)", os.Getpid()); other == network && network != "unixgram" && !strings.Contains(fmt.Sprint(err), want) {
 					t.Errorf("the error %v does not say %s", err, want)
@@ -288,7 +288,7 @@ func TestUnixPathHasOneOwner(t *testing.T) {
 		l := winners[0]
 		l.Gate.Set(gate.Open)
 		go func() {
-			for { // the others have looked whether somebody answers
+			for { // the others have looked whether a process answers
 				c, err := l.Accept()
 				if err != nil {
 					return
@@ -312,15 +312,15 @@ func TestUnixPathOfSomebodyElseStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Somebody removes the path and makes another one; ours is kept aside, so
-	// that its inode number is not given away.
+	// Another program removes the path and makes a new one; ours is kept aside, so that
+	// its inode number is not given away.
 	if err := os.Rename(path, path+".ours"); err != nil {
 		t.Fatal(err)
 	}
 	leaveStale(t, "unix", path)
 	l.Close()
 	if _, err := os.Lstat(path); err != nil {
-		t.Errorf("the path of somebody else was removed: %v", err)
+		t.Errorf("the path of another program was removed: %v", err)
 	}
 }
 

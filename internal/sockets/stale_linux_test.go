@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Anybody may lock a directory that all can read: it does not keep a stale socket
+// Every user may lock a directory that all can read: it does not keep a stale socket
 // there for ever.
 func TestStaleSocketInALockedDirectory(t *testing.T) {
 	dir := t.TempDir()

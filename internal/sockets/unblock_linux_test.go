@@ -54,7 +54,7 @@ func TestBlockedAcceptIsFreed(t *testing.T) {
 	})
 }
 
-// Close returns, and ends who waits, also where that is in a system call that
+// Close returns, and ends a call that waits, also where that is in a system call that
 // blocks.
 func TestCloseOfASocketThatBlocks(t *testing.T) {
 	for _, network := range []string{"tcp", "unix", "udp", "unixgram"} {
@@ -88,8 +88,8 @@ func TestCloseOfASocketThatBlocks(t *testing.T) {
 			if err := wait.For(t, closed, "Close"); err != nil {
 				t.Errorf("Close returned %v", err)
 			}
-			if err := wait.For(t, done, "who waits"); !errors.Is(err, net.ErrClosed) {
-				t.Errorf("who waits gets %v, want net.ErrClosed", err)
+			if err := wait.For(t, done, "the call that waits"); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("the call that waits gets %v, want net.ErrClosed", err)
 			}
 		})
 	}

@@ -117,8 +117,8 @@ func TestArguments(t *testing.T) {
 	})
 }
 
-// Descriptors that trade their numbers, one that stays, one that is kept, and
-// others that nobody has named, close-on-exec or not.
+// Descriptors that trade their numbers, one that stays, one that is kept, and others
+// that are not named, close-on-exec or not.
 func TestFiles(t *testing.T) {
 	both(t, func(t *testing.T, copied bool) {
 		dir := t.TempDir()
