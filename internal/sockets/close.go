@@ -10,36 +10,42 @@ import (
 // close is Close. For a connection that is to leave, it gives it to the mover.
 func (t *Track) close() error {
 	t.mu.Lock()
-	was, away, leaving, m, hijacked := t.closed, t.away, t.leaving, t.Mover, t.phase == PhaseHijacked
+	was, m, hijacked, shared := t.life, t.Mover, t.phase == PhaseHijacked, t.origin.has(originShared)
+	moves := was == lifeLeaving
 	if t.muted {
-		leaving, m = t.endPlay(), nil
+		moves, m = t.endPlay(), nil
 	}
-	lingers := t.lingers > 0 && !hijacked && !was && !away && !leaving
-	t.closed, t.away = true, away || leaving
+	lingers := t.lingers > 0 && !hijacked && was == lifeOpen && !moves
+	switch {
+	case moves:
+		t.life = lifeMoving
+	case was != lifeMoving:
+		t.life = lifeClosed
+	}
 	t.mu.Unlock()
-	if away {
+	if was == lifeMoving {
 		return net.ErrClosed // the mover may have closed the descriptor, and its number may be another file's
 	}
-	if leaving && !was {
+	if moves {
 		if m == nil || !m.move(t, nil) {
 			t.Listener.TakeBack(t, nil, m, false)
 		}
 		return nil
 	}
 	if lingers {
-		go t.linger(func() { t.Listener.Live.remove(t, false) })
+		go t.linger(shared, func() { t.Listener.Live.remove(t, false) })
 		return nil
 	}
-	if !was {
+	if was != lifeClosed {
 		t.Listener.Live.remove(t, hijacked)
 	}
-	return t.closeInner()
+	return t.closeInner(shared)
 }
 
 // closeInner closes the descriptor, and ends the connection even if the new
-// process has a copy of it.
-func (t *Track) closeInner() error {
-	if t.lent {
+// process has a copy of it: shared is originShared.
+func (t *Track) closeInner(shared bool) error {
+	if shared {
 		if c, ok := t.Inner.(interface {
 			CloseRead() error
 			CloseWrite() error
@@ -58,9 +64,9 @@ func (t *Track) Cut() {
 	if t.muted {
 		t.endPlay()
 	}
-	if !t.away {
+	if t.life != lifeMoving {
 		t.free()
-		t.closeInner()
+		t.closeInner(t.origin.has(originShared))
 	}
 }
 
@@ -68,7 +74,7 @@ func (t *Track) Cut() {
 func (t *Track) FreeToClose() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.away {
+	if t.life != lifeMoving {
 		t.free()
 	}
 }
@@ -84,9 +90,9 @@ func (t *Track) Bid(lingers time.Duration) {
 
 // linger ends the connection for its client, and closes it when the client has
 // closed its end too, or after a while.
-func (t *Track) linger(then func()) {
+func (t *Track) linger(shared bool, then func()) {
 	defer then()
-	defer t.closeInner()
+	defer t.closeInner(shared)
 	c, ok := t.Inner.(interface{ CloseWrite() error })
 	if !ok || c.CloseWrite() != nil {
 		return

@@ -9,7 +9,7 @@ import (
 
 // The server sets a connection's deadlines, net/http several in each request: one
 // in the past, to stop a Read that has mostly not begun, and none where there was
-// none. A read deadline that comes when no Read is under way is late: it is set
+// none. A read deadline that comes when no Read is under way is pending: it is set
 // when a Read comes that needs it.
 
 // setReadDeadline is SetReadDeadline, called by the server. While a deadline of
@@ -18,7 +18,7 @@ import (
 func (t *Track) setReadDeadline(d time.Time) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.away {
+	if t.life == lifeMoving {
 		return net.ErrClosed
 	}
 	switch d {
@@ -35,26 +35,29 @@ func (t *Track) setReadDeadline(d time.Time) error {
 		// The second deadline since it became idle is that of a request whose first
 		// bytes were in the server's buffer already: no Read has seen them since,
 		// and the buffer may be empty again by the next Read.
-		t.begun = t.begun || t.waiting
-		t.waiting = true
+		if t.progress >= progressTimed {
+			t.progress = progressBegun
+		} else {
+			t.progress = progressTimed
+		}
 	}
 	t.Want = d
 	if t.muted {
-		t.late = true
+		t.deadline.set(deadlinePending)
 		t.playDeadline()
 		return nil
 	}
-	if t.woken {
+	if t.deadline.has(deadlineWakes) {
 		return nil
 	}
-	t.capped = false
+	t.deadline.clear(deadlineBounded)
 	if t.bound() > 0 {
 		return t.cap()
 	}
-	if t.reading > 0 || t.bare || t.closed {
+	if t.reading > 0 || t.deadline.has(deadlineExposed) || t.life == lifeClosed {
 		return t.limit(d)
 	}
-	t.late = true
+	t.deadline.set(deadlinePending)
 	return nil
 }
 
@@ -62,12 +65,14 @@ func (t *Track) setReadDeadline(d time.Time) error {
 // the deadline after each request.
 func (t *Track) setWriteDeadline(d time.Time) error {
 	t.mu.Lock()
-	if t.away {
+	if t.life == lifeMoving {
 		t.mu.Unlock()
 		return net.ErrClosed
 	}
-	none := t.muted || d.IsZero() && !t.timed && !t.bare && !t.closed
-	t.timed = t.timed || !none
+	none := t.muted || d.IsZero() && !t.deadline.has(deadlineOnWrite|deadlineExposed) && t.life != lifeClosed
+	if !none {
+		t.deadline.set(deadlineOnWrite)
+	}
 	t.mu.Unlock()
 	if none {
 		return nil
@@ -77,29 +82,33 @@ func (t *Track) setWriteDeadline(d time.Time) error {
 
 // limit sets the read deadline of the inner connection.
 func (t *Track) limit(d time.Time) error {
-	t.late, t.limited = false, !d.IsZero()
+	t.deadline.clear(deadlinePending | deadlineOnRead)
+	if !d.IsZero() {
+		t.deadline.set(deadlineOnRead)
+	}
 	return t.Inner.SetReadDeadline(d)
 }
 
-// setLate is called before a Read, which fails with its error if that is not nil.
-func (t *Track) setLate() error {
+// setPending is called before a Read, which fails with its error if that is not
+// nil.
+func (t *Track) setPending() error {
 	switch {
-	case !t.late:
-	case t.Want.IsZero() && !t.limited:
-		t.late = false
-	case !t.Want.IsZero() && !t.Want.After(gate.LongAgo) && !t.closed:
-		return t.Listener.expired // this deadline is there to stop a Read, and stays late
+	case !t.deadline.has(deadlinePending):
+	case t.Want.IsZero() && !t.deadline.has(deadlineOnRead):
+		t.deadline.clear(deadlinePending)
+	case !t.Want.IsZero() && !t.Want.After(gate.LongAgo) && t.life != lifeClosed:
+		return t.Listener.expired // this deadline is there to stop a Read, and stays pending
 	default:
 		t.limit(t.Want)
 	}
 	return nil
 }
 
-// setBare: the program may use the inner connection itself. From now on each
+// setExposed: the program may use the inner connection itself. From now on each
 // deadline is set on it at once.
-func (t *Track) setBare() {
-	t.bare = true
-	if t.late && !t.away { // else Inner may be another track's already
+func (t *Track) setExposed() {
+	t.deadline.set(deadlineExposed)
+	if t.deadline.has(deadlinePending) && t.life != lifeMoving { // else Inner may be another track's already
 		t.limit(t.Want)
 	}
 }

@@ -37,7 +37,7 @@ func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 	before := accepted.(*TCPConn)
 	before.SetReadDeadline(gate.LongAgo)
 	before.Track.mu.Lock()
-	before.Track.closed, before.Track.away = true, true // as Close does with one that is to move
+	before.Track.life = lifeMoving // as Close does with one that is to move
 	before.Track.mu.Unlock()
 	before.Track.Listener.TakeBack(&before.Track, nil, nil, false)
 	now, err := ln.Accept()

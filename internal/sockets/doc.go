@@ -11,7 +11,7 @@
 //     its file if it is a unix socket, its end, and what opens it anew
 //   - listener.go, packet.go: what a program gets, a net.Listener or a net.PacketConn
 //     behind a gate
-//   - conn.go, tcpconn.go, unixconn.go, close.go, deadline.go, idle.go, first.go, live.go:
+//   - track.go, conn.go, tcpconn.go, unixconn.go, close.go, deadline.go, idle.go, first.go, live.go:
 //     a Track, which is below each accepted connection and sees when it may be moved,
 //     and all of a listener's
 //   - move.go, receive.go, prelude.go, mark.go: how connections move to another process,

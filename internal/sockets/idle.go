@@ -11,13 +11,13 @@ import "time"
 // request that the handler has is not bound: that is what DrainTimeout is for.
 func (t *Track) bound() time.Duration {
 	switch {
-	case t.woken || t.phase != PhaseIdle && t.phase != phaseNew:
+	case t.deadline.has(deadlineWakes) || t.phase != PhaseIdle && t.phase != phaseNew:
 		return 0
-	case t.begun && !t.known:
+	case t.progress == progressBegun && !t.origin.has(originKnown):
 		return 0 // whatever is going on
 	case t.grace > 0:
 		return t.grace
-	case t.begun && t.Mover != nil: // else it moves
+	case t.progress == progressBegun && t.Mover != nil: // else it moves
 		return t.Mover.Grace
 	}
 	return 0
@@ -35,14 +35,14 @@ func (t *Track) cap() error {
 	if !t.Want.IsZero() && t.Want.Before(end) {
 		end = t.Want
 	}
-	t.capped = true
+	t.deadline.set(deadlineBounded)
 	return t.limit(end)
 }
 
 // uncap gives the server its own deadline back.
 func (t *Track) uncap() {
-	if t.capped {
-		t.capped = false
+	if t.deadline.flags&deadlineBounded != 0 {
+		t.deadline.flags &^= deadlineBounded
 		t.limit(t.Want)
 	}
 }
@@ -51,7 +51,7 @@ func (t *Track) uncap() {
 func (t *Track) Finish(grace time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.away { // its descriptor may be that of another track by now
+	if t.life == lifeMoving { // its descriptor may be that of another track by now
 		return
 	}
 	if grace != t.grace {

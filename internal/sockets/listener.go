@@ -137,9 +137,9 @@ func (l *Listener) next() net.Conn {
 
 // TakeBack serves a connection on that was on its way to the new process. m could
 // not move it, and is not given it again: it would fail again and again, and no
-// request would be served meanwhile. If it is lent, the new process may have a
+// request would be served meanwhile. If it is shared, the new process may have a
 // copy of it.
-func (l *Listener) TakeBack(t *Track, unread []byte, m *Mover, lent bool) {
+func (l *Listener) TakeBack(t *Track, unread []byte, m *Mover, shared bool) {
 	t.Inner.SetDeadline(time.Time{})
 	c := Tracked(t.Inner, l, unread, t, m) // takes t's place in l.Live
 	t.mu.Lock()
@@ -148,7 +148,9 @@ func (l *Listener) TakeBack(t *Track, unread []byte, m *Mover, lent bool) {
 	back := TrackOf(c)
 	back.come(p)
 	back.mu.Lock()
-	back.lent = lent
+	if shared {
+		back.origin.set(originShared)
+	}
 	back.mu.Unlock()
 	l.Give(c)
 }

@@ -42,13 +42,16 @@ func (c *MemConn) Write(p []byte) (int, error) {
 // Close tells onClose whether the connection would have been moved.
 func (c *MemConn) Close() error {
 	c.Track.mu.Lock()
-	leaving, was := c.Track.leaving, c.Track.closed
+	was := c.Track.life
 	if c.Track.muted {
 		c.Track.endPlay()
 	}
-	c.Track.closed = true
+	leaving := was == lifeLeaving || was == lifeMoving
+	if c.Track.life = lifeClosed; leaving {
+		c.Track.life = lifeMoving
+	}
 	c.Track.mu.Unlock()
-	if !was {
+	if !was.isOver() {
 		c.onClose(leaving)
 	}
 	if leaving {
@@ -60,7 +63,7 @@ func (c *MemConn) Close() error {
 func (c *MemConn) IsLeaving() bool {
 	c.Track.mu.Lock()
 	defer c.Track.mu.Unlock()
-	return c.Track.woken || c.Track.leaving
+	return c.Track.deadline.has(deadlineWakes) || c.Track.life == lifeLeaving || c.Track.life == lifeMoving
 }
 
 // memEnd reports each Read.

@@ -70,11 +70,11 @@ func Move(c net.Conn, unread []byte) error {
 	}
 	t.mu.Lock()
 	m, ending := t.Mover, t.ending
-	ok := m != nil && !t.closed && t.phase == PhaseOther && len(unread)+len(t.unread) <= maxUnread
+	ok := m != nil && !t.life.isOver() && t.phase == PhaseOther && len(unread)+len(t.unread) <= maxUnread
 	var rest []byte
 	if ok {
 		rest = append(append(rest, unread...), t.unread...)
-		t.closed, t.away = true, true
+		t.life = lifeMoving
 	}
 	t.mu.Unlock()
 	switch {
@@ -85,7 +85,7 @@ func Move(c net.Conn, unread []byte) error {
 	}
 	if !m.move(t, rest) {
 		t.mu.Lock()
-		t.closed, t.away = false, false
+		t.life = lifeOpen // PhaseOther is never lifeLeaving
 		t.mu.Unlock()
 		return fmt.Errorf("grace: %w", ErrNotMoved)
 	}
@@ -125,7 +125,7 @@ type Moving struct {
 	Unread []byte
 	fd     int
 	at     time.Time // when it was written; zero before
-	lent   bool      // the new process may have a copy of it
+	shared bool      // the new process may have a copy of it
 }
 
 // NewMover returns one for the process at the other end of ch, which was given
@@ -173,7 +173,7 @@ func (m *Mover) move(t *Track, unread []byte) bool {
 		return false
 	}
 	t.mu.Lock()
-	custom, p := t.custom, t.past()
+	custom, p := t.origin.has(originCustom), t.past()
 	t.mu.Unlock()
 	unmark(n)
 	m.mu.Lock()
@@ -266,7 +266,7 @@ func (m *Mover) withdraw(batch []*Moving) (back []*Moving) {
 
 func (m *Mover) takeBack(back []*Moving) {
 	for _, c := range back {
-		c.t.Listener.TakeBack(c.t, c.Unread, m, c.lent)
+		c.t.Listener.TakeBack(c.t, c.Unread, m, c.shared)
 	}
 }
 
@@ -280,7 +280,7 @@ func (m *Mover) giveUp(all []*Moving) {
 	var back, kept []*Moving
 	var ids []uint32
 	for _, c := range all {
-		if c.lent = !c.at.IsZero(); c.lent {
+		if c.shared = !c.at.IsZero(); c.shared {
 			markTakenBack(c.fd)
 			ids = append(ids, c.ID)
 			back = append(back, c)
@@ -404,7 +404,7 @@ func EncodeConns(batch []*Moving) control.Message {
 		if c.custom {
 			socket |= customBit
 		}
-		if c.past.origin == originFresh {
+		if c.past.source == sourceFresh {
 			socket |= freshBit
 		}
 		if c.past.post {
@@ -431,10 +431,10 @@ func decodeConns(b []byte) (batch []Moving, err error) {
 		socket := binary.BigEndian.Uint32(b[4:])
 		c := Moving{
 			ID: binary.BigEndian.Uint32(b), socket: int(socket &^ (customBit | freshBit | postBit)), custom: socket&customBit != 0,
-			past: past{origin: originIdle, post: socket&postBit != 0, left: time.Duration(binary.BigEndian.Uint32(b[12:])) * time.Millisecond},
+			past: past{source: sourceIdle, post: socket&postBit != 0, left: time.Duration(binary.BigEndian.Uint32(b[12:])) * time.Millisecond},
 		}
 		if socket&freshBit != 0 {
-			c.past.origin = originFresh
+			c.past.source = sourceFresh
 		}
 		n := binary.BigEndian.Uint32(b[8:])
 		b = b[ConnHeader:]

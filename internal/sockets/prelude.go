@@ -34,30 +34,21 @@ func prelude(method string) []byte {
 
 var preludeGET, preludePOST = prelude(http.MethodGet), prelude(http.MethodPost)
 
-// An origin tells where a server has a connection from.
-type origin uint8
-
-const (
-	originAccept origin = iota // from the kernel
-	originFresh                // from another server, to which no request had come
-	originIdle                 // from another server, between two requests
-)
-
 // A past is what another server hands on about a connection.
 type past struct {
-	origin origin
+	source source
 	post   bool          // the last request was a POST
 	left   time.Duration // until the read deadline that is set; 0 if none is
 }
 
 // past returns the past of a connection that leaves now. t.mu is held.
 func (t *Track) past() past {
-	p := past{origin: originIdle, post: t.post}
+	p := past{source: sourceIdle, post: t.post}
 	switch {
 	case t.muted: // it is closed before it was idle again
-		p.origin = originAccept
+		p.source = sourceAccept
 	case t.phase == phaseNew:
-		p.origin = originFresh
+		p.source = sourceFresh
 	}
 	if !t.Want.IsZero() {
 		p.left = max(time.Until(t.Want), time.Millisecond)
@@ -69,7 +60,7 @@ func (t *Track) past() past {
 func (t *Track) come(p past) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.origin, t.post = p.origin, p.post
+	t.source, t.post = p.source, p.post
 	if p.left > 0 {
 		t.ownDetour()
 		t.until = time.Now().Add(p.left)
@@ -90,7 +81,7 @@ type play struct {
 func (t *Track) PlayPrelude() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.origin != originIdle || len(t.unread) > 0 || t.touched || t.reading > 0 {
+	if t.source != sourceIdle || len(t.unread) > 0 || t.progress != progressNone || t.reading > 0 {
 		return
 	}
 	t.ownDetour()
@@ -147,7 +138,7 @@ func (t *Track) Played() {
 // request. t.mu is held.
 func (t *Track) endPlay() (stays bool) {
 	t.stopPlay()
-	return t.play.answered && !t.closed && !t.away
+	return t.play.answered && !t.life.isOver()
 }
 
 // continued returns the read deadline d of this server as if it had begun to wait
@@ -157,7 +148,7 @@ func (t *Track) endPlay() (stays bool) {
 func (t *Track) continued(d time.Time) time.Time {
 	switch t.phase {
 	case phaseNew:
-		if t.origin != originFresh || d.IsZero() {
+		if t.source != sourceFresh || d.IsZero() {
 			return d
 		}
 		if !t.aged {
@@ -165,12 +156,12 @@ func (t *Track) continued(d time.Time) time.Time {
 		}
 		return d.Add(-t.age)
 	case PhaseIdle:
-		if t.origin == originIdle && !d.IsZero() && t.until.Before(d) {
+		if t.source == sourceIdle && !d.IsZero() && t.until.Before(d) {
 			d = t.until
 		}
 		t.until = time.Time{}
 		if t.grace == 0 && t.lingers == 0 && t.stays == nil && t.First == nil {
-			t.Detour = &straight // as all others have
+			t.Detour = &noDetour // as all others have
 		}
 	}
 	return d

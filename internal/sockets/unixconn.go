@@ -85,10 +85,10 @@ func (t *Track) readBy(p []byte, once func() (int, error)) (n int, unread bool, 
 	for {
 		t.mu.Lock()
 		if t.phase != PhaseOther { // net/http does not read like this
-			t.touched, t.begun = true, true
+			t.progress = progressBegun
 			t.uncap()
 		}
-		unread = !t.away && len(t.unread) > 0
+		unread = t.life != lifeMoving && len(t.unread) > 0
 		if n, ok, err := t.beforeRead(p, size); ok {
 			return n, unread, err
 		}

@@ -64,7 +64,7 @@ func TestUnixConnReadsUnread(t *testing.T) {
 			if addrs[0] != addrs[2] || addrs[1] != addrs[3] {
 				t.Errorf("%s: the addresses are %q; want the same for all", name, addrs)
 			}
-			c.Track.away = true
+			c.Track.life = lifeMoving
 			if _, _, err := read(c, b); err == nil {
 				t.Errorf("%s: reads from a connection that has moved", name)
 			}
