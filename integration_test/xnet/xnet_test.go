@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,15 +64,15 @@ func TestGoAway(t *testing.T) {
 				silent.wait("SETTINGS", func() bool { return silent.streams > 0 })
 				old := pid
 				p.Signal(old, syscall.SIGUSR2)
-				c.wait("GOAWAY", func() bool { return c.away })
-				if c.code != http2.ErrCodeNo || c.last != 1 {
-					t.Errorf("GOAWAY says code %v and last stream %d, want none and 1", c.code, c.last)
+				c.wait("two GOAWAYs", func() bool { return len(c.aways) == 2 })
+				if want := []uint32{1<<31 - 1, 1}; c.code != http2.ErrCodeNo || !slices.Equal(c.aways, want) {
+					t.Errorf("GOAWAY says code %v and last streams %d, want none and %d", c.code, c.aways, want)
 				}
 				c.wait("the end", func() bool { return c.ended != nil })
 				if c.ended != io.EOF {
 					t.Errorf("the connection ended with %v", c.ended)
 				}
-				silent.wait("GOAWAY", func() bool { return silent.away })
+				silent.wait("GOAWAY", func() bool { return len(silent.aways) > 0 })
 				p.WaitGone(old)
 				m := p.WaitLine(fmt.Sprintf(`msg="grace: drained.*from=%d .*cut=(\d+)`, old))
 				if m[1] != "0" {
@@ -95,9 +96,8 @@ type client struct {
 	body    bytes.Buffer
 	streams uint32 // SETTINGS_MAX_CONCURRENT_STREAMS
 	answers int
-	away    bool
-	code    http2.ErrCode
-	last    uint32
+	code    http2.ErrCode // of the last GOAWAY
+	aways   []uint32      // last streams of all
 	ended   error
 }
 
@@ -160,7 +160,12 @@ func (c *client) wait(what string, done func() bool) {
 		case *http2.DataFrame:
 			c.body.Write(f.Data())
 		case *http2.GoAwayFrame:
-			c.away, c.code, c.last = true, f.ErrCode, f.LastStreamID
+			c.code = f.ErrCode
+			c.aways = append(c.aways, f.LastStreamID)
+		case *http2.PingFrame:
+			if err := c.framer.WritePing(true, f.Data); err != nil {
+				c.t.Fatal(err)
+			}
 		}
 		if h := f.Header(); h.Flags.Has(http2.FlagDataEndStream) && (h.Type == http2.FrameData || h.Type == http2.FrameHeaders) {
 			c.answers++

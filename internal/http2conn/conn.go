@@ -15,6 +15,8 @@
 package http2conn
 
 import (
+	"crypto/tls"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -29,6 +31,7 @@ import (
 // written to a Conn comes as one Write for each buffer.
 type Conn struct {
 	net.Conn
+	hidden *tls.ConnectionState // see Serve
 
 	// These three belong to the goroutine that reads: net/http has one at a time.
 	in       frames // what was read
@@ -40,6 +43,7 @@ type Conn struct {
 	told    bool   // our GOAWAY has been sent, or a part of it
 	owed    []byte // the rest of it
 
+	asked  atomic.Bool // GoAway was called
 	leave  atomic.Pointer[leave]
 	closed atomic.Bool
 }
@@ -97,13 +101,12 @@ func (c *Conn) NetConn() net.Conn { return c.Conn }
 // done is called, Shutdown lets the streams finish that there are, and closes the
 // connection then.
 func (c *Conn) GoAway(after time.Duration, done func()) {
-	l := &leave{until: time.Now().Add(after), done: done}
-	l.timer = time.AfterFunc(after, l.end)
-	if !c.leave.CompareAndSwap(nil, l) {
-		l.once.Do(func() {}) // done is not called
-		l.timer.Stop()
+	if c.asked.Swap(true) {
 		return
 	}
+	l := &leave{until: time.Now().Add(after), done: done}
+	l.timer = time.AfterFunc(after, l.end)
+	c.leave.Store(l)
 	if c.closed.Load() { // Close may have come before leave was set
 		l.timer.Reset(0)
 		return
@@ -156,6 +159,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.leave.Load().endIn(straggling)
 	}
 	n, err := c.Conn.Read(p)
+	if c.limited && !c.isPreface(p[:n]) {
+		return 0, io.EOF // else the server may answer in HTTP/1
+	}
 	for p = p[:n]; len(p) > 0; {
 		k, whole := c.in.next(p)
 		p = p[k:]
@@ -168,6 +174,13 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// isPreface reports whether p, which was read next, goes on as the preface does.
+func (c *Conn) isPreface(p []byte) bool {
+	rest := preface[prefaceLen-c.in.left:]
+	n := min(len(p), len(rest))
+	return string(p[:n]) == rest[:n]
 }
 
 // Write is called by net/http with what its buffer holds, which may be many frames or

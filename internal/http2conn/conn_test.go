@@ -254,8 +254,8 @@ func TestHeaderBlockIsNotCut(t *testing.T) {
 			for i := range uint32(streams) {
 				id := 2*i + 1
 				b := http2test.PostHeader("/?fields=40")
-				c.c.Write(frame(typeHeaders, 1, id, b[:20]...))
-				c.c.Write(frame(typeContinuation, flagEndHeaders, id, b[20:]...))
+				// In one Write: the main goroutine acknowledges SETTINGS.
+				c.c.Write(append(frame(typeHeaders, 1, id, b[:20]...), frame(typeContinuation, flagEndHeaders, id, b[20:]...)...))
 			}
 		}()
 		c.answered(1, "")
@@ -358,7 +358,7 @@ func TestClientDoesNotRead(t *testing.T) {
 			a, b := net.Pipe() // a Write waits for its Reads
 			s := newSite(t, false, echo)
 			srv := s.last()
-			served, conn, _ := Serve(srv.Server, a)
+			served, conn := Serve(srv.Server, a)
 			srv.feed <- served
 			c := clientOf(t, b)
 			b.SetDeadline(time.Now().Add(wait.Limit))
@@ -400,6 +400,18 @@ func TestClientDoesNotRead(t *testing.T) {
 	}
 }
 
+// TestNoHTTP2: a client that has agreed on HTTP/2, and speaks HTTP/1, is not answered.
+func TestNoHTTP2(t *testing.T) {
+	s := newSite(t, true, func(http.ResponseWriter, *http.Request) { t.Error("it is served") })
+	s.last().Protocols.SetHTTP1(true)
+	c := newClient(t, s, s.addr)
+	c.send([]byte("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"))
+	b, _ := io.ReadAll(c.c)
+	if strings.Contains(string(b), "HTTP") {
+		t.Errorf("answered %q", b)
+	}
+}
+
 // TestTimeIsOver: when the time is over before there was a place for it, GOAWAY with
 // 2^31-1 is not sent any more: the server's own may be next.
 func TestTimeIsOver(t *testing.T) {
@@ -421,7 +433,7 @@ func TestServeAsItIs(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	served, conn, _ := Serve(&http.Server{}, a)
+	served, conn := Serve(&http.Server{}, a)
 	if conn != nil || served != a {
 		t.Errorf("a server without HTTP/2 is given %T", served)
 	}

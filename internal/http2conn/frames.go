@@ -15,10 +15,13 @@ const (
 	flagEndHeaders = 4
 )
 
+// preface is what a client sends before its first frame, RFC 9113, section 3.4.
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
 const (
-	headerLen  = 9  // of a frame, RFC 9113, section 4.1
-	prefaceLen = 24 // of what a client sends before its first frame, section 3.4
-	smallLen   = 8  // the payload of a PING
+	headerLen  = 9 // of a frame, section 4.1
+	prefaceLen = len(preface)
+	smallLen   = 8 // the payload of a PING
 )
 
 // frames follows one direction of a connection, from its first byte on. It is a plain
@@ -34,7 +37,7 @@ type frames struct {
 // newClientFrames is for what a client sends: the preface counts as the payload of a
 // frame that means nothing.
 func newClientFrames() frames {
-	return frames{head: [headerLen]byte{2: prefaceLen}, have: headerLen, left: prefaceLen}
+	return frames{head: [headerLen]byte{2: byte(prefaceLen)}, have: headerLen, left: prefaceLen}
 }
 
 // next takes bytes from the front of p: to the end of the present frame, or all of p

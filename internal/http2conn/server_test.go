@@ -104,11 +104,7 @@ func (s *site) start() *server {
 	srv.Protocols.SetHTTP2(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
 	srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		if tc, ok := Of(c).NetConn().(*tls.Conn); ok {
-			state := tc.ConnectionState()
-			ctx = context.WithValue(ctx, stateKey{}, &state)
-		}
-		return ctx
+		return context.WithValue(ctx, stateKey{}, Of(c).Hidden())
 	}
 	srv.ConnState = func(c net.Conn, state http.ConnState) {
 		if state == http.StateClosed {
@@ -149,9 +145,9 @@ func (s *site) meet(c net.Conn) {
 	}
 	for {
 		srv := s.last()
-		served, conn, disguised := Serve(srv.Server, c)
-		if conn == nil || disguised != (s.config != nil && !takesAny(srv.Server)) {
-			s.t.Errorf("conn %v, disguised %v", conn, disguised)
+		served, conn := Serve(srv.Server, c)
+		if conn == nil || (conn.Hidden() != nil) != (s.config != nil && !takesAny(srv.Server)) {
+			s.t.Errorf("the server is given %T, conn %v", served, conn)
 			c.Close()
 			return
 		}

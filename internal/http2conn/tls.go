@@ -36,7 +36,7 @@ type stater interface {
 
 // Serve returns what srv, by its Serve, is to be given of c, a connection whose client
 // speaks HTTP/2; and the Conn that is in it, or nil if srv would not take one. srv has
-// been set up for HTTP/2.
+// set itself up: a Serve of it has begun or ended.
 //
 // A connection without TLS is served by any srv that has
 // [net/http.Protocols.SetUnencryptedHTTP2]. With TLS it depends on the version. From Go
@@ -44,30 +44,34 @@ type stater interface {
 // ALPN has chosen h2. Before, and if srv has an HTTP/2 of golang.org/x/net from before,
 // it does so on a *tls.Conn only, which nothing can be put in front of. But it also
 // serves HTTP/2 on what it takes for a connection without TLS: so there the Conn is one
-// without ConnectionState, disguised is true, and the caller sets Request.TLS. A
-// connection for which net/http would look at ConnectionState, and refuse it (RFC 9113,
-// section 9.2), is given to it as it is.
-func Serve(srv *http.Server, c net.Conn) (served net.Conn, conn *Conn, disguised bool) {
+// without ConnectionState, and the caller sets Request.TLS to what [Conn.Hidden]
+// returns. A connection for which net/http would look at ConnectionState, and refuse it
+// (RFC 9113, section 9.2), is given to it as it is.
+func Serve(srv *http.Server, c net.Conn) (served net.Conn, conn *Conn) {
 	conn = New(c)
 	if s, overTLS := c.(stater); overTLS {
 		state := s.ConnectionState()
 		if takesAny(srv) && state.NegotiatedProtocol == "h2" {
-			return &TLSConn{conn, s.ConnectionState}, conn, false
+			return &TLSConn{conn, s.ConnectionState}, conn
 		}
-		if !isSound(state) {
-			return c, nil, false
+		if _, ok := srv.TLSNextProto["unencrypted_http2"]; !ok || !isSound(state) {
+			return c, nil
 		}
-		disguised = true
+		conn.hidden = &state
 	}
 	if srv.Protocols == nil || !srv.Protocols.UnencryptedHTTP2() {
-		return c, nil, false
+		return c, nil
 	}
-	if disguised {
+	if conn.hidden != nil {
 		conn.limited = true
 		c.SetReadDeadline(time.Now().Add(prefaceTimeout))
 	}
-	return conn, conn, disguised
+	return conn, conn
 }
+
+// Hidden returns the state of a connection over TLS that is served as if it had none,
+// and else nil.
+func (c *Conn) Hidden() *tls.ConnectionState { return c.hidden }
 
 // prefaceTimeout is how long net/http waits for the preface after a handshake. Without
 // TLS it waits as long as for the header of a request.

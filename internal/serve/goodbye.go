@@ -3,8 +3,10 @@ package serve
 import (
 	"bufio"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -21,13 +23,34 @@ type goodbye struct {
 func (w *goodbye) say() {
 	if !w.said {
 		w.said = true
+		w.unset()
 		w.Header().Set("Connection", "close")
 	}
 }
 
+// unset removes Connection from the header, however the handler has spelled it, and
+// returns what it was.
+func (w *goodbye) unset() (was http.Header) {
+	h := w.Header()
+	for name, values := range h {
+		if strings.EqualFold(name, "Connection") {
+			if was == nil {
+				was = http.Header{}
+			}
+			was[name] = values
+			delete(h, name)
+		}
+	}
+	return was
+}
+
 func (w *goodbye) WriteHeader(code int) {
-	if code >= 200 { // 101 is followed by what is not HTTP any more
+	switch {
+	case code >= 200:
 		w.say()
+	case code != http.StatusSwitchingProtocols && !w.said: // 101 is followed by what is not HTTP any more
+		// The handler's own Connection is for the answer that is still to come.
+		defer maps.Copy(w.Header(), w.unset())
 	}
 	w.ResponseWriter.WriteHeader(code)
 }

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -72,12 +73,10 @@ func TestLastAnswerSaysClose(t *testing.T) {
 		},
 		"Deadlines": func(w http.ResponseWriter, _ *http.Request) { mustDeadline(w); io.WriteString(w, "x") },
 	} {
-		for _, keep := range []bool{false, true} {
+		for _, own := range []http.Header{{}, {"Connection": {"keep-alive"}}, {"Connection": {"close"}}, {"connection": {"keep-alive"}}, {"Connection": nil}} {
 			t.Run(name, func(t *testing.T) {
 				_, _, addr := serveDraining(t, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if keep {
-						w.Header().Set("Connection", "keep-alive")
-					}
+					maps.Copy(w.Header(), own)
 					h(w, r)
 				})})
 				c := dialSolo(t, addr)
@@ -89,8 +88,8 @@ func TestLastAnswerSaysClose(t *testing.T) {
 					if err != nil || !strings.Contains(line, "103") {
 						t.Fatalf("got %q, error %v", line, err)
 					}
-					if got := header.Get("Connection"); got == "close" {
-						t.Errorf("103 says Connection: %s", got)
+					if got, ok := header["Connection"]; ok || header.Get("Link") == "" {
+						t.Errorf("103 says Connection: %q, Link: %q", got, header.Get("Link"))
 					}
 				}
 				resp, err := http.ReadResponse(in, nil)
@@ -99,7 +98,7 @@ func TestLastAnswerSaysClose(t *testing.T) {
 				}
 				io.Copy(io.Discard, resp.Body)
 				if got := resp.Header["Connection"]; len(got) > 1 || !resp.Close {
-					t.Errorf("the last answer says Connection: %q, want close", got)
+					t.Errorf("the last answer says Connection: %q, want close; the handler has set %q", got, own)
 				}
 				if _, err := in.ReadByte(); err != io.EOF {
 					t.Errorf("after the last answer: %v, want %v", err, io.EOF)
@@ -166,6 +165,7 @@ func TestPipelinedLastAnswer(t *testing.T) {
 func TestNoConnectionHeaderInHTTP2(t *testing.T) {
 	srv := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Set("Connection", "keep-alive")
 		io.WriteString(w, "x")
 	})}
 	srv.Protocols.SetUnencryptedHTTP2(true)
@@ -189,6 +189,9 @@ func TestNoConnectionHeaderInHTTP2(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
+	if got, ok := resp.Header["Connection"]; ok || resp.Close {
+		t.Errorf("the answer says Connection: %q", got)
+	}
 	if hints != 1 || resp.ProtoMajor != 2 {
 		t.Errorf("%d early hints by %s, want 1 by HTTP/2", hints, resp.Proto)
 	}

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"maps"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/http2conn"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -53,6 +55,7 @@ type httpServer struct {
 	finished chan struct{}         // closed by End: execute returns
 	userShut atomic.Bool           // user.Shutdown was called, which is once
 
+	setUp     sync.Once // of user, if it is bound
 	anchor    anchor
 	userEnded chan struct{} // closed when the program has shut user down, or closed it
 
@@ -63,9 +66,10 @@ type httpServer struct {
 	peeks    atomic.Bool // some of its connections are a peekedConn
 
 	mu      sync.Mutex
-	srv     *http.Server            // serves HTTP/1
-	twin    *twin                   // serves HTTP/2; nil before the first connection of it
-	twinErr error                   // why it can't
+	srv     *http.Server // serves HTTP/1
+	twin    *twin        // serves HTTP/2; nil before the first connection of it
+	twinErr error        // why it can't
+	http2   map[*http2conn.Conn]*twin
 	mover   *sockets.Mover          // while it drains after an upgrade
 	since   time.Time               // when the drain began
 	foreign map[net.Conn]*foreigner // connections that none of our listeners has accepted
@@ -94,7 +98,7 @@ func (h *Host) httpServer(srv *http.Server) *httpServer {
 		host: h, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
 		finished: make(chan struct{}), resumed: make(chan struct{}), userEnded: make(chan struct{}),
-		anchor: anchor{held: make(chan struct{}), over: make(chan struct{})}, copies: map[*http.Server]bool{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}, lingers: lingerFor,
+		anchor: anchor{held: make(chan struct{}), over: make(chan struct{})}, copies: map[*http.Server]bool{}, http2: map[*http2conn.Conn]*twin{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}, lingers: lingerFor,
 	}
 	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
 	s.template = clone(srv)
@@ -105,6 +109,12 @@ func (h *Host) httpServer(srv *http.Server) *httpServer {
 	if s.bound {
 		s.srv = s.http1Clone()
 		s.addCopy(s.srv)
+		if _, ok := srv.TLSNextProto["unencrypted_http2"]; ok { // so that it takes an http2conn.Conn
+			srv.Protocols = new(http.Protocols)
+			srv.Protocols.SetHTTP1(true) // for the anchor
+			srv.Protocols.SetHTTP2(true)
+			srv.Protocols.SetUnencryptedHTTP2(true)
+		}
 	}
 	srv.RegisterOnShutdown(s.onShutdown)
 	h.add(s)
@@ -186,6 +196,9 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.anchor.hold()
 		}
 		return
+	}
+	if r.TLS == nil && r.ProtoMajor == 2 {
+		r.TLS, _ = r.Context().Value(tlsStateKey{}).(*tls.ConnectionState)
 	}
 	if s.doubts.Load() && r.ProtoMajor == 1 {
 		s.prove(r)
@@ -271,7 +284,7 @@ func (s *httpServer) Drain(d *Drain) Report {
 	for _, c := range s.arrivals.all() {
 		s.boundArrival(c)
 	}
-	s.goAway()
+	s.goAway(goAwayTime)
 	hijacked := 0
 	if s.conns.wait(d, func() bool { return s.left(false) == 0 }) {
 		if hijacked = s.left(true); hijacked > 0 {
@@ -387,7 +400,7 @@ func (s *httpServer) End() {
 	for _, t := range s.conns.tracks() {
 		t.FreeToClose()
 	}
-	s.goAway()
+	s.goAway(0)
 	// A second Shutdown would call what was registered with RegisterOnShutdown
 	// a second time.
 	if isShut || srv.Shutdown(ctx) != nil {

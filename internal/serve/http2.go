@@ -10,13 +10,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/http2conn"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // HTTP/2 connections are served by an http.Server of their own, the twin.
 // net/http sends GOAWAY in Shutdown only, and Shutdown closes HTTP/1
 // connections that are idle, which are to be moved or to be left open for a
-// while. The twin has none of those, and so can be shut down first.
+// while. The twin has none of those, and so can be shut down first: when each client
+// knows that it is to begin no more streams, which package http2conn sees to.
 //
 // It serves from a listener that is fed by a door, which has found out before
 // what the client speaks. How net/http hands out HTTP/2 connections by itself
@@ -79,15 +81,20 @@ func (s *httpServer) serveHTTP2(c net.Conn) error {
 		if err != nil {
 			return err
 		}
-		if tw.in.give(c) {
+		served, ok := s.enter(tw, c)
+		if !ok { // goAway has come first
+			continue
+		}
+		if tw.in.give(served) {
 			break
 		}
+		s.leave(served)
 		s.retire(tw)
 	}
 	if s.ends() { // it has come when the others had been told already
 		time.AfterFunc(min(lateHTTP2, s.host.IdleGrace), func() {
 			if s.ends() {
-				s.goAway()
+				s.goAway(goAwayTime)
 			}
 		})
 	}
@@ -99,10 +106,44 @@ func (s *httpServer) serveHTTP2(c net.Conn) error {
 // vain.
 const lateHTTP2 = time.Second
 
+// goAwayTime is how long a client may take to show that it begins no more streams. It
+// has the time of a round trip.
+const goAwayTime = time.Second
+
+// tlsStateKey is that of a connection's *tls.ConnectionState in its context, if
+// net/http does not know it.
+type tlsStateKey struct{}
+
+// enter returns c as the twin is to be given it; false if that takes no more.
+func (s *httpServer) enter(tw *twin, c net.Conn) (served net.Conn, ok bool) {
+	served, conn := http2conn.Serve(tw.srv, c)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if conn != nil && s.twin == tw {
+		s.http2[conn] = tw
+	}
+	return served, s.twin == tw
+}
+
+// leave forgets what enter has returned, and returns what it was given.
+func (s *httpServer) leave(served net.Conn) net.Conn {
+	conn := http2conn.Of(served)
+	if conn == nil {
+		return served
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.http2, conn)
+	return conn.NetConn()
+}
+
 // theTwin returns the present twin, which is made when the first connection
 // comes.
 func (s *httpServer) theTwin() (*twin, error) {
 	s.raiseAnchor()
+	if s.bound {
+		s.setUp.Do(func() { s.user.Serve(closedListener{}) })
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.twinErr != nil || s.twin != nil {
@@ -119,6 +160,7 @@ func (s *httpServer) theTwin() (*twin, error) {
 			}
 			s.connState(c, state)
 		}
+		tw.srv.Serve(closedListener{}) // sets it up
 		s.addCopy(tw.srv)
 	}
 	s.twin = tw
@@ -146,23 +188,49 @@ func (s *httpServer) retire(tw *twin) {
 	}
 }
 
-// goAway sends GOAWAY on all HTTP/2 connections. They end when their streams have.
-func (s *httpServer) goAway() {
+// goAway sends GOAWAY on all HTTP/2 connections: twice, with so much time between at
+// most, or once if that is 0. They end when their streams have, also if the drain is
+// called off meanwhile: a client that was told to go away opens another connection.
+func (s *httpServer) goAway(after time.Duration) {
 	s.mu.Lock()
 	tw := s.twin
 	s.twin = nil
-	if tw != nil {
-		tw.shut.Store(true)
-		s.markShut(tw.srv)
+	var conns []*http2conn.Conn
+	for c, of := range s.http2 {
+		if of == tw && after > 0 {
+			conns = append(conns, c)
+		}
 	}
+	shutUser := s.bound && s.userShut.CompareAndSwap(false, true)
 	s.mu.Unlock()
-	if s.bound && s.userShut.CompareAndSwap(false, true) {
-		// Also if the twin is another server: connections that were hijacked, by
-		// h2c.NewHandler, say, may have been registered with this one.
-		s.shutUser()
+	shut := func() {
+		if tw != nil {
+			tw.shut.Store(true)
+			s.mu.Lock()
+			s.markShut(tw.srv)
+			s.mu.Unlock()
+		}
+		if shutUser {
+			// Also if the twin is another server: connections that were hijacked, by
+			// h2c.NewHandler, say, may have been registered with this one.
+			s.shutUser()
+		}
+		if tw != nil && tw.srv != s.user {
+			shutNow(tw.srv)
+		}
 	}
-	if tw != nil && tw.srv != s.user {
-		shutNow(tw.srv)
+	if len(conns) == 0 {
+		shut()
+		return
+	}
+	var left atomic.Int64
+	left.Store(int64(len(conns)))
+	for _, c := range conns {
+		c.GoAway(after, func() {
+			if left.Add(-1) == 0 {
+				shut()
+			}
+		})
 	}
 }
 

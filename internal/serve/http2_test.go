@@ -11,9 +11,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/testing/http2test"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
@@ -136,6 +140,88 @@ func TestGoAway(t *testing.T) {
 			if n := len(shut); bound && n != 1 || !bound && n != 0 {
 				t.Errorf("what was registered with RegisterOnShutdown was called %d times", n)
 			}
+		})
+	}
+}
+
+// TestPostsAreNotLost: a client that sends nothing a second time loses no request while
+// the server is drained again and again, whoever's HTTP/2 it is.
+func TestPostsAreNotLost(t *testing.T) {
+	cert, trusting := tlstest.Certificate(t)
+	for _, c := range []struct {
+		name           string
+		overTLS, bound bool
+	}{{"h2c", false, false}, {"TLS", true, false}, {"bound", false, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			u, ln := newProcess(t)
+			srv := &http.Server{
+				Protocols: new(http.Protocols), TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
+				Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if (r.TLS != nil) != c.overTLS {
+						t.Errorf("Request.TLS is %v", r.TLS)
+					}
+					io.Copy(w, r.Body)
+				}),
+			}
+			srv.Protocols.SetHTTP1(true)
+			srv.Protocols.SetHTTP2(true)
+			srv.Protocols.SetUnencryptedHTTP2(true)
+			if c.bound {
+				srv.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"x": nil}
+			}
+			execute := u.HTTP(srv, ln)
+			if c.overTLS {
+				execute = u.HTTPS(srv, ln, "", "")
+			}
+			served := make(chan error, 1)
+			go func() { served <- execute() }()
+			if err := u.Ready(); err != nil {
+				t.Fatal(err)
+			}
+			defer wait.For(t, served, "execute")
+			defer u.askStop()
+			s := u.httpServer(srv)
+
+			client := http2test.NewClient(func() (net.Conn, error) {
+				conn, err := net.DialTimeout("tcp", ln.Addr().String(), wait.Limit)
+				if err == nil && c.overTLS {
+					config := trusting.Clone()
+					config.ServerName, config.NextProtos = "127.0.0.1", []string{"h2"}
+					conn = tls.Client(conn, config)
+				}
+				return conn, err
+			})
+			defer client.Close()
+			const drains = 5
+			var asked, drained atomic.Int64
+			var workers sync.WaitGroup
+			for range 8 {
+				workers.Go(func() {
+					for drained.Load() < drains && !t.Failed() {
+						if got, err := client.Post("/", "one ", "after ", "another"); err != nil || got != "one after another" {
+							t.Errorf("answered %q, error %v", got, err)
+						}
+						asked.Add(1)
+					}
+				})
+			}
+			for range drains {
+				before := asked.Load()
+				wait.Until(t, "some answers", func() bool { return asked.Load() >= before+10 })
+				dials := client.Dials()
+				d := NewDrain(nil)
+				end := make(chan struct{})
+				go func() {
+					defer close(end)
+					s.Drain(d)
+				}()
+				wait.Until(t, "another connection", func() bool { return t.Failed() || client.Dials() > dials })
+				d.cancel()
+				wait.For(t, end, "the drain that was called off")
+				s.Resume()
+				drained.Add(1)
+			}
+			workers.Wait()
 		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 
+	"github.com/julofinance/grace/v3/internal/http2conn"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -51,7 +52,7 @@ func (s *httpServer) serveDoor(d *door, own []*sockets.Listener) error {
 // baseOf is BaseContext: the user's is asked about the user's listener.
 func (s *httpServer) baseOf(ln net.Listener) context.Context {
 	switch ln.(type) {
-	case *feed, *anchorListener: // what comes from there brings its context along, or needs none
+	case *feed, *anchorListener, closedListener: // what comes from there brings its context along, or needs none
 		return context.Background()
 	}
 	d, ok := ln.(*visit)
@@ -75,7 +76,14 @@ func (s *httpServer) contextOf(ctx context.Context, c net.Conn) context.Context 
 	if _, ok := c.(*anchorConn); ok {
 		return ctx
 	}
+	conn := http2conn.Of(c)
+	if conn != nil {
+		c = conn.NetConn()
+	}
 	if known := s.arrivals.context(c); known != nil {
+		if conn != nil && conn.Hidden() != nil {
+			known = context.WithValue(known, tlsStateKey{}, conn.Hidden())
+		}
 		return known
 	}
 	if srv := s.contextServer(); ctx.Value(http.ServerContextKey) != srv {

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 
+	"github.com/julofinance/grace/v3/internal/http2conn"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -12,6 +13,12 @@ import (
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	if _, ok := c.(*anchorConn); ok {
 		return
+	}
+	if state == http.StateClosed {
+		c = s.leave(c)
+	}
+	if conn := http2conn.Of(c); conn != nil {
+		c = conn.NetConn()
 	}
 	if state == http.StateNew && s.arrivals.remove(c) {
 		return // the door has told the hooks of it
