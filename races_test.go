@@ -16,6 +16,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/proc"
 	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/sockets"
+	"github.com/julofinance/grace/v3/internal/testing/fdtest"
 )
 
 // What happens between two steps of a hand-over.
@@ -341,6 +342,9 @@ func (w *stepper) mustEnd(want string) {
 			}
 		}
 		until(w.t, "the PID file", func() bool { return w.old.Upgrader.pid.names() })
+		if !fdtest.Listens(w.t, w.addr) {
+			w.t.Error("no socket listens, though a process serves")
+		}
 		w.old.askStop()
 	}
 	receive(w.t, w.old.ended, "the end of the old process")
@@ -349,8 +353,7 @@ func (w *stepper) mustEnd(want string) {
 			w.t.Errorf("%s is left: error %v", path, err)
 		}
 	}
-	if c, err := net.Dial("tcp", w.addr.String()); err == nil {
-		c.Close()
+	if fdtest.Listens(w.t, w.addr) {
 		w.t.Error("a process serves")
 	}
 }

@@ -5,6 +5,7 @@ package fdtest
 
 import (
 	"errors"
+	"net"
 	"os"
 	"sync"
 	"testing"
@@ -86,4 +87,33 @@ func InOrder(fds []int) (base int, err error) {
 		unix.CloseOnExec(base + i)
 	}
 	return base, nil
+}
+
+// Listens reports whether this process has a socket that listens at addr, a TCP
+// address. That a connection is refused there would not show it: once the port is free
+// the kernel gives it to any process.
+func Listens(t testing.TB, addr net.Addr) bool {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	want := addr.(*net.TCPAddr).Port
+	for n := range int(min(limit.Cur, 1<<16)) {
+		at, err := unix.Getsockname(n)
+		if err != nil {
+			continue // not a socket
+		}
+		port := -1
+		switch at := at.(type) {
+		case *unix.SockaddrInet4:
+			port = at.Port
+		case *unix.SockaddrInet6:
+			port = at.Port
+		}
+		if _, err := unix.Getpeername(n); port == want && err != nil {
+			return true
+		}
+	}
+	return false
 }
