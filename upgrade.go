@@ -150,7 +150,9 @@ func (u *Upgrader) manifest(socks []*sockets.Socket) *manifest.Manifest {
 		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.Manager(), Sockets: make([]manifest.Entry, 0, len(socks)),
 	}
 	for _, s := range socks {
-		m.Sockets = append(m.Sockets, s.Entry)
+		e := s.Entry
+		e.Tickets = u.host.Tickets(s)
+		m.Sockets = append(m.Sockets, e)
 	}
 	return m
 }

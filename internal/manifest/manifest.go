@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"bytes"
+	"strconv"
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/sdnotify"
@@ -39,7 +40,22 @@ type Entry struct {
 	Master bool
 	// Name is the one that the master gave it.
 	Name string
+	// Tickets are the secrets of the TLS session tickets of a server on it: see
+	// tickets.go of internal/serve.
+	Tickets Secret
 }
+
+// A Secret is not to be seen in a log or in an error, however it gets there.
+type Secret string
+
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return "(secret)"
+}
+
+func (s Secret) GoString() string { return strconv.Quote(s.String()) }
 
 type Kind string
 
@@ -97,6 +113,7 @@ func (m *Manifest) Encode(r *control.Records) {
 		}
 		r.Flag("master", e.Master)
 		r.Text("name", e.Name)
+		r.Text("tickets", string(e.Tickets))
 		r.End()
 	}
 }
@@ -168,6 +185,8 @@ func (e *Entry) field(f *control.Field) {
 		e.Master = f.Flag()
 	case "name":
 		e.Name = f.Value
+	case "tickets":
+		e.Tickets = Secret(f.Value)
 	}
 }
 

@@ -12,6 +12,7 @@
 //     server that serves those of HTTP/2
 //   - httpclone.go, anchor.go: copies of the program's http.Server, and how its own
 //     Shutdown and Close reach them
+//   - tickets.go: keys of TLS session tickets that outlive the process
 //   - goodbye.go: the answer that is the last of a connection
 //   - wrapped.go, proof.go, foreign.go: connections that come through another listener's
 //     hands, or from nowhere that is known
@@ -29,5 +30,7 @@
 //	Host.mu            which servers there are
 //	httpServer.mu      what one is doing
 //	otherServer.mu     the same of one that is not net/http's
-//	arrivals.mu, connSet.mu, door.mu: no other is taken while they are held
+//	sessionTickets.mu  the keys of one tls.Config
+//	arrivals.mu, connSet.mu, door.mu, ticketSecrets.mu: no other is taken while they are
+//	held
 package serve

@@ -29,8 +29,9 @@ import (
 type door struct {
 	net.Listener // the user's
 	s            *httpServer
-	config       *tls.Config // of HTTPS; nil if the listener may do TLS itself
-	unencrypted  bool        // HTTP/2 without TLS is spoken here
+	config       *tls.Config     // of HTTPS; nil if the listener may do TLS itself
+	tickets      *sessionTickets // of config; nil if its ticket keys are not ours
+	unencrypted  bool            // HTTP/2 without TLS is spoken here
 
 	out chan accepted
 
@@ -165,6 +166,7 @@ type handshaker interface {
 // meet sees to a connection that was accepted.
 func (d *door) meet(c net.Conn) {
 	if d.config != nil {
+		d.tickets.renew()
 		c = tls.Server(c, d.config)
 	}
 	if h, ok := c.(handshaker); ok && reflect.TypeOf(c).Comparable() {

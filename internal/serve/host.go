@@ -22,10 +22,12 @@ type Host struct {
 	Took func(l *sockets.Listener, protocol string)
 
 	rule idleRule
+	now  func() time.Time // of session tickets; nil: time.Now
 
 	mu      sync.Mutex
-	servers []Drainer // guarded by mu
-	ended   bool      // also those that come from now on; guarded by mu
+	servers []Drainer                 // guarded by mu
+	ended   bool                      // also those that come from now on; guarded by mu
+	secrets map[string]*ticketSecrets // by addressKey; guarded by mu
 }
 
 // All returns the servers, and what finishes the sockets' queues.

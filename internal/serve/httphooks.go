@@ -37,6 +37,7 @@ func (s *httpServer) serveTLS(ln net.Listener, own []*sockets.Listener, certFile
 	if d.config, err = tlsConfig(s.template, http1, http2, certFile, keyFile); err != nil {
 		return err
 	}
+	d.tickets = s.host.tickets(own, d.config)
 	return s.serveDoor(d, own)
 }
 
