@@ -20,7 +20,7 @@ func TestRecords(t *testing.T) {
 			Sockets: []Entry{
 				{},
 				{Kind: Listener, Network: "tcp", Addr: ":0", Bound: "[::]:9000", V6Only: true},
-				{Kind: Listener, Network: "unix", Addr: odd, Bound: odd, Path: odd, Dev: 1<<64 - 1, Ino: 1 << 63, Master: true, Name: odd},
+				{Kind: Listener, Network: "unix", Addr: odd, Bound: odd, Path: odd, Dev: 1<<64 - 1, Ino: 1 << 63, Master: true, Name: odd, Tickets: Secret(odd)},
 			},
 		},
 		&Claims{},
