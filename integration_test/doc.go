@@ -20,6 +20,7 @@
 //	what the README and docs/ say        readme, systemd_docs, scripts
 //	nothing piles up                     thousand
 //	sendfile and splice still work       copy
+//	TLS sessions are resumed             tickets
 //	32 bit                               bits32
 //	the cost of an upgrade               bench
 //
