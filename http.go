@@ -42,7 +42,10 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 }
 
 // HTTPS is [Upgrader.HTTP] over TLS; the files and srv.TLSConfig are used as by
-// [net/http.Server.ServeTLS].
+// [net/http.Server.ServeTLS]. Session tickets are good in the new process as well: their
+// keys are handed over and rotate, unless srv.TLSConfig has keys of its own, WrapSession,
+// UnwrapSession or SessionTicketsDisabled; or verifies client certificates in a way that a
+// resumed session would get around, see docs/tls.md.
 func (u *Upgrader) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile string) (execute func() error, interrupt func(error)) {
 	if srv == nil || ln == nil {
 		return u.actor(nilServer("HTTPS"))
