@@ -50,15 +50,16 @@ func (t *Track) setReadDeadline(d time.Time) error {
 	if t.deadline.has(deadlineWakes) {
 		return nil
 	}
-	t.deadline.clear(deadlineBounded)
 	if t.bound() > 0 {
 		return t.cap()
 	}
-	if t.reading > 0 || t.deadline.has(deadlineExposed) || t.life == lifeClosed {
-		return t.limit(d)
+	flags := t.deadline.flags &^ deadlineBounded
+	if t.reading == 0 && flags&deadlineExposed == 0 && t.life != lifeClosed {
+		t.deadline.flags = flags | deadlinePending
+		return nil
 	}
-	t.deadline.set(deadlinePending)
-	return nil
+	t.deadline.flags = flags
+	return t.limit(d)
 }
 
 // setWriteDeadline is SetWriteDeadline, called by the server. net/http removes
