@@ -228,14 +228,3 @@ func (c *child) abandon() {
 	c.pipe.Close()
 	c.proc.Wait()
 }
-
-// takes tells the old process that connections of this protocol may be moved to l, if
-// the claims were sent already.
-func (u *Upgrader) takes(l *sockets.Listener, proto string) {
-	if u.parent == nil || l.Sock.Index < 0 || !u.parent.claims.Load() {
-		return // what is known before the claims goes with them: one message for all
-	}
-	var c manifest.Claims
-	c.Add(l.Sock.Index, proto)
-	u.parent.ch.Send(control.NewMessage(msgTakes, &c))
-}

@@ -14,7 +14,7 @@ import (
 
 // extras are files and connections that are handed over by name.
 type extras struct {
-	mu     sync.Mutex
+	mu     sync.Mutex                 // guards byName
 	byName map[string]*sockets.Socket // key: kind and name
 }
 

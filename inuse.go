@@ -7,9 +7,9 @@ import "sync"
 var inUse use
 
 type use struct {
-	mu     sync.Mutex
-	making bool      // New is at it
-	by     *Upgrader // nil: none was made yet
+	mu     sync.Mutex // guards the following
+	making bool       // New is at it
+	by     *Upgrader  // nil: none was made yet
 }
 
 // take reports whether an Upgrader may be made. It waits for one whose Done is

@@ -9,6 +9,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -158,4 +159,15 @@ func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// takes tells the old process that connections of this protocol may be moved to l, if
+// the claims were sent already.
+func (u *Upgrader) takes(l *sockets.Listener, proto string) {
+	if u.parent == nil || l.Sock.Index < 0 || !u.parent.claims.Load() {
+		return // what is known before the claims goes with them: one message for all
+	}
+	var c manifest.Claims
+	c.Add(l.Sock.Index, proto)
+	u.parent.ch.Send(control.NewMessage(msgTakes, &c))
 }

@@ -25,8 +25,8 @@ type listener struct {
 	once   sync.Once
 	closed chan struct{}
 
-	mu     sync.Mutex
-	ending bool // the Upgrader ends, and needs a closed one no more
+	mu     sync.Mutex // guards ending
+	ending bool       // the Upgrader ends, and needs a closed one no more
 }
 
 func newListener(ln net.Listener) (*listener, error) {

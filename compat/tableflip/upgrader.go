@@ -56,7 +56,7 @@ type Upgrader struct {
 
 // only is whether New has succeeded before.
 var only struct {
-	mu   sync.Mutex
+	mu   sync.Mutex // guards made
 	made bool
 }
 

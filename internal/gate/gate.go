@@ -38,7 +38,7 @@ type Gate struct {
 	// it can. It is set before the gate is used, and must not call the gate.
 	Unblock func() bool
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the following
 	mode     Mode
 	changed  chan struct{} // closed at each change of mode, deadline or injected
 	deadline time.Time     // that the program has set

@@ -15,7 +15,7 @@ import (
 // yet.
 type arrivals struct {
 	n  atomic.Int32 // most servers never have any
-	mu sync.Mutex
+	mu sync.Mutex   // guards m
 	m  map[net.Conn]*arrival
 }
 

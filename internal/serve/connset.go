@@ -11,7 +11,7 @@ import (
 // A connSet is all that a server drains: those of its listeners that are ours,
 // and the connections that came through them.
 type connSet struct {
-	mu        sync.Mutex
+	mu        sync.Mutex // guards listeners and changed
 	listeners []*sockets.Listener
 	changed   chan struct{} // closed when something may have ended
 

@@ -35,7 +35,7 @@ type door struct {
 
 	out chan accepted
 
-	mu    sync.Mutex
+	mu    sync.Mutex      // guards the following
 	base  context.Context // what BaseContext gave
 	visit *visit          // the last
 }

@@ -65,7 +65,7 @@ type httpServer struct {
 	wraps    atomic.Bool // some of its listeners are not ours, but wrap one
 	peeks    atomic.Bool // some of its connections are a peekedConn
 
-	mu      sync.Mutex
+	mu      sync.Mutex   // guards the following
 	srv     *http.Server // serves HTTP/1
 	twin    *twin        // serves HTTP/2; nil before the first connection of it
 	twinErr error        // why it can't

@@ -326,7 +326,7 @@ func (w *watch) send(s string) error {
 
 // A oneConn is a listener that gives one connection.
 type oneConn struct {
-	mu   sync.Mutex
+	mu   sync.Mutex // guards c
 	c    net.Conn
 	over <-chan struct{}
 }

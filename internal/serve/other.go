@@ -44,7 +44,7 @@ type otherServer struct {
 	hall     *hall // nil if Listener is ours itself
 	finished chan struct{}
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the following
 	draining bool
 	resumed  chan struct{}
 	closed   chan struct{} // closed when Shutdown has closed the listener

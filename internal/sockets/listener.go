@@ -29,7 +29,7 @@ type Listener struct {
 	// state does not take it.
 	reopening sync.Mutex
 
-	mu    sync.Mutex
+	mu    sync.Mutex // guards inner, shut, given, takes and spared
 	inner Opened
 	shut  bool       // inner is closed, and may be opened again
 	given []net.Conn // to be accepted besides those of the socket

@@ -9,7 +9,7 @@ import (
 // live are the connections of a listener that are open, hijacked ones too. Each
 // knows its place, so that removing one changes no more than one other.
 type live struct {
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the following, and the place of each track
 	tracks   []*Track
 	hijacked int      // of them
 	watchers []func() // called when one is gone, or hijacked

@@ -105,9 +105,9 @@ type Mover struct {
 	// Grace is how long a connection may stop in the middle of a request's header.
 	Grace time.Duration
 
-	mu      sync.Mutex
-	takes   []string // by index
-	over    bool     // nothing is moved any more
+	mu      sync.Mutex // guards the following
+	takes   []string   // by index
+	over    bool       // nothing is moved any more
 	nextID  uint32
 	queue   []*Moving
 	sent    map[uint32]*Moving

@@ -47,7 +47,7 @@ type Socket struct {
 	fileMu sync.Mutex
 	file   socketFile // guarded by fileMu
 
-	mu  sync.Mutex
+	mu  sync.Mutex // guards Raw
 	Raw syscall.RawConn
 
 	// FD is the descriptor of a listener, -1 once it is closed. Closing is held

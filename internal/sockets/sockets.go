@@ -19,7 +19,7 @@ import (
 // A Set is all sockets of a process, in the order in which they were asked for,
 // and those that were inherited and that the program has not asked for yet.
 type Set struct {
-	mu         sync.Mutex
+	mu         sync.Mutex // guards the following, but Log and changed, which are set before
 	all        []*Socket
 	unclaimed  []Inherited
 	making     []int // indexes of those that were claimed, and are not in all yet
