@@ -309,12 +309,17 @@ func TestBeforeHello(t *testing.T) {
 
 // TestOwnGoAway: after a GOAWAY of the server, nothing is said that would take it back.
 func TestOwnGoAway(t *testing.T) {
-	s := newSite(t, false, echo)
+	begun := make(chan struct{})
+	s := newSite(t, false, func(w http.ResponseWriter, r *http.Request) {
+		close(begun)
+		echo(w, r)
+	})
 	c := newClient(t, s, s.addr)
 	c.hello()
 	id := c.begin("/")
 	c.until(typeSettings)
 	conn := wait.For(t, s.last().come, "the connection")
+	wait.For(t, begun, "the stream to be known") // settings come before it is
 	go s.last().Shutdown(t.Context())
 	if last := away(t, c.until(typeGoAway)); last != id {
 		t.Fatalf("GOAWAY says %d, want %d", last, id)
