@@ -220,6 +220,27 @@ func TestTableflipUpgrade(t *testing.T) {
 	}
 }
 
+// TestTableflipUpgradeAtTheEndOfTheOldProcess: a caller who has seen that end may be faster
+// than the new process, which was stopped meanwhile.
+func TestTableflipUpgradeAtTheEndOfTheOldProcess(t *testing.T) {
+	_, p := startFlip(t, "")
+	p.want("ok", "ready")
+	done := p.begin("upgrade")
+	n := p.born()
+	n.want("ok", "new")
+	n.want("ok", "ready")
+	p.result(done, "ok")
+	n.p.Signal(n.pid, syscall.SIGSTOP)
+	p.die(0)
+	done = n.begin("upgrade")
+	n.p.Signal(n.pid, syscall.SIGCONT)
+	next := n.born()
+	next.want("ok", "new")
+	next.want("ok", "ready")
+	n.result(done, "ok")
+	n.die(0)
+}
+
 func TestTableflipFailedUpgrades(t *testing.T) {
 	_, p := startFlip(t, "timeout=1h")
 	addr := p.do("listen a tcp 127.0.0.1:0")

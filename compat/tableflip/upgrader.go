@@ -21,6 +21,10 @@ const DefaultUpgradeTimeout time.Duration = time.Minute
 // and the program has not accepted yet are accepted.
 const queueTimeout = 5 * time.Second
 
+// parentPatience is how long Upgrade waits for the end of the old process to be known. A
+// caller may have seen that end a moment before this process has.
+const parentPatience = time.Second
+
 // ErrNotSupported is returned by New, and by Upgrade, where a process can't be
 // replaced. It is [grace.ErrNotSupported] too.
 var ErrNotSupported = fmt.Errorf("tableflip: platform does not support graceful restart: %w", grace.ErrNotSupported)
@@ -173,7 +177,7 @@ func (u *Upgrader) HasParent() bool { return u.u.HasParent() }
 // Upgrade starts a new process, and returns nil when that has taken over: Exit is
 // closed then, or in a moment. Any error says why it has not; this process serves
 // on then. It is an error to call Upgrade before Ready, while the old process of
-// this one still lives, and while another Upgrade runs.
+// this one still lives, for which Upgrade waits a second, and while another Upgrade runs.
 func (u *Upgrader) Upgrade() error {
 	if u.stopping.Load() {
 		return errTerminating
@@ -190,7 +194,9 @@ func (u *Upgrader) Upgrade() error {
 	}
 	select {
 	case <-u.parentGone:
-	default:
+	case <-u.u.Done():
+		return errTerminating
+	case <-time.After(parentPatience):
 		return errors.New("tableflip: the old process has not exited yet; upgrade this one once it has")
 	}
 	err := u.u.Upgrade(context.Background())

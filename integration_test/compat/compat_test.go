@@ -200,7 +200,7 @@ func TestTableflipTCPExample(t *testing.T) {
 	for range 3 {
 		pid := readPID(t, pidFile)
 		p.Signal(pid, syscall.SIGHUP)
-		p.WaitGone(pid)
+		waitGone(p, pid)
 		p.WaitAlone()
 	}
 	close(stop)
@@ -209,6 +209,13 @@ func TestTableflipTCPExample(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// waitGone waits until a process has ended and the new one knows it: before that an
+// Upgrade is refused.
+func waitGone(p *proctest.Process, pid int) {
+	p.WaitGone(pid)
+	p.WaitLine(fmt.Sprintf(`grace: the old process is gone old=%d$`, pid))
 }
 
 func readSentence(addr string) error {
@@ -237,7 +244,7 @@ func upgradeUnderLoad(t *testing.T, p *proctest.Process, addr, pidFile string) {
 	for range upgrades {
 		answers(t, run, pid)
 		p.Signal(readPID(t, pidFile), syscall.SIGHUP)
-		p.WaitGone(pid)
+		waitGone(p, pid)
 		pid = p.WaitAlone()
 	}
 	answers(t, run, pid)
