@@ -89,9 +89,8 @@ func TestSocketThatAppearsStays(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s")
 			var other net.Listener
-			was := beforeMove
-			defer func() { beforeMove = was }()
-			beforeMove = func(p string) {
+			defer beforeMove.Store(nil)
+			appear := func(p string) {
 				if p != path || other != nil {
 					return
 				}
@@ -103,6 +102,7 @@ func TestSocketThatAppearsStays(t *testing.T) {
 					t.Error(err)
 				}
 			}
+			beforeMove.Store(&appear)
 			if what == "a stale one" {
 				leaveStale(t, "unix", path)
 				if _, err := New(nil, 0).openAny("unix", path); !errors.Is(err, syscall.EADDRINUSE) {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -141,7 +142,7 @@ func removeFile(path string, meant func(os.FileInfo) bool) error {
 	} else if !meant(fi) {
 		return fmt.Errorf("%s is another file by now", path)
 	}
-	beforeMove(path)
+	aboutToMove(path)
 	aside := beside(path, fmt.Sprint("-", os.Getpid()))
 	if err := os.Rename(path, aside); err != nil {
 		return err
@@ -158,7 +159,15 @@ func beside(path, suffix string) string {
 }
 
 // beforeMove is for the tests: another process may do something at that moment.
-var beforeMove = func(string) {}
+// A goroutine of an earlier test may still ask for it when the next one sets it.
+var beforeMove atomic.Pointer[func(path string)]
+
+// aboutToMove tells the test.
+func aboutToMove(path string) {
+	if f := beforeMove.Load(); f != nil {
+		(*f)(path)
+	}
+}
 
 // putBack gives a file its path again, unless the path is taken by now.
 func putBack(aside, path string) error {
@@ -242,7 +251,7 @@ func (sock *Socket) hide() {
 		return
 	}
 	sock.file.like = fi
-	beforeMove(sock.Path)
+	aboutToMove(sock.Path)
 	aside := beside(sock.Path, "")
 	if os.Rename(sock.Path, aside) != nil {
 		return
