@@ -207,7 +207,7 @@ func (p *process) handleSignals() {
 				p.hooks.RUnlock()
 			}
 			// What takes its time must not hold up other signals.
-			if s == syscall.SIGHUP || isHammer(s) && p.u.State() == grace.StateStandingBy {
+			if s == syscall.SIGHUP || isHammer(s) {
 				go act()
 			} else {
 				act()
