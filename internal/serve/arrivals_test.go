@@ -298,10 +298,7 @@ func TestSilentClientAndRollBack(t *testing.T) {
 			if https {
 				execute = u.HTTPS(srv, ln, "", "")
 			}
-			go execute()
-			if err := u.Ready(); err != nil {
-				t.Fatal(err)
-			}
+			u.run(t, execute)
 			defer wait.For(t, u.Done(), "Done")
 			defer u.askStop()
 			s := u.httpServer(srv)

@@ -20,11 +20,7 @@ func TestShutdownAndRollBack(t *testing.T) {
 			shut := make(chan struct{}, 9)
 			srv.RegisterOnShutdown(func() { shut <- struct{}{} })
 			execute := u.HTTP(srv, ln)
-			served := make(chan error, 1)
-			go func() { served <- execute() }()
-			if err := u.Ready(); err != nil {
-				t.Fatal(err)
-			}
+			served := u.run(t, execute)
 			get := func() error {
 				client := http.Client{Timeout: wait.Limit, Transport: &http.Transport{DisableKeepAlives: true}}
 				resp, err := client.Get("http://" + ln.Addr().String())
@@ -88,11 +84,7 @@ func TestAnswersAfterACalledOffDrain(t *testing.T) {
 	u, ln := newProcess(t)
 	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
 	execute := u.HTTP(srv, ln)
-	served := make(chan error, 1)
-	go func() { served <- execute() }()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	served := u.run(t, execute)
 	d := NewDrain(nil)
 	u.httpServer(srv).draining.Store(d)
 	client := http.Client{Timeout: wait.Limit, Transport: &http.Transport{}}

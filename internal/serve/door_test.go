@@ -366,10 +366,7 @@ func TestSilentClientsHaveIdleGrace(t *testing.T) {
 			if c.https {
 				execute = u.HTTPS(srv, ln, "", "")
 			}
-			go execute()
-			if err := u.Ready(); err != nil {
-				t.Fatal(err)
-			}
+			u.run(t, execute)
 			conn, err := net.DialTimeout("tcp", ln.Addr().String(), wait.Limit)
 			if err != nil {
 				t.Fatal(err)

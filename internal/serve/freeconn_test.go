@@ -52,15 +52,8 @@ func TestBlockingDescriptor(t *testing.T) {
 						return context.WithValue(ctx, key{}, c)
 					}}, ln)
 				}
-				go execute()
-				if err := u.Ready(); err != nil {
-					t.Fatal(err)
-				}
-				c, err := net.Dial("tcp", ln.Addr().String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer c.Close()
+				u.run(t, execute)
+				c := dialSolo(t, ln.Addr().String())
 				// A body that does not come: net/http begins to read behind a handler's
 				// back only when the body is read, and would be in the handler's way.
 				io.WriteString(c, "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n")

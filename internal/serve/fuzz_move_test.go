@@ -35,14 +35,7 @@ type cut struct {
 }
 
 func newPlan(data []byte) plan {
-	next := func() int {
-		if len(data) == 0 {
-			return 0
-		}
-		b := data[0]
-		data = data[1:]
-		return int(b)
-	}
+	next := bytesOf(data)
 	var p plan
 	var out bytes.Buffer
 	for i := range 1 + next()%6 {

@@ -32,9 +32,9 @@ var pieces = []string{
 	"GET /" + strings.Repeat("long/", 1500) + " HTTP/1.1\r\nHost: a\r\n\r\n",
 }
 
-// newStory reads one from bytes.
-func newStory(data []byte) story {
-	next := func() int {
+// bytesOf returns what gives the bytes of data, and zeros after them.
+func bytesOf(data []byte) func() int {
+	return func() int {
 		if len(data) == 0 {
 			return 0
 		}
@@ -42,6 +42,11 @@ func newStory(data []byte) story {
 		data = data[1:]
 		return int(b)
 	}
+}
+
+// newStory reads one from bytes.
+func newStory(data []byte) story {
+	next := bytesOf(data)
 	timeouts, limits := next(), next()
 	h2c := false
 	l := story{moves: 1, srv: func(srv *http.Server) {

@@ -25,11 +25,7 @@ func serveDraining(t *testing.T, srv *http.Server) (u *solo, s *httpServer, addr
 	t.Helper()
 	u, ln := newProcess(t)
 	execute := u.HTTP(srv, ln)
-	served := make(chan error, 1)
-	go func() { served <- execute() }()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	served := u.run(t, execute)
 	s = u.httpServer(srv)
 	s.lingers = wait.Limit // a slow client is not to be too late
 	s.draining.Store(NewDrain(nil))
@@ -225,10 +221,7 @@ func TestHTTPAgainAfterRollBack(t *testing.T) {
 	if u.httpServer(srv) != s {
 		t.Error("the server is wrapped twice")
 	}
-	go execute()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	u.run(t, execute)
 	resp, err := http.Get("http://" + other.Addr().String())
 	if err != nil {
 		t.Fatal(errors.Unwrap(err))

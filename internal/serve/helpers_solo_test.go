@@ -63,6 +63,17 @@ func (a *solo) Listen(network, addr string) (net.Listener, error) {
 	return l, nil
 }
 
+// run runs a server, and lets the listeners accept.
+func (a *solo) run(t testing.TB, execute func() error) (served <-chan error) {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- execute() }()
+	if err := a.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	return ended
+}
+
 // Ready lets the listeners accept.
 func (a *solo) Ready() error { return a.Socks.OpenGates() }
 

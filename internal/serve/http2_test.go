@@ -71,11 +71,7 @@ func TestUserShutsHTTP2(t *testing.T) {
 	srv.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"x": nil}
 	u, ln := newProcess(t, idle(time.Millisecond))
 	execute := u.HTTP(srv, ln)
-	served := make(chan error, 1)
-	go func() { served <- execute() }()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	served := u.run(t, execute)
 	defer wait.For(t, u.Done(), "Done")
 	defer u.askStop()
 	c := dialHTTP2(t, ln.Addr().String())
@@ -173,11 +169,7 @@ func TestPostsAreNotLost(t *testing.T) {
 			if c.overTLS {
 				execute = u.HTTPS(srv, ln, "", "")
 			}
-			served := make(chan error, 1)
-			go func() { served <- execute() }()
-			if err := u.Ready(); err != nil {
-				t.Fatal(err)
-			}
+			served := u.run(t, execute)
 			defer wait.For(t, served, "execute")
 			defer u.askStop()
 			s := u.httpServer(srv)

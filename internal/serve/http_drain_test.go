@@ -65,16 +65,8 @@ func TestClientsThatStop(t *testing.T) {
 				} else {
 					execute = u.HTTP(srv, ln)
 				}
-				go execute()
-				if err := u.Ready(); err != nil {
-					t.Fatal(err)
-				}
-				c, err := net.Dial("tcp", ln.Addr().String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer c.Close()
-				c.SetDeadline(time.Now().Add(wait.Limit))
+				u.run(t, execute)
+				c := dialSolo(t, ln.Addr().String())
 				wait.For(t, arrived, "the connection")
 				switch how {
 				case "TLS":
@@ -108,15 +100,8 @@ func TestClientsThatStopInTheHandshake(t *testing.T) {
 	for _, send := range []string{"", "\x16\x03\x01", "\x16\x03\x01\x02\x00\x01"} {
 		u, ln := newProcess(t, cutsOffAfter(time.Hour), idle(50*time.Millisecond))
 		execute := u.HTTPS(&http.Server{ErrorLog: log.New(io.Discard, "", 0), TLSConfig: config.Clone()}, ln, "", "")
-		go execute()
-		if err := u.Ready(); err != nil {
-			t.Fatal(err)
-		}
-		c, err := net.Dial("tcp", ln.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
+		u.run(t, execute)
+		c := dialSolo(t, ln.Addr().String())
 		io.WriteString(c, send)
 		u.askStop()
 		wait.For(t, u.Done(), fmt.Sprintf("Done, after %q", send))

@@ -43,11 +43,7 @@ func TestConnectionThatComesBackAfterShutdown(t *testing.T) {
 					return (*serving.Load()).Close()
 				},
 			})
-			served := make(chan error, 1)
-			go func() { served <- execute() }()
-			if err := u.Ready(); err != nil {
-				t.Fatal(err)
-			}
+			served := u.run(t, execute)
 			client, err := net.DialTimeout("tcp", ln.Addr().String(), wait.Limit)
 			if err != nil {
 				t.Fatal(err)
@@ -112,11 +108,7 @@ func TestServeFromElsewhere(t *testing.T) {
 			}
 		},
 	})
-	served := make(chan error, 1)
-	go func() { served <- execute() }()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	served := u.run(t, execute)
 	for range connections {
 		client, err := net.DialTimeout("tcp", ln.Addr().String(), wait.Limit)
 		if err != nil {

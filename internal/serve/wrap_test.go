@@ -42,10 +42,7 @@ func serveWrapped(t *testing.T, opts ...setting) (*solo, func() net.Conn) {
 	t.Helper()
 	u, ln := newProcess(t, opts...)
 	execute := u.HTTP(&http.Server{Handler: http.NotFoundHandler()}, headerListener{ln})
-	go execute()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	u.run(t, execute)
 	return u, func() net.Conn {
 		t.Helper()
 		c, err := net.Dial("tcp", ln.Addr().String())
@@ -100,10 +97,7 @@ func TestHijackedBehindWrapper(t *testing.T) {
 	goodbye := make(chan struct{})
 	srv.RegisterOnShutdown(func() { close(goodbye) })
 	execute := u.HTTP(srv, headerListener{ln})
-	go execute()
-	if err := u.Ready(); err != nil {
-		t.Fatal(err)
-	}
+	u.run(t, execute)
 	client, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
