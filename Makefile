@@ -106,15 +106,17 @@ bench:
 # The servers that the tests start are built with -cover when GOCOVERDIR is
 # set (by env, since go test sets its own); what they and the tests themselves
 # have run is added up.
+# The library: what a program that imports the root has in it.
+cover: LIBRARY = $(shell go list -deps . | grep '^$(PKG)' | paste -sd,)
 cover: packages
 	@rm -rf cover && mkdir -p cover/data
 	@failed=; \
 	for dir in $(MODULES); do \
 		echo "== cover $$dir"; \
 		(cd $$dir && go test -timeout $(TIMEOUT) $(TESTFLAGS) -exec "env GOCOVERDIR=$(CURDIR)/cover/data" \
-			-cover -covermode=set -coverpkg=$(PKG) ./... -args -test.gocoverdir=$(CURDIR)/cover/data) || failed+=" $$dir"; \
+			-cover -covermode=set -coverpkg=$(LIBRARY) ./... -args -test.gocoverdir=$(CURDIR)/cover/data) || failed+=" $$dir"; \
 	done; \
-	go tool covdata textfmt -i=cover/data -pkg=$(PKG) -o=cover/profile.txt; \
+	go tool covdata textfmt -i=cover/data -pkg=$(LIBRARY) -o=cover/profile.txt; \
 	go tool cover -func=cover/profile.txt > cover/functions.txt; \
 	awk 'END { print "total, unit and integration tests together: " $$NF }' cover/functions.txt; \
 	if [ -n "$$failed" ]; then echo "FAIL in$$failed"; exit 1; fi
