@@ -37,6 +37,7 @@ var (
 	second    = flag.String("second", "tcp=127.0.0.2:0", "network=addr to listen on besides")
 	probation = flag.Duration("probation", 50*time.Millisecond, "probation")
 	idle      = flag.Duration("idlegrace", 2*time.Second, "idle grace")
+	drain     = flag.Duration("drain", time.Minute, "drain timeout")
 	in1       = flag.String("in1", "", "what the first generation does")
 	in2       = flag.String("in2", "", "what the others do")
 	file      = flag.String("file", "", "what /file serves")
@@ -70,7 +71,7 @@ func main() {
 }
 
 func run() error {
-	u, err := grace.New(grace.MoveConns(!does("nomove")), grace.Probation(*probation), grace.IdleGrace(*idle), grace.DrainTimeout(time.Minute))
+	u, err := grace.New(grace.MoveConns(!does("nomove")), grace.Probation(*probation), grace.IdleGrace(*idle), grace.DrainTimeout(*drain))
 	if err != nil {
 		return err
 	}
