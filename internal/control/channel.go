@@ -197,7 +197,7 @@ func (o *outgoing) wrote(n int) {
 // Peek returns the type of the next message, if a part of that can be read without a wait.
 // The message stays to be read by Next.
 func (c *Channel) Peek() (t Type, ok bool) {
-	if len(c.in) == 0 && c.IsReadable() {
+	if len(c.in) == 0 && c.readable() {
 		c.fill() // Next returns the error, if it is one that stays
 	}
 	if len(c.in) == 0 {

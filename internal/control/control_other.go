@@ -15,5 +15,5 @@ func writeNonblock(*net.UnixConn, []byte, []int) (int, error) { return 0, errors
 func writeSome(*net.UnixConn, []byte, []int) (int, error)     { return 0, errors.ErrUnsupported }
 func passes(error) bool                                       { return false }
 func (c *Channel) receive() error                             { return errors.ErrUnsupported }
-func (c *Channel) IsReadable() bool                           { return false }
+func (c *Channel) readable() bool                             { return false }
 func (c *Channel) HungUp() bool                               { return false }

@@ -99,8 +99,8 @@ func passes(err error) bool {
 	return true
 }
 
-// IsReadable reports whether there is something to be read from the socket, or its end: receive returns at once.
-func (c *Channel) IsReadable() (ok bool) {
+// readable reports whether receive returns at once.
+func (c *Channel) readable() (ok bool) {
 	if raw, err := c.conn.SyscallConn(); err == nil {
 		raw.Control(func(n uintptr) { ok = fd.IsReadable(int(n)) })
 	}

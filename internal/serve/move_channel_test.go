@@ -80,45 +80,6 @@ func TestNewIsToldBeforeOldServes(t *testing.T) {
 	wantAnswer(t, c, r, "", "old")
 }
 
-// The answer has come, and this process has not read it yet: it is slow itself.
-func TestSlowOldIsNotImpatient(t *testing.T) {
-	p := newCouple(t, saysSide)
-	p.mover.Patience = 50 * time.Millisecond
-	stuck := make(chan error, 1)
-	p.mover.Stuck = func(err error) { stuck <- err }
-	c, r := p.ask()
-	wait.For(t, p.old.seen, "the connection")
-	p.runNew()
-	_, done := p.drain()
-	p.await("the answer, for longer than patience", func() bool { return p.mover.Late() >= 2 })
-	p.runOld()
-	wait.For(t, done, "the drain to end")
-	wantAnswer(t, c, r, "", "new")
-	select {
-	case err := <-stuck:
-		t.Error(err)
-	default:
-	}
-}
-
-// A new process that says something all the time, and never that it has taken the
-// connection, does not hold it for ever.
-func TestPatienceEnds(t *testing.T) {
-	p := newCouple(t, saysSide)
-	p.mover.Patience = time.Millisecond
-	stuck := make(chan error, 1)
-	p.mover.Stuck = func(err error) { stuck <- err }
-	c, r := p.ask()
-	wait.For(t, p.old.seen, "the connection")
-	p.new.ch.StartWriting()
-	p.new.ch.Send(control.Message{Type: sockets.MsgVerdict})
-	p.await("something to read", p.old.ch.IsReadable)
-	p.drain()
-	wait.For(t, p.old.seen, "the connection to come back")
-	wait.For(t, stuck, "the reason")
-	wantAnswer(t, c, r, "", "old")
-}
-
 // The new process does not read, so that it can't be told: the old one serves on all
 // the same, reads half a request, and dies. The new one does not take the rest for a
 // request.

@@ -52,7 +52,6 @@ const (
 	batchBytes   = 16 << 10 // of a message with several connections
 	windowSize   = 4        // messages not answered yet: less than a socket buffer
 	tookPatience = 2 * time.Second
-	mostLate     = 10 // a new process that always says something, and never this, is not waited for without end
 )
 
 // ProtocolHTTP1 is the protocol that a plaintext net/http server takes.
@@ -114,7 +113,6 @@ type Mover struct {
 	sent    map[uint32]*Moving
 	writing bool // a message is with the channel, and not written yet
 	window  int  // messages not answered yet
-	late    int  // how often patience was over while this process had something to read
 	moved   int
 }
 
@@ -328,7 +326,6 @@ func (m *Mover) OnTook(ids, refused []uint32) {
 	}
 	m.moved += len(gone)
 	m.window--
-	m.late = 0
 	m.flush()
 	m.mu.Unlock()
 	for _, c := range gone {
@@ -342,18 +339,9 @@ func (m *Mover) OnTook(ids, refused []uint32) {
 }
 
 // impatient takes back what was sent long ago and the new process has not taken:
-// it does not read the channel. But if there is something to read from it, it may be
-// this process that is slow: ten thousand connections that were woken run before
-// the goroutine that reads the answers.
+// it does not read the channel.
 func (m *Mover) impatient() {
-	unread := m.ch.IsReadable()
 	m.mu.Lock()
-	if unread && m.late < mostLate {
-		m.late++
-		time.AfterFunc(m.Patience, m.impatient)
-		m.mu.Unlock()
-		return
-	}
 	var back []*Moving
 	for id, c := range m.sent {
 		if !c.at.IsZero() && time.Since(c.at) >= m.Patience {
@@ -386,13 +374,6 @@ func (m *Mover) Stop() {
 	}
 	m.mu.Unlock()
 	m.giveUp(back)
-}
-
-// Late gives how often patience was over while an answer waited to be read. For tests.
-func (m *Mover) Late() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.late
 }
 
 func (m *Mover) Count() int {
