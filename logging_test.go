@@ -6,10 +6,10 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/testing/logtest"
@@ -43,16 +43,26 @@ func TestLogDefault(t *testing.T) {
 
 // When New fails, its log lines are written before it returns, and no goroutine is left.
 func TestLogOfNewThatFails(t *testing.T) {
-	h := logtest.New(func(slog.Record) { time.Sleep(20 * time.Millisecond) })
-	before := runtime.NumGoroutine()
-	for range 3 {
-		_, err := newUpgrader(system{inheritedErr: errors.New("stale"), masterErr: ErrMaster}, []Option{NoSignals(), Logger(slog.New(h))})
-		wantErr(t, err, ErrMaster)
-	}
-	if got := h.Lines(); len(got) != 3 || !strings.Contains(got[2], "err=stale") {
-		t.Errorf("written were %q", got)
-	}
-	until(t, "no goroutine to be left", func() bool { return runtime.NumGoroutine() <= before })
+	synctest.Test(t, func(t *testing.T) { // which fails if a goroutine is left
+		take := make(chan struct{})
+		h := logtest.New(func(slog.Record) { <-take })
+		done := make(chan error, 1)
+		go func() {
+			_, err := newUpgrader(system{inheritedErr: errors.New("stale"), masterErr: ErrMaster}, []Option{NoSignals(), Logger(slog.New(h))})
+			done <- err
+		}()
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Error("New has returned before its line was taken")
+		default:
+		}
+		close(take)
+		wantErr(t, <-done, ErrMaster)
+		if got := h.Lines(); len(got) != 1 || !strings.Contains(got[0], "err=stale") {
+			t.Errorf("written were %q", got)
+		}
+	})
 }
 
 // A log that never takes a line holds up neither an upgrade, nor a roll back, nor a

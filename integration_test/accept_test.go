@@ -53,8 +53,7 @@ func TestAcceptUnderWay(t *testing.T) {
 			s.Signal(new, syscall.SIGUSR1)
 			s.WaitLine(`standing by"`)
 			mustAnswer(first, new)
-			s.Signal(new, syscall.SIGSTOP)
-			proctest.WaitFor(t, proctest.Limit, "the new process to stop", func() bool { st, _ := proctest.ReadStat(new); return st.State == 'T' })
+			s.Halt(new)
 			var waiting []net.Conn
 			for range 10 {
 				waiting = append(waiting, dial())

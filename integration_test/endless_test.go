@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // compat/endless, by a program such as people have written for the original.
@@ -31,7 +32,7 @@ func startEndless(t *testing.T, args ...string) (p *proctest.Process, first stri
 // TestEndless: servers that begin one after the other, TLS among them, are upgraded
 // under load, and nothing is lost. The hooks run before and after.
 func TestEndless(t *testing.T) {
-	p, first := startEndless(t, "-later", "200ms", "-cert", certificate(t))
+	p, first := startEndless(t, "-later", "200ms", "-cert", tlstest.File(t))
 	var addrs []string
 	var overTLS string
 	proctest.WaitFor(t, proctest.Limit, "three listeners", func() bool {
@@ -182,7 +183,7 @@ func TestEndlessHammeredAndRolledBack(t *testing.T) {
 	p, addr := startEndless(t, "-hammer", "-1ns", "-only", ".")
 	c := askHalf(t, addr)
 	next := upgradeEndless(t, p)
-	p.Signal(next, syscall.SIGSTOP) // the old process waits for it when it has drained
+	p.Halt(next) // the old process waits for it when it has drained
 	p.Signal(p.Pid(), syscall.SIGUSR2)
 	if got := c.answer(); got != "" {
 		t.Errorf("what was cut off was answered %q", got)

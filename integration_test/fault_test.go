@@ -222,7 +222,7 @@ func TestStoppedAfterReady(t *testing.T) {
 			result := s.beginUpgrade()
 			s.WaitLine(`standing by"`)
 			new := s.successor(before.pid)
-			s.Signal(new, syscall.SIGSTOP)
+			s.Halt(new)
 			got := s.waitResult(result)
 			if probation != "0" && (!slices.Equal(got.Is, []string{"ErrRolledBack"}) || got.Pid != new) {
 				t.Errorf("Upgrade returned %+v; want ErrRolledBack, pid %d", got, new)

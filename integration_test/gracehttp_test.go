@@ -14,6 +14,7 @@ import (
 
 	httpload "github.com/julofinance/grace/v3/internal/load"
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // compat/gracehttp, by a program such as people have written for the original.
@@ -57,7 +58,7 @@ func startLoads(t *testing.T, addrs []string, overTLS string) (stop func()) {
 // TestGracehttp: three servers are upgraded under load, and nothing is lost. The log
 // lines are those that people know.
 func TestGracehttp(t *testing.T) {
-	p := startGracehttp(t, "-options", "-logger", "-cert", certificate(t))
+	p := startGracehttp(t, "-options", "-logger", "-cert", tlstest.File(t))
 	addrs := servingOn(p, "^logger: ")
 	if len(addrs) != 3 {
 		t.Fatalf("serves %q", addrs)
@@ -131,7 +132,7 @@ func TestGracehttpSignals(t *testing.T) {
 // TestGracehttpHTTP2: HTTP/2 is spoken where NextProtos names it.
 func TestGracehttpHTTP2(t *testing.T) {
 	for _, args := range [][]string{nil, {"-h2"}} {
-		p := startGracehttp(t, append(args, "-cert", certificate(t))...)
+		p := startGracehttp(t, append(args, "-cert", tlstest.File(t))...)
 		addr := servingOn(p, `^\S+ \S+ `)[2]
 		c, err := tls.DialWithDialer(&net.Dialer{Timeout: proctest.Limit}, "tcp", addr, &tls.Config{
 			InsecureSkipVerify: true, NextProtos: []string{"h2", "http/1.1"},

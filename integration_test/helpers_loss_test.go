@@ -3,15 +3,8 @@
 package integration_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,9 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 const loadServerPackage = "github.com/julofinance/grace/v3/integration_test/loadserver"
@@ -49,7 +42,7 @@ func startLoadServerEnv(t testing.TB, env []string, ways ...string) *loadServer 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &loadServer{t: t, pidFile: filepath.Join(dir, "app.pid"), addr: map[string]string{}, roots: makeCert(t, dir)}
+	s := &loadServer{t: t, pidFile: filepath.Join(dir, "app.pid"), addr: map[string]string{}, roots: tlstest.Files(t, dir)}
 	args := []string{"-pidfile", s.pidFile, "-certs", dir, "-probation", "50ms"}
 	for i, way := range ways {
 		if way == "--" {
@@ -141,43 +134,6 @@ func variantRounds() int {
 		return rounds(300)
 	}
 	return rounds(20)
-}
-
-// makeCert writes cert.pem and key.pem for 127.0.0.1, signed by itself.
-func makeCert(t testing.TB, dir string) *x509.CertPool {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "grace test"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{
-		"cert.pem": {Type: "CERTIFICATE", Bytes: cert},
-		"key.pem":  {Type: "PRIVATE KEY", Bytes: der},
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	parsed, err := x509.ParseCertificate(cert)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(parsed)
-	return roots
 }
 
 func (s *loadServer) tlsConfig() *tls.Config {

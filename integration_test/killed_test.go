@@ -120,8 +120,7 @@ func TestOldIsKilled(t *testing.T) {
 		s.Signal(old, syscall.SIGUSR2)
 		new := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
 		refused := s.startConnecting()
-		s.Signal(old, syscall.SIGSTOP) // it sees no line
-		s.waitState(old, 'T')
+		s.Halt(old) // it sees no line
 		pipes := s.pipes(new)
 		s.Signal(new, syscall.SIGUSR1)
 		proctest.WaitFor(t, proctest.Limit, "the ready line", func() bool { return s.pipes(new) == pipes-1 })

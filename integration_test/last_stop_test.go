@@ -138,8 +138,7 @@ func TestLastStopWhileOldIsStopped(t *testing.T) {
 	s.Signal(old, syscall.SIGUSR2)
 	s.WaitLine(`standing by"`)
 	new := s.filePid()
-	s.Signal(old, syscall.SIGSTOP)
-	s.waitState(old, 'T')
+	s.Halt(old)
 	s.client.Timeout = proctest.Limit / 4
 	s.Signal(new, syscall.SIGTERM)
 	s.askUntilRefused()

@@ -5,7 +5,6 @@ package integration_test
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -206,13 +205,6 @@ func (m *mover) releaseAll(clients []*client, pid int) {
 	}
 }
 
-// stop stops a process, and waits until it is.
-func (m *mover) stop(pid int) {
-	m.t.Helper()
-	m.Signal(pid, syscall.SIGSTOP)
-	proctest.WaitFor(m.t, proctest.Limit, "all threads of the new process to stop", func() bool { return allStopped(pid) })
-}
-
 // The new process stops in the drain. What is on its way comes back, the old process
 // serves it, and does not exit, which would leave no process that serves: it kills the
 // new one and serves on.
@@ -223,7 +215,7 @@ func TestMoveToStoppedProcess(t *testing.T) {
 	m.holdAll(clients)
 	pid := m.upgrade()
 	m.WaitLine(`msg="grace: upgrade done`)
-	m.stop(pid)
+	m.Halt(pid)
 	m.releaseAll(clients, m.Pid())
 	if got := answers(clients); got[m.Pid()] != len(clients) {
 		t.Errorf("answers by pid, 0 for none: %v; want all by %d", got, m.Pid())
@@ -244,8 +236,7 @@ func TestNewIsKilledWhileConnectionsMove(t *testing.T) {
 	clients := m.many(5000)
 	pid := m.upgrade()
 	m.WaitLine(fmt.Sprintf(`^state new .* pid=%d$`, pid))
-	m.Signal(pid, syscall.SIGSTOP)
-	proctest.WaitFor(t, proctest.Limit, "all threads of the new process to stop", func() bool { return allStopped(pid) })
+	m.Halt(pid)
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		t.Fatal(err)
@@ -263,18 +254,6 @@ func TestNewIsKilledWhileConnectionsMove(t *testing.T) {
 	t.Logf("%d of %d connections were lost with the new process", got[0], len(clients))
 }
 
-// allStopped says whether SIGSTOP has come to each thread of a process.
-func allStopped(pid int) bool {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-	for _, task := range tasks {
-		b, err := os.ReadFile(task)
-		if err != nil || !strings.Contains(string(b), ") T ") {
-			return false
-		}
-	}
-	return len(tasks) > 0
-}
-
 // The new process is killed before it has read any: nothing is lost.
 func TestNewIsKilledBeforeItTakesConnections(t *testing.T) {
 	m := startMover(t)
@@ -282,7 +261,7 @@ func TestNewIsKilledBeforeItTakesConnections(t *testing.T) {
 	m.holdAll(clients)
 	pid := m.upgrade()
 	m.WaitLine(`msg="grace: upgrade done`)
-	m.stop(pid)
+	m.Halt(pid)
 	m.releaseAll(clients, m.Pid())
 	m.Signal(pid, syscall.SIGKILL)
 	m.WaitLine(`rolled back`)

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // A mover is a running moveserver.
@@ -161,7 +161,7 @@ func TestWhichConnectionsMove(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			m := startMover(t, "-in1", c.in1, "-in2", c.in2, "-cert", certificate(t), "-probation", "300ms", "-idlegrace", "5s")
+			m := startMover(t, "-in1", c.in1, "-in2", c.in2, "-cert", tlstest.File(t), "-probation", "300ms", "-idlegrace", "5s")
 			idle, asks := m.dial(), m.dial()
 			first := idle.mustAsk(t, m.Pid())
 			asks.mustAsk(t, m.Pid())
@@ -222,15 +222,6 @@ func TestWhichConnectionsMove(t *testing.T) {
 			}
 		})
 	}
-}
-
-func certificate(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "cert.pem")
-	if err := os.WriteFile(path, newCertificate(t), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 func TestMoveOverUnixSocket(t *testing.T) {

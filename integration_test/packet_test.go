@@ -74,8 +74,7 @@ func TestMoreReusePortPackets(t *testing.T) {
 				if when == "rolled back" {
 					s.Signal(new, syscall.SIGUSR1)
 					s.WaitLine(`standing by"`)
-					s.Signal(new, syscall.SIGSTOP)
-					proctest.WaitFor(t, proctest.Limit, "the new process to stop", func() bool { st, _ := proctest.ReadStat(new); return st.State == 'T' })
+					s.Halt(new)
 				}
 				sendAll(t, clients, "first")
 				if when == "ready" {

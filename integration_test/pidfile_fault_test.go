@@ -157,7 +157,7 @@ func TestPIDFileLockOutlivesNew(t *testing.T) {
 	s.Signal(s.Pid(), syscall.SIGUSR2)
 	s.WaitLine("standing by")
 	next := s.filePid()
-	s.Signal(s.Pid(), syscall.SIGSTOP)
+	s.Halt(s.Pid())
 	t.Cleanup(func() { syscall.Kill(s.Pid(), syscall.SIGCONT) })
 	s.Signal(next, syscall.SIGKILL)
 	proctest.WaitFor(t, proctest.Limit, "the end of the new process", func() bool { st, ok := proctest.ReadStat(next); return !ok || st.Dead() })

@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // readmeCode gives the pieces of Go in README.md, in their order, and that of
@@ -69,7 +70,7 @@ func TestREADMESmallest(t *testing.T) {
 // TestServeTLS: the same over TLS.
 func TestServeTLS(t *testing.T) {
 	dir, addr := t.TempDir(), freeAddr(t)
-	roots := makeCert(t, dir)
+	roots := tlstest.Files(t, dir)
 	code := fmt.Sprintf("	if err := grace.ServeTLS(%q, %q, %q, fooBarHandler); err != nil {\n		log.Fatal(err)\n	}\n}\n",
 		addr, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
 	path := paste(t, "fmt log net/http os github.com/julofinance/grace/v3", readmeHandler+"func main() {\n"+code)

@@ -169,8 +169,7 @@ func TestFollowStatusAfterAStop(t *testing.T) {
 		is := func(pid int, what func(proctest.Stat) bool) func() bool {
 			return func() bool { s, ok := proctest.ReadStat(pid); return ok && what(s) }
 		}
-		p.Signal(p.Pid(), syscall.SIGSTOP)
-		proctest.WaitFor(t, proctest.Limit, "grace-follow to halt", is(p.Pid(), func(s proctest.Stat) bool { return s.State == 'T' }))
+		p.Halt(p.Pid())
 		p.Signal(p.Pid(), syscall.SIGTERM)
 		if err := os.WriteFile(fifo, []byte("end\n"), 0); err != nil {
 			t.Fatal(err)

@@ -87,13 +87,7 @@ func (s *server) stepTo(t *testing.T, step string) (next int, goOn func()) {
 		return atoi(s.t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
 	}
 	resume := func() { syscall.Kill(next, syscall.SIGUSR1) } // it may be gone
-	stop := func() {
-		s.Signal(old, syscall.SIGSTOP)
-		proctest.WaitFor(s.t, proctest.Limit, "the old process to be stopped", func() bool {
-			st, ok := proctest.ReadStat(old)
-			return ok && st.State == 'T'
-		})
-	}
+	stop := func() { s.Halt(old) }
 	cont := func() { s.Signal(old, syscall.SIGCONT) }
 	switch step {
 	case "executed":

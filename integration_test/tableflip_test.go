@@ -230,7 +230,7 @@ func TestTableflipUpgradeAtTheEndOfTheOldProcess(t *testing.T) {
 	n.want("ok", "new")
 	n.want("ok", "ready")
 	p.result(done, "ok")
-	n.p.Signal(n.pid, syscall.SIGSTOP)
+	n.p.Halt(n.pid)
 	p.die(0)
 	done = n.begin("upgrade")
 	n.p.Signal(n.pid, syscall.SIGCONT)

@@ -211,8 +211,8 @@ func TestTableflipTCPExample(t *testing.T) {
 	}
 }
 
-// waitGone waits until a process has ended and the new one knows it: before that an
-// Upgrade is refused.
+// waitGone waits until a process has ended and the new one knows it: without that an
+// Upgrade is refused after a second.
 func waitGone(p *proctest.Process, pid int) {
 	p.WaitGone(pid)
 	p.WaitLine(fmt.Sprintf(`grace: the old process is gone old=%d$`, pid))

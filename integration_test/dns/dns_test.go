@@ -20,11 +20,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/julofinance/grace/v3"
 	"github.com/julofinance/grace/v3/internal/proctest"
 	"github.com/julofinance/grace/v3/internal/testing/netns"
+	"github.com/miekg/dns"
 )
 
 var library = grace.Serve // so that a cached result is stale when it changes
@@ -78,8 +77,7 @@ func testAnswers(t *testing.T, network, addr string, hosts []string) {
 	fresh := upgrade()
 	l.waitAnswers(fresh)
 	l.pause.Lock()
-	p.Signal(fresh, syscall.SIGSTOP)
-	proctest.WaitFor(t, proctest.Limit, "the new process to stop", func() bool { st, _ := proctest.ReadStat(fresh); return st.State == 'T' })
+	p.Halt(fresh)
 	l.pause.Unlock()
 	proctest.WaitFor(t, proctest.Limit, "all clients to wait for an answer", func() bool { return l.waiting.Load() == l.clients })
 	p.Signal(fresh, syscall.SIGKILL)

@@ -11,11 +11,11 @@ import (
 	"net/http"
 	"testing"
 
-	"golang.org/x/net/http2"
-
 	"github.com/julofinance/grace/v3/internal/http2conn"
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 	"github.com/julofinance/grace/v3/internal/testing/wait"
+	"golang.org/x/net/http2"
 )
 
 // oneConn is a listener with one connection.
@@ -35,7 +35,7 @@ func (oneConn) Addr() net.Addr { return &net.TCPAddr{} }
 // TestServe: an http2conn.Conn fits below HTTP/2 that ConfigureServer has bound to a
 // server, with TLS and without, and the user's settings hold.
 func TestServe(t *testing.T) {
-	path := writeCertificate(t)
+	path := tlstest.File(t)
 	cert, err := tls.LoadX509KeyPair(path, path)
 	if err != nil {
 		t.Fatal(err)

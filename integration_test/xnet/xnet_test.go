@@ -5,30 +5,22 @@ package xnet
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
-
 	"github.com/julofinance/grace/v3"
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 var library = grace.Serve // so that a cached result is stale when it changes
@@ -42,7 +34,7 @@ func TestMain(m *testing.M) {
 // drain begins, and the old process is gone soon after, not when DrainTimeout is up;
 // the user's settings hold.
 func TestGoAway(t *testing.T) {
-	cert := writeCertificate(t)
+	cert := tlstest.File(t)
 	for _, how := range []string{"configure", "configure-unencrypted", "newhandler", "newhandler-configured", "wrapped-newhandler"} {
 		t.Run(how, func(t *testing.T) {
 			pidFile := filepath.Join(t.TempDir(), "pid")
@@ -171,29 +163,4 @@ func (c *client) wait(what string, done func() bool) {
 			c.answers++
 		}
 	}
-}
-
-func writeCertificate(t *testing.T) string {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var b strings.Builder
-	pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: cert})
-	pem.Encode(&b, &pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	path := filepath.Join(t.TempDir(), "cert.pem")
-	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }

@@ -3,7 +3,9 @@
 package proctest
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -289,6 +291,23 @@ func (p *Process) Signal(pid int, sig syscall.Signal) {
 	if err := syscall.Kill(pid, sig); err != nil {
 		p.t.Fatalf("signal %v to process %d: %v", sig, pid, err)
 	}
+}
+
+// Halt stops a process by SIGSTOP, and waits until each of its threads stands still: kill(2)
+// may return while some of them still run.
+func (p *Process) Halt(pid int) {
+	p.t.Helper()
+	p.Signal(pid, syscall.SIGSTOP)
+	WaitFor(p.t, Limit, fmt.Sprintf("all threads of process %d to stop", pid), func() bool {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, task := range tasks {
+			b, err := os.ReadFile(task)
+			if err != nil || !strings.Contains(string(b), ") T ") { // proc_pid_stat(5)
+				return false
+			}
+		}
+		return len(tasks) > 0
+	})
 }
 
 // WaitExit waits until a process of the group that is the test process's child

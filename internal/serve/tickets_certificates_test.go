@@ -3,49 +3,19 @@
 package serve
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"math/big"
 	"runtime"
 	"testing"
-	"time"
 
 	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
-// certify gives a certificate, signed by parent or else by itself.
-func certify(t testing.TB, template x509.Certificate, parent *tls.Certificate) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template.SerialNumber, template.NotAfter = big.NewInt(1), time.Now().Add(time.Hour)
-	template.BasicConstraintsValid = true
-	c := tls.Certificate{PrivateKey: key}
-	issuer := &tls.Certificate{PrivateKey: key, Leaf: &template}
-	if parent != nil {
-		issuer = parent
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &template, issuer.Leaf, &key.PublicKey, issuer.PrivateKey)
-	if err == nil {
-		c.Certificate = [][]byte{der}
-		c.Leaf, err = x509.ParseCertificate(der)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
 // The certificate may be another one, as long as it has the same names.
 func TestTicketsAreBoundToNames(t *testing.T) {
 	server := func(names ...string) *tls.Config {
-		return &tls.Config{Certificates: []tls.Certificate{certify(t, x509.Certificate{DNSNames: names}, nil)}}
+		return &tls.Config{Certificates: []tls.Certificate{tlstest.Issue(t, x509.Certificate{DNSNames: names}, nil)}}
 	}
 	unparsed := server("b.test", "a.test", "a.test")
 	unparsed.Certificates[0].Leaf = nil
@@ -108,7 +78,7 @@ func TestTicketsAndClientCertificates(t *testing.T) {
 // that trusts other clients never takes over what the old one has believed.
 func TestNewVersionTrustsOtherClients(t *testing.T) {
 	authority := func(name string) (tls.Certificate, *x509.CertPool) {
-		ca := certify(t, x509.Certificate{IsCA: true, Subject: pkix.Name{CommonName: name}, KeyUsage: x509.KeyUsageCertSign}, nil)
+		ca := tlstest.Issue(t, x509.Certificate{IsCA: true, Subject: pkix.Name{CommonName: name}, KeyUsage: x509.KeyUsageCertSign}, nil)
 		pool := x509.NewCertPool()
 		pool.AddCert(ca.Leaf)
 		return ca, pool
@@ -123,7 +93,7 @@ func TestNewVersionTrustsOtherClients(t *testing.T) {
 		client := returning(trust, version)
 		// Certificates would not do: the client sends none if it is not asked for this issuer.
 		client.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			c := certify(t, x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, &ca)
+			c := tlstest.Issue(t, x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, &ca)
 			if r.SupportsCertificate(&c) != nil {
 				return &tls.Certificate{}, nil
 			}
