@@ -51,7 +51,7 @@ test: packages
 NETHTTP := Lossless(TLS|Unix|Wrapped|HTTP2|H2load)|HTTP2|WhichConnectionsMove|MoveOverUnix|Hooks|MovedConnection|HalfClosed|ExitsWhen
 NETHTTP := $(NETHTTP)|ReturningClients|DrainTimeout|ManyServers|StaysNonBlocking|UsesSendfile|UsesSplice|DeathInDrain|UpgradeUnderLoad
 COMPAT  := Original|Gracehttp|Endless|Tableflip
-ONTOP   := $(addprefix integration_test/,xnet exporter compat)
+ONTOP   := $(addprefix integration_test/,xnet h2spec exporter compat)
 
 oldest: export GOTOOLCHAIN := $(OLDEST)
 newest: export GOTOOLCHAIN := $(NEWEST)
