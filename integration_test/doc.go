@@ -50,7 +50,7 @@
 // # Helpers
 //
 // The files helpers_* hold no test: helpers_server starts server and asks for upgrades,
-// helpers_loss starts loadserver, helpers_master runs it under a master, helpers_move
+// helpers_loss starts loadserver, helpers_tap counts what clients of HTTP/2 send, helpers_master runs it under a master, helpers_move
 // compares sockets, and helpers_systemd boots a systemd in namespaces of its own. Package
 // internal/proctest starts programs, waits for their lines, and sees that no process is left;
 // internal/load makes requests and counts what was lost; internal/testing/netns runs a test in a

@@ -88,9 +88,15 @@ func runWrk(t testing.TB, path, url string) (stop func()) {
 	}
 }
 
-// startNginx puts nginx in front of addr, and gives its own address. It takes
-// over a socket that we have bound, so that no port is taken twice.
+// startNginx puts nginx in front of addr, and gives its own address.
 func startNginx(t testing.TB, addr string) string {
+	t.Helper()
+	return startNginxAs(t, nginxHTTP, addr)
+}
+
+// startNginxAs has in what way it speaks to addr. It takes over a socket that we have
+// bound, so that no port is taken twice.
+func startNginxAs(t testing.TB, way, addr string) string {
 	t.Helper()
 	path := needTool(t, "nginx", "nginx")
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -105,7 +111,7 @@ func startNginx(t testing.TB, addr string) string {
 	defer socket.Close()
 	dir := t.TempDir()
 	config := filepath.Join(dir, "nginx.conf")
-	if err := os.WriteFile(config, fmt.Appendf(nil, nginxConfig, dir, ln.Addr(), addr), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, nginxConfig+way+nginxConfigEnd, dir, ln.Addr(), addr), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(path, "-p", dir, "-c", config, "-e", filepath.Join(dir, "early.log"))
@@ -139,7 +145,35 @@ func startNginx(t testing.TB, addr string) string {
 	return ln.Addr().String()
 }
 
-// What this nginx needs: a directory, its own address, and that of the server.
+// Ways in which nginx speaks to the server. gRPC is HTTP/2, a request at a time on a
+// connection that is kept.
+const (
+	nginxHTTP = `
+		listen %[2]s;
+		location / {
+			proxy_pass http://app;
+			proxy_http_version 1.1;
+			proxy_set_header Connection "";
+			proxy_next_upstream off;
+			proxy_request_buffering off;
+			proxy_buffering off;
+		}`
+	nginxGRPC = `
+		listen %[2]s http2;
+		location / {
+			grpc_pass grpc://app;
+			grpc_next_upstream off;
+		}`
+	nginxGRPCS = `
+		listen %[2]s http2;
+		location / {
+			grpc_pass grpcs://app;
+			grpc_next_upstream off;
+		}`
+)
+
+// What this nginx needs: a directory, its own address, and that of the server. How it speaks to that
+// stands between.
 const nginxConfig = `
 daemon off;
 user root;
@@ -162,16 +196,9 @@ http {
 		keepalive 16;
 		keepalive_requests 1000000;
 	}
-	server {
-		listen %[2]s;
-		location / {
-			proxy_pass http://app;
-			proxy_http_version 1.1;
-			proxy_set_header Connection "";
-			proxy_next_upstream off;
-			proxy_request_buffering off;
-			proxy_buffering off;
-		}
+	server {`
+
+const nginxConfigEnd = `
 	}
 }
 `

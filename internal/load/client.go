@@ -29,6 +29,10 @@ type client struct {
 }
 
 func (c *client) run() {
+	if c.kind == HTTP2 {
+		c.runHTTP2()
+		return
+	}
 	defer func() {
 		if c.conn != nil {
 			c.conn.Close()
@@ -64,7 +68,7 @@ func (c *client) count(f func(*Count)) {
 }
 
 func (c *client) open() bool {
-	conn, err := c.load.dial()
+	conn, err := c.load.dial(c.kind)
 	if err != nil {
 		c.lose(1, fmt.Errorf("connect: %w", err))
 		return false

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/julofinance/grace/v3/internal/testing/http2test"
 )
 
 // A response is one answer, whole.
@@ -138,6 +140,8 @@ func reason(err error) string {
 		return "refused"
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return "reset"
+	case errors.Is(err, http2test.ErrNotServed):
+		return "not served"
 	case errors.Is(err, errUnanswered):
 		return "unanswered"
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):

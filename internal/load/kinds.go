@@ -24,6 +24,8 @@ var rounds = map[Kind]func(*client) error{
 	NotModified: (*client).notModified,
 	Chunked:     (*client).chunked,
 	HalfClose:   (*client).halfClose,
+	TLS:         (*client).post,
+	HTTP2:       nil, // see runHTTP2
 }
 
 const host = "Host: load\r\n"

@@ -1,11 +1,11 @@
 // Package load sends requests of many kinds to an HTTP server that is being
 // replaced, and counts what gets lost.
 //
-// It speaks HTTP/1 over sockets of its own, so that nothing is retried behind
+// It speaks HTTP/1, and HTTP/2, over sockets of its own, so that nothing is retried behind
 // its back: a request is lost if it was sent on a connection that the client
 // had not seen closed, and no full and correct answer came. A stream that is
 // cut and a connect that is refused or reset are lost as well. After an answer
-// with "Connection: close" the client opens another connection.
+// with "Connection: close" the client opens another connection, and after GOAWAY.
 package load
 
 import (
@@ -13,6 +13,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -33,12 +34,18 @@ const (
 	NotModified Kind = "not-modified" // 304
 	Chunked     Kind = "chunked"      // an answer in five chunks
 	HalfClose   Kind = "half-close"   // the client closes its half after the request
+
+	TLS   Kind = "tls"   // what KeepAlive does, over TLS
+	HTTP2 Kind = "http2" // four POSTs at once on one connection, over TLS
 )
 
-// Kinds are all kinds, in the order in which a Report prints them.
+// Kinds are those that go to Config.Addr, in the order in which a Report prints them.
 var Kinds = []Kind{KeepAlive, Slow, Connect, Stream, Pipelined, Trickle, Upload, Expect, Head, NotModified, Chunked, HalfClose}
 
-// Each returns n clients of every kind, for Config.Kinds.
+// SecureKinds are those that go to Config.TLSAddr.
+var SecureKinds = []Kind{TLS, HTTP2}
+
+// Each returns n clients of each of Kinds, for Config.Kinds.
 func Each(n int) map[Kind]int {
 	m := map[Kind]int{}
 	for _, k := range Kinds {
@@ -58,17 +65,20 @@ type Config struct {
 	Delay   time.Duration // if above 0, through a Relay that adds it each way
 	Pause   time.Duration // the longest pause between two requests; default 40 ms
 	Limit   time.Duration // an answer that takes longer is lost; default 15 s
-	TLS     *tls.Config   // if not nil, HTTP/1.1 over TLS
+	TLS     *tls.Config   // if not nil, Addr speaks TLS, and Kinds HTTP/1.1 in it
+
+	TLSAddr string      // the same server over TLS, for SecureKinds: HTTP/1.1 and HTTP/2
+	Trust   *tls.Config // of those clients
 }
 
 // A Run is a load under way.
 type Run struct {
-	cfg   Config
-	relay *Relay // nil without Delay
-	stop  chan struct{}
-	once  sync.Once
-	wg    sync.WaitGroup
-	begun time.Time
+	cfg    Config
+	relays []*Relay // none without Delay
+	stop   chan struct{}
+	once   sync.Once
+	wg     sync.WaitGroup
+	begun  time.Time
 
 	mu     sync.Mutex
 	counts map[Kind]*Count
@@ -88,24 +98,30 @@ func Start(ctx context.Context, cfg Config) (*Run, error) {
 	if cfg.Limit == 0 {
 		cfg.Limit = 15 * time.Second
 	}
-	if cfg.TLS != nil {
-		cfg.TLS = cfg.TLS.Clone()
-		cfg.TLS.NextProtos = []string{"http/1.1"}
-	}
 	r := &Run{cfg: cfg, stop: make(chan struct{}), begun: time.Now(), counts: map[Kind]*Count{}}
 	for kind, n := range cfg.Kinds {
-		if rounds[kind] == nil {
+		if _, ok := rounds[kind]; !ok {
 			return nil, fmt.Errorf("load: no such kind: %q", kind)
+		}
+		if cfg.TLSAddr == "" && slices.Contains(SecureKinds, kind) {
+			return nil, fmt.Errorf("load: %s needs TLSAddr", kind)
 		}
 		r.counts[kind] = &Count{Clients: n, Lost: map[string]int{}}
 	}
 	if cfg.Delay > 0 {
-		relay, err := NewRelay(cfg.Network, cfg.Addr, cfg.Delay)
-		if err != nil {
-			return nil, fmt.Errorf("load: %w", err)
+		for _, addr := range []*string{&r.cfg.Addr, &r.cfg.TLSAddr} {
+			if *addr == "" {
+				continue
+			}
+			relay, err := NewRelay(cfg.Network, *addr, cfg.Delay)
+			if err != nil {
+				r.closeRelays()
+				return nil, fmt.Errorf("load: %w", err)
+			}
+			r.relays = append(r.relays, relay)
+			*addr = relay.Addr()
 		}
-		r.relay = relay
-		r.cfg.Network, r.cfg.Addr = "tcp", relay.Addr()
+		r.cfg.Network = "tcp"
 	}
 	for kind, n := range cfg.Kinds {
 		for i := range n {
@@ -139,9 +155,7 @@ func (r *Run) ended() bool {
 func (r *Run) Stop() Report {
 	r.end()
 	r.wg.Wait()
-	if r.relay != nil {
-		r.relay.Close()
-	}
+	r.closeRelays()
 	r.mu.Lock()
 	if r.took == 0 {
 		r.took = time.Since(r.begun)
@@ -150,15 +164,30 @@ func (r *Run) Stop() Report {
 	return r.Snapshot()
 }
 
-// dial opens a connection as a client would.
-func (r *Run) dial() (net.Conn, error) {
+func (r *Run) closeRelays() {
+	for _, relay := range r.relays {
+		relay.Close()
+	}
+}
+
+// dial opens a connection as a client of this kind would.
+func (r *Run) dial(kind Kind) (net.Conn, error) {
+	addr, trust, proto := r.cfg.Addr, r.cfg.TLS, "http/1.1"
+	switch kind {
+	case TLS:
+		addr, trust = r.cfg.TLSAddr, r.cfg.Trust
+	case HTTP2:
+		addr, trust, proto = r.cfg.TLSAddr, r.cfg.Trust, "h2"
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), r.cfg.Limit)
 	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, r.cfg.Network, r.cfg.Addr)
-	if err != nil || r.cfg.TLS == nil {
+	c, err := new(net.Dialer).DialContext(ctx, r.cfg.Network, addr)
+	if err != nil || trust == nil {
 		return c, err
 	}
-	t := tls.Client(c, r.cfg.TLS)
+	trust = trust.Clone()
+	trust.NextProtos = []string{proto}
+	t := tls.Client(c, trust)
 	if err := t.HandshakeContext(ctx); err != nil {
 		c.Close()
 		return nil, err

@@ -208,7 +208,7 @@ func TestSeesRefusedConnects(t *testing.T) {
 	r = start(t, cfg)
 	// The connect to the relay works; what follows is seen as a reset.
 	until(t, r, "a reset", func(rep Report) bool { return rep.Kinds[KeepAlive].Idle > 0 || rep.Lost() > 0 })
-	if n := r.relay.Unserved(); n == 0 {
+	if n := r.relays[0].Unserved(); n == 0 {
 		t.Error("the relay has not counted the connections that were refused")
 	}
 }

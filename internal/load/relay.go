@@ -18,6 +18,7 @@ type Relay struct {
 	mu       sync.Mutex
 	conns    map[net.Conn]bool
 	closed   bool
+	accepted int
 	unserved int
 }
 
@@ -34,6 +35,9 @@ func NewRelay(network, addr string, delay time.Duration) (*Relay, error) {
 			if err != nil {
 				return
 			}
+			r.mu.Lock()
+			r.accepted++
+			r.mu.Unlock()
 			r.wg.Go(func() { r.serve(c) })
 		}
 	})
@@ -42,6 +46,13 @@ func NewRelay(network, addr string, delay time.Duration) (*Relay, error) {
 
 // Addr is where clients connect to.
 func (r *Relay) Addr() string { return r.ln.Addr().String() }
+
+// Accepted says how many connections have come.
+func (r *Relay) Accepted() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.accepted
+}
 
 // Unserved says how many connections the server has refused, or ended without a
 // byte from it. It is true of all once Close has returned.

@@ -112,7 +112,7 @@ func (r Report) String() string {
 		}
 		b.WriteByte('\n')
 	}
-	for _, k := range Kinds {
+	for _, k := range slices.Concat(Kinds, SecureKinds) {
 		if c, ok := r.Kinds[k]; ok {
 			line(string(k), c)
 		}

@@ -14,8 +14,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"time"
 )
+
+// ErrNotServed is that of a request that the server has said it does not serve.
+var ErrNotServed = errors.New("it is not served")
 
 // Of the frames that are told apart, RFC 9113, section 6.
 const (
@@ -56,6 +61,10 @@ func PostHeader(path string) (b []byte) {
 
 // A Client asks over one connection, and over the next one when it was told to go away.
 type Client struct {
+	// Limit is how long an answer may take; 0: as long as it likes. If it is over, the
+	// request has failed, and its connection is closed.
+	Limit time.Duration
+
 	dial func() (net.Conn, error)
 
 	mu    sync.Mutex
@@ -100,6 +109,10 @@ func (c *Client) Post(path string, body ...string) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("stream %d: sending the body: %w", a.id, err)
 		}
+	}
+	if c.Limit > 0 {
+		limit := time.AfterFunc(c.Limit, func() { cc.giveUp(a.id, os.ErrDeadlineExceeded) })
+		defer limit.Stop()
 	}
 	<-a.done
 	return string(a.body), a.err
@@ -206,14 +219,14 @@ func (cc *clientConn) readFrame() error {
 		last := binary.BigEndian.Uint32(payload)
 		for id := range cc.answers {
 			if id > last {
-				cc.end(id, fmt.Errorf("GOAWAY says that nothing after stream %d is served", last))
+				cc.end(id, fmt.Errorf("%w: GOAWAY names stream %d as the last", ErrNotServed, last))
 			}
 		}
 	case a == nil:
 	case typ == typeReset:
 		cc.end(id, fmt.Errorf("reset, %d", payload))
-	case typ == typeHeaders && len(a.body) == 0 && flags&flagEndStream == 0 && payload[0] != 0x88: // :status 200 (RFC 7541, appendix A)
-		cc.end(id, fmt.Errorf("the answer begins with %#x", payload[0]))
+	case typ == typeHeaders && len(a.body) == 0 && flags&flagEndStream == 0 && !isOK(payload):
+		cc.end(id, fmt.Errorf("the answer begins with %#x", payload[:min(len(payload), 8)]))
 	case typ == typeData:
 		a.body = append(a.body, payload...)
 		fallthrough
@@ -226,6 +239,25 @@ func (cc *clientConn) readFrame() error {
 		return errors.New("closed, as nothing is to come") // like most clients
 	}
 	return nil
+}
+
+// isOK reports whether a header block begins with :status 200 (RFC 7541, appendix A), after
+// updates of the table's size (section 6.3), such as nginx sends first.
+func isOK(block []byte) bool {
+	for len(block) > 0 && block[0]&0xe0 == 0x20 {
+		block = block[1:]
+	}
+	return len(block) > 0 && block[0] == 0x88
+}
+
+// giveUp ends an answer that has not come, and the connection.
+func (cc *clientConn) giveUp(id uint32, err error) {
+	cc.mu.Lock()
+	defer cc.mu.Unlock()
+	if cc.answers[id] != nil {
+		cc.end(id, err)
+		cc.c.Close()
+	}
 }
 
 // end ends an answer. mu is held.

@@ -1,0 +1,241 @@
+//go:build linux
+
+package integration_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"flag"
+	"fmt"
+	"net"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	httpload "github.com/julofinance/grace/v3/internal/load"
+	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/http2test"
+)
+
+var http2Upgrades = flag.Int("http2-upgrades", 10, "how many upgrades TestLosslessHTTP2Clients makes")
+
+// TestLosslessHTTP2Clients upgrades under many clients of HTTP/2 at once, none of which
+// sends a request a second time, each through a relay of its own. Not one request may
+// fail.
+func TestLosslessHTTP2Clients(t *testing.T) {
+	s := startLoadServer(t, "tls", "h2c")
+	clients := []*http2Client{}
+	for _, way := range []string{"tls", "h2c"} {
+		clients = append(clients,
+			startPosts(t, "posts, "+way, s, way, 8),
+			startH2load(t, "h2load, "+way, s, way),
+			startCurl(t, "curl, "+way, s, way),
+			startGRPCFront(t, "nginx grpc_pass, "+way, s, way),
+		)
+	}
+	// meet waits until each client has opened a connection more than before, and so has
+	// met the process that serves now; and until it had answers.
+	came := map[*http2Client][2]int{}
+	meet := func() {
+		t.Helper()
+		for _, c := range clients {
+			proctest.WaitFor(t, 2*proctest.Limit, "connections and answers of "+c.name, func() bool {
+				return c.relay.Accepted() > came[c][0] && int(c.answered.Load()) >= came[c][1]+c.least || c.hasLost()
+			})
+		}
+		for _, c := range clients {
+			came[c] = [2]int{c.relay.Accepted(), int(c.answered.Load())}
+		}
+	}
+	for range *http2Upgrades {
+		meet()
+		s.upgrade()
+	}
+	meet()
+	for _, c := range clients {
+		c.end()
+	}
+	for _, c := range clients {
+		c.work.Wait()
+		note := c.after()
+		t.Logf("%-20s %7d answers, %5d connections, %d requests lost%s", c.name, c.answered.Load(), c.relay.Accepted(), len(c.lost), note)
+		for _, why := range c.lost[:min(3, len(c.lost))] {
+			t.Errorf("%s: lost: %s", c.name, why)
+		}
+	}
+	mustCutNone(t, s)
+	t.Logf("%d upgrades", *http2Upgrades)
+}
+
+// An http2Client asks again and again until it is to end.
+type http2Client struct {
+	name     string
+	relay    *httpload.Relay
+	least    int // how many answers show that it is at work
+	answered atomic.Int64
+	ended    atomic.Bool
+	work     sync.WaitGroup
+	after    func() (note string) // is called when its work is done
+
+	mu   sync.Mutex
+	lost []string
+}
+
+// newHTTP2Client makes one whose way to the server is the relay's.
+func newHTTP2Client(t testing.TB, name string, s *loadServer, way string) *http2Client {
+	t.Helper()
+	relay, err := httpload.NewRelay("tcp", s.addr[way], netDelay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &http2Client{name: name, relay: relay, least: 10, after: func() string { return "" }}
+	t.Cleanup(func() {
+		c.end()
+		relay.Close()
+		c.work.Wait()
+	})
+	return c
+}
+
+func (c *http2Client) end() { c.ended.Store(true) }
+
+func (c *http2Client) hasLost() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.lost) > 0
+}
+
+// again lets n goroutines call f until the client is to end, or has lost something: f
+// returns how many answers there were, and what is wrong.
+func (c *http2Client) again(n int, f func() (answers int, err error)) {
+	for range n {
+		c.work.Go(func() {
+			for !c.ended.Load() && !c.hasLost() {
+				answers, err := f()
+				c.answered.Add(int64(answers))
+				if err != nil {
+					c.mu.Lock()
+					c.lost = append(c.lost, err.Error())
+					c.mu.Unlock()
+				}
+			}
+		})
+	}
+}
+
+// startPosts sends bodies that can't be sent again.
+func startPosts(t testing.TB, name string, s *loadServer, way string, n int) *http2Client {
+	t.Helper()
+	c := newHTTP2Client(t, name, s, way)
+	client := http2test.NewClient(func() (net.Conn, error) {
+		conn, err := net.DialTimeout("tcp", c.relay.Addr(), proctest.Limit)
+		if err == nil && way == "tls" {
+			config := s.tlsConfig()
+			config.NextProtos = []string{"h2"}
+			conn = tls.Client(conn, config)
+		}
+		return conn, err
+	})
+	client.Limit = proctest.Limit
+	t.Cleanup(client.Close)
+	c.again(n, func() (int, error) { return postOnce(client) })
+	return c
+}
+
+func postOnce(client *http2test.Client) (int, error) {
+	got, err := client.Post("/echo", "one ", "after ", "another")
+	if err == nil && got != "one after another" {
+		err = fmt.Errorf("answered %q", got)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return 1, nil
+}
+
+// startGRPCFront puts nginx before the server, and sends the same through it. What nginx
+// answers for the server, 502 say, is no answer.
+func startGRPCFront(t testing.TB, name string, s *loadServer, way string) *http2Client {
+	t.Helper()
+	c := newHTTP2Client(t, name, s, way)
+	front := startNginxAs(t, map[string]string{"tls": nginxGRPCS, "h2c": nginxGRPC}[way], c.relay.Addr())
+	client := http2test.NewClient(func() (net.Conn, error) { return net.DialTimeout("tcp", front, proctest.Limit) })
+	client.Limit = proctest.Limit
+	t.Cleanup(client.Close)
+	c.again(8, func() (int, error) { return postOnce(client) })
+	return c
+}
+
+// startH2load runs h2load, which is done when its connections were told to go away. It
+// counts as failed also what it had ready, and did not send when it read GOAWAY: so what
+// was sent is counted on the way, and all of it must have been answered.
+func startH2load(t testing.TB, name string, s *loadServer, way string) *http2Client {
+	t.Helper()
+	h2load := needTool(t, "h2load", "nghttp2-client")
+	c := newHTTP2Client(t, name, s, way)
+	tap := newHTTP2Tap(t, s, way, c.relay.Addr())
+	c.least = 1
+	url := map[string]string{"tls": "https", "h2c": "http"}[way] + "://" + tap.ln.Addr().String() + "/sized?n=1000"
+	unsent := 0
+	c.again(1, func() (int, error) {
+		out, err := command(h2load, "-n", "300", "-c", "3", "-m", "4", url).CombinedOutput()
+		m := h2loadCounts.FindSubmatch(out)
+		if err != nil || m == nil {
+			return 0, fmt.Errorf("h2load: %v\n%s", err, out)
+		}
+		answers := atoi(t, string(m[2]))
+		unsent += atoi(t, string(m[1])) - answers
+		return answers, nil
+	})
+	c.after = func() string {
+		tap.close()
+		if sent, answered := tap.streams.Load(), c.answered.Load(); sent != answered {
+			c.lost = append(c.lost, fmt.Sprintf("%d requests were sent, and %d answered", sent, answered))
+		}
+		return fmt.Sprintf(", %d not sent when told to go away", unsent)
+	}
+	return c
+}
+
+var h2loadCounts = regexp.MustCompile(`requests: (\d+) total, \d+ started, \d+ done, (\d+) succeeded`)
+
+// startCurl runs curl: over TLS with many requests on one connection; without with one,
+// since curl 7.88 fails at the second with any server, and with a body that comes from
+// a pipe.
+func startCurl(t testing.TB, name string, s *loadServer, way string) *http2Client {
+	t.Helper()
+	curl := needTool(t, "curl", "curl")
+	c := newHTTP2Client(t, name, s, way)
+	n, args := 100, []string{"--http2", "-d", "a body", "https://" + c.relay.Addr() + "/echo?[1-100]"}
+	if way == "h2c" {
+		n, args = 1, []string{"--http2-prior-knowledge", "-X", "POST", "-T", "-", "http://" + c.relay.Addr() + "/echo"}
+	}
+	c.least = 1
+	args = append([]string{"-sSk", "--max-time", "30", "-w", " %{http_version} %{http_code}\n"}, args...)
+	want := strings.Repeat("a body 2 200\n", n)
+	c.again(1, func() (int, error) {
+		cmd := command(curl, args...)
+		cmd.Stdin = strings.NewReader("a body")
+		var said bytes.Buffer
+		cmd.Stderr = &said
+		out, err := cmd.Output()
+		answers := strings.Count(string(out), "a body 2 200\n")
+		if err != nil || string(out) != want {
+			return answers, fmt.Errorf("curl: %d answers, want %d: %v\n%s", answers, n, err, &said)
+		}
+		return n, nil
+	})
+	return c
+}
+
+// command is one that ends with the test process.
+func command(path string, args ...string) *exec.Cmd {
+	cmd := exec.Command(path, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = proctest.Limit
+	return cmd
+}
