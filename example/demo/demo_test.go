@@ -89,6 +89,11 @@ func TestUpgradesLoseNothing(t *testing.T) {
 	if m := line(t, p, `^lost: (\d+) of (\d+) requests`); m[1] != "0" || m[2] == "0" {
 		t.Errorf("%s", m[0])
 	}
+	for _, kind := range []string{"keep-alive", "tls", "http2"} {
+		if m := line(t, p, `^`+kind+` +1 +(\d+) +(\d+)`); m[1] == "0" || m[2] != "0" {
+			t.Errorf("%s", m[0])
+		}
+	}
 	line(t, p, `^upgrades: 3, rolled back: 0; hand-over p50 .* ms, max .* ms`)
 	if n := p.Count(upgradeLine); n != 3 {
 		t.Errorf("%d lines of upgrades, want 3", n)

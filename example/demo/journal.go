@@ -21,6 +21,7 @@ type entry struct {
 	Pid      int
 	New, Old int // pids
 	Addr     string
+	TLS      string // an address too
 	Took     time.Duration
 	Err      string
 	Moved    int

@@ -6,6 +6,9 @@
 //	make demo ARGS="-upgrades 100 -clients 8"
 //	make demo ARGS="-how restart"   what it is like without
 //	make demo ARGS="-break 3"       every third new version is broken
+//	make demo ARGS="-kinds tls=16,http2=8"
+//
+// The clients of the kinds tls and http2 speak TLS, the others none.
 //
 // It ends with status 1 if anything was lost.
 package main
@@ -17,6 +20,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -70,9 +74,9 @@ func main() {
 }
 
 func parse(args []string) (cfg config, kinds map[load.Kind]int, err error) {
-	names := make([]string, len(load.Kinds))
-	for i, k := range load.Kinds {
-		names[i] = string(k)
+	var names []string
+	for _, k := range slices.Concat(load.Kinds, load.SecureKinds) {
+		names = append(names, string(k))
 	}
 	f := flag.NewFlagSet("demo", flag.ContinueOnError)
 	f.IntVar(&cfg.upgrades, "upgrades", 8, "how many upgrades")
@@ -80,7 +84,7 @@ func parse(args []string) (cfg config, kinds map[load.Kind]int, err error) {
 	f.StringVar(&cfg.how, "how", "usr2", "how the server is replaced: usr2 (an upgrade), restart (it is stopped and started again), kill (the same with SIGKILL)")
 	f.IntVar(&cfg.breakNth, "break", 0, "every `Nth` new version is broken; 0: none")
 	f.StringVar(&cfg.broken, "broken", "serving", "when a broken version dies: starting (before it is ready) or serving (after; what it had accepted is lost with it)")
-	f.StringVar(&cfg.addr, "addr", "127.0.0.1:0", "where the server listens")
+	f.StringVar(&cfg.addr, "addr", "127.0.0.1:0", "where the server listens; for TLS it listens on any port of 127.0.0.1")
 	f.DurationVar(&cfg.probation, "probation", 300*time.Millisecond, "how long the old process stands by")
 	f.DurationVar(&cfg.drain, "drain", 30*time.Second, "how long the old process may take to finish")
 	f.IntVar(&cfg.clients, "clients", 2, "clients of each kind")

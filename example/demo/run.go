@@ -33,7 +33,10 @@ func run(ctx context.Context, cfg config, kinds map[load.Kind]int) (lost int, er
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, s.service.end()) }()
-	s.load, err = load.Start(ctx, load.Config{Addr: s.service.addr, Kinds: kinds, Delay: cfg.delay, Pause: cfg.think})
+	s.load, err = load.Start(ctx, load.Config{
+		Addr: s.service.addr, TLSAddr: s.service.tlsAddr, Trust: s.service.trust,
+		Kinds: kinds, Delay: cfg.delay, Pause: cfg.think,
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -95,8 +98,8 @@ func (s *show) head(kinds map[load.Kind]int) {
 	}
 	verb := map[string]string{"usr2": "kill -USR2 $(cat " + s.service.path("pid") + ")", "restart": "stop, and start again", "kill": "kill -9, and start again"}
 	pid, _ := s.service.pid()
-	fmt.Printf("Server %d on %s, %d clients of %d kinds, %v away; %d times: %s\n\n",
-		pid, s.service.addr, clients, len(kinds), s.cfg.delay, s.cfg.upgrades, verb[s.cfg.how])
+	fmt.Printf("Server %d on %s, TLS on %s, %d clients of %d kinds, %v away; %d times: %s\n\n",
+		pid, s.service.addr, s.service.tlsAddr, clients, len(kinds), s.cfg.delay, s.cfg.upgrades, verb[s.cfg.how])
 	fmt.Printf("%4s  %17s  %10s  %7s %8s %6s %4s %9s  %9s %5s\n",
 		"", "old -> new", "hand-over", "moved", "finished", "waited", "cut", "drained", "requests", "lost")
 }

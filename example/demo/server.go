@@ -21,6 +21,8 @@ import (
 func serve(args []string) error {
 	f := flag.NewFlagSet("server", flag.ExitOnError)
 	addr := f.String("addr", "127.0.0.1:0", "")
+	tlsAddr := f.String("tls", "127.0.0.1:0", "")
+	cert := f.String("cert", "", "file with a certificate and its key")
 	pidFile := f.String("pidfile", "", "")
 	probation := f.Duration("probation", time.Second, "")
 	drain := f.Duration("drain", 30*time.Second, "")
@@ -43,7 +45,11 @@ func serve(args []string) error {
 	if err != nil {
 		return err
 	}
-	log.Info("demo: listening", "addr", ln.Addr().String())
+	tlsListener, err := u.Listen("tcp", *tlsAddr)
+	if err != nil {
+		return err
+	}
+	log.Info("demo: listening", "addr", ln.Addr().String(), "tls", tlsListener.Addr().String())
 	if how == "serving" {
 		go func() {
 			if u.Ready() == nil {
@@ -53,6 +59,7 @@ func serve(args []string) error {
 		}()
 	}
 	u.HTTP(&http.Server{Handler: load.Handler()}, ln)
+	u.HTTPS(&http.Server{Handler: load.Handler()}, tlsListener, *cert, *cert)
 	return u.Run(context.Background())
 }
 

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,6 +22,8 @@ type service struct {
 	cfg     config
 	dir     string // of the PID file
 	addr    string // where it listens
+	tlsAddr string
+	trust   *tls.Config // of its clients that speak TLS
 	journal *journal
 	stdin   *os.File // its end ends every generation
 
@@ -34,8 +37,12 @@ func startService(cfg config) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &service{cfg: cfg, dir: dir, addr: cfg.addr}
-	if err := s.start(); err != nil {
+	s := &service{cfg: cfg, dir: dir, addr: cfg.addr, tlsAddr: "127.0.0.1:0"}
+	s.trust, err = writeCertificate(s.path("cert"))
+	if err == nil {
+		err = s.start()
+	}
+	if err != nil {
 		s.end()
 		return nil, err
 	}
@@ -60,7 +67,7 @@ func (s *service) start() error {
 	}
 	defer theirs.Close()
 	args := []string{
-		self, "server", "-addr", s.addr, "-pidfile", s.path("pid"), "-sabotage", s.path("sabotage"),
+		self, "server", "-addr", s.addr, "-tls", s.tlsAddr, "-cert", s.path("cert"), "-pidfile", s.path("pid"), "-sabotage", s.path("sabotage"),
 		"-probation", s.cfg.probation.String(), "-drain", s.cfg.drain.String(),
 	}
 	// A process group of its own: Ctrl-C is for the demo, which ends the load first.
@@ -82,7 +89,7 @@ func (s *service) start() error {
 	go s.journal.read(out)
 	return s.journal.each(limit, func(e entry) bool {
 		if e.Msg == "demo: listening" {
-			s.addr = e.Addr
+			s.addr, s.tlsAddr = e.Addr, e.TLS
 		}
 		return strings.HasPrefix(e.Msg, "grace: serving")
 	})
