@@ -14,7 +14,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
-var short = size{turns: 1, runs: 1, slices: 1, memoryTurns: 1, conns: 10, latencyTurns: 1, latencySlice: time.Millisecond}
+var short = size{turns: 1, runs: 1, slices: 1, memoryTurns: 1, conns: 10, latencyTurns: 1, latencySlice: time.Millisecond, lossTurns: 1}
 
 // TestTable makes a short run of everything, and looks at the table: each row is
 // there, with its numbers, and no request to this library's server was lost.
@@ -38,6 +38,11 @@ func TestTable(t *testing.T) {
 				t.Errorf("requests to plain and grace that had no answer: %v", f[:2])
 			}
 		}
+		if name == "all" {
+			if f := strings.Fields(string([]rune(line)[50:])); f[0] != "0.0" {
+				t.Errorf("requests to grace that were lost: %s", line)
+			}
+		}
 	}
 	for name, want := range map[string]int{
 		"floor: fork+exec of the same binary to main, µs": 2,
@@ -51,6 +56,10 @@ func TestTable(t *testing.T) {
 		"steady, p99, µs":                                 3,
 		"upgrades back to back, p99, µs":                  2,
 		"without an answer":                               3,
+		"keep-alive POSTs":                                2,
+		"TLS keep-alive POSTs":                            2,
+		"HTTP/2 POSTs":                                    2,
+		"all":                                             2,
 	} {
 		if columns[name] != want {
 			t.Errorf("%d numbers in the row %q, want %d", columns[name], name, want)

@@ -29,9 +29,10 @@ type size struct {
 	memoryTurns, conns int           // of memory
 	latencyTurns       int           // of latency
 	latencySlice       time.Duration // each: steady, and with upgrades
+	lossTurns          int           // upgrades of each kind under the load of lost.go
 }
 
-var whole = size{turns: 100, runs: 5, slices: 60, memoryTurns: 5, conns: 2000, latencyTurns: 10, latencySlice: time.Second}
+var whole = size{turns: 100, runs: 5, slices: 60, memoryTurns: 5, conns: 2000, latencyTurns: 10, latencySlice: time.Second, lossTurns: 30}
 
 // A benchmark is one run of all.
 type benchmark struct {
@@ -46,7 +47,7 @@ type benchmark struct {
 func main() {
 	limit := flag.Duration("limit", 10*time.Minute, "how long all of it may take")
 	flag.IntVar(&whole.turns, "turns", whole.turns, "upgrades of each kind of server, idle and under load")
-	only := flag.String("only", "", "measure only this: upgrades, throughput, memory or latency")
+	only := flag.String("only", "", "measure only this: upgrades, throughput, memory, latency or lost")
 	binaries := flag.String("binaries", "", "directory of servers that are built already, plain, grace and tableflip: to compare two versions")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -100,6 +101,7 @@ func (b *benchmark) measure(s size, only string, w io.Writer) error {
 		{"throughput", func(t *table) error { return b.throughputRows(t, s) }},
 		{"memory", func(t *table) error { return b.memoryRows(t, s) }},
 		{"latency", func(t *table) error { return b.latencyRows(t, s) }},
+		{"lost", func(t *table) error { return b.lostRows(t, s) }},
 	} {
 		if only != "" && only != part.name {
 			continue

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,8 +41,9 @@ func build(ctx context.Context, dir string) error {
 // A process is a running server, whichever generation that is now.
 type process struct {
 	kind, addr string
-	pid        int // of the generation that serves
-	group      int // of all generations
+	tlsAddr    string // see server.LoadVariable
+	pid        int    // of the generation that serves
+	group      int    // of all generations
 	lines      chan string
 	in         *os.File // its end is that of every generation
 }
@@ -49,12 +51,12 @@ type process struct {
 // A generation is what a process says of itself.
 type generation struct {
 	pid            int
-	addr           string
+	addr, tlsAddr  string
 	begun, serving int64 // main, and when it could answer
 }
 
 // start starts a server. All its generations write to one pipe.
-func (b *benchmark) start(kind string) (*process, error) {
+func (b *benchmark) start(kind string, env ...string) (*process, error) {
 	stdin, in, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -70,7 +72,7 @@ func (b *benchmark) start(kind string) (*process, error) {
 	path := filepath.Join(b.binaries, kind)
 	p := &process{kind: kind, lines: make(chan string, 16), in: in}
 	p.group, err = syscall.ForkExec(path, []string{path, pidFile}, &syscall.ProcAttr{
-		Env: b.env, Files: []uintptr{stdin.Fd(), stdout.Fd(), b.errors.Fd()}, Sys: &syscall.SysProcAttr{Setpgid: true},
+		Env: slices.Concat(b.env, env), Files: []uintptr{stdin.Fd(), stdout.Fd(), b.errors.Fd()}, Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
 	stdin.Close()
 	stdout.Close() // or its other end would never say that all have ended
@@ -88,7 +90,7 @@ func (b *benchmark) start(kind string) (*process, error) {
 	}()
 	g, err := p.serving(b.ctx)
 	if err == nil {
-		p.addr = g.addr
+		p.addr, p.tlsAddr = g.addr, g.tlsAddr
 		err = p.alone(b.ctx)
 	}
 	if err != nil {
@@ -124,6 +126,7 @@ func (p *process) serving(ctx context.Context) (g generation, err error) {
 	if _, err := fmt.Sscanf(s, "serving %d %s %d %d", &g.pid, &g.addr, &g.begun, &g.serving); err != nil {
 		return g, fmt.Errorf("%s says %q: %w", p.kind, s, err)
 	}
+	g.addr, g.tlsAddr, _ = strings.Cut(g.addr, ",")
 	p.pid = g.pid
 	return g, nil
 }
@@ -200,7 +203,7 @@ func micros(ns int64) float64 { return float64(ns) / 1e3 }
 func environment() (env []string) {
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "GRACE_") && !strings.HasPrefix(name, "LISTEN_") && name != "NOTIFY_SOCKET" && name != server.FloorVariable {
+		if !strings.HasPrefix(name, "GRACE_") && !strings.HasPrefix(name, "LISTEN_") && name != "NOTIFY_SOCKET" && name != server.FloorVariable && name != server.LoadVariable {
 			env = append(env, kv)
 		}
 	}

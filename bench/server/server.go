@@ -8,15 +8,25 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"runtime"
+	"strings"
 
+	"github.com/julofinance/grace/v3/internal/load"
 	"golang.org/x/sys/unix"
 )
 
 // FloorVariable makes a server end at the first line of main.
 const FloorVariable = "BENCH_FLOOR"
+
+// LoadVariable names a file with a certificate and its key. If it is set, the server
+// serves what package load asks for, and does so over TLS as well, on a second address.
+const LoadVariable = "BENCH_LOAD"
+
+// Certificate is the file that LoadVariable names, or empty.
+func Certificate() string { return os.Getenv(LoadVariable) }
 
 // Now is the time of a clock that all processes share, in nanoseconds.
 func Now() int64 {
@@ -38,6 +48,9 @@ func Begin() int64 {
 // New gives the server. It answers with its pid; /stats gives what is on the heap
 // and on the stacks, in bytes, and how many objects were allocated so far.
 func New() *http.Server {
+	if Certificate() != "" {
+		return &http.Server{Handler: load.Handler(), ErrorLog: log.New(io.Discard, "", 0)}
+	}
 	answer := fmt.Sprintf("process %10d\n", os.Getpid())
 	return &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/stats" {
@@ -53,8 +66,12 @@ func New() *http.Server {
 }
 
 // Serving says that the process can answer, and since when.
-func Serving(begun int64, addr string) {
-	fmt.Printf("serving %d %s %d %d\n", os.Getpid(), addr, begun, Now())
+func Serving(begun int64, listeners ...net.Listener) {
+	var addrs []string
+	for _, ln := range listeners {
+		addrs = append(addrs, ln.Addr().String())
+	}
+	fmt.Printf("serving %d %s %d %d\n", os.Getpid(), strings.Join(addrs, ","), begun, Now())
 }
 
 // Alone says that no other generation is left. From now on the process ends when

@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"net"
 	"os"
 
 	"github.com/julofinance/grace/v3"
@@ -18,12 +19,22 @@ func main() {
 	ln, err := u.Listen("tcp", "127.0.0.1:0")
 	server.Check(err)
 	serve, _ := u.HTTP(server.New(), ln)
-	ended := make(chan error, 1)
+	listeners := []net.Listener{ln}
+	ended := make(chan error, 2)
+	if cert := server.Certificate(); cert != "" {
+		ln, err := u.Listen("tcp", "127.0.0.1:0")
+		server.Check(err)
+		serveTLS, _ := u.HTTPS(server.New(), ln, cert, cert)
+		listeners = append(listeners, ln)
+		go func() { ended <- serveTLS() }()
+	}
 	go func() { ended <- serve() }()
 	server.Check(u.Ready())
-	server.Serving(begun, ln.Addr().String())
+	server.Serving(begun, listeners...)
 	server.Check(u.WaitForParent(context.Background()))
 	server.Alone()
-	server.Check(<-ended)
+	for range listeners {
+		server.Check(<-ended)
+	}
 	<-u.Done()
 }

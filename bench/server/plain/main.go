@@ -13,6 +13,6 @@ func main() {
 	begun := server.Begin()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	server.Check(err)
-	go func() { server.Serving(begun, ln.Addr().String()); server.Alone() }()
+	go func() { server.Serving(begun, ln); server.Alone() }()
 	server.Check(server.New().Serve(ln))
 }

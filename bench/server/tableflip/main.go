@@ -7,9 +7,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/cloudflare/tableflip"
@@ -28,18 +31,31 @@ func main() {
 			server.Check(upg.Upgrade())
 		}
 	}()
-	ln, err := upg.Listen("tcp", "127.0.0.1:0")
-	server.Check(err)
-	srv := server.New()
-	go func() {
-		if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-			server.Check(err)
-		}
-	}()
-	server.Serving(begun, ln.Addr().String()) // before Ready: it accepts already
+	var listeners []net.Listener
+	var servers []*http.Server
+	add := func(serve func(*http.Server, net.Listener) error) {
+		ln, err := upg.Listen("tcp", fmt.Sprintf("127.0.0.%d:0", 1+len(listeners))) // a name each
+		server.Check(err)
+		srv := server.New()
+		listeners, servers = append(listeners, ln), append(servers, srv)
+		go func() {
+			if err := serve(srv, ln); !errors.Is(err, http.ErrServerClosed) {
+				server.Check(err)
+			}
+		}()
+	}
+	add((*http.Server).Serve)
+	if cert := server.Certificate(); cert != "" {
+		add(func(srv *http.Server, ln net.Listener) error { return srv.ServeTLS(ln, cert, cert) })
+	}
+	server.Serving(begun, listeners...) // before Ready: it accepts already
 	server.Check(upg.Ready())
 	server.Check(upg.WaitForParent(context.Background()))
 	server.Alone()
 	<-upg.Exit()
-	server.Check(srv.Shutdown(context.Background()))
+	var all sync.WaitGroup
+	for _, srv := range servers {
+		all.Go(func() { server.Check(srv.Shutdown(context.Background())) })
+	}
+	all.Wait()
 }
