@@ -99,7 +99,23 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 		srv.Protocols.SetHTTP1(true)
 		srv.Protocols.SetUnencryptedHTTP2(true)
 	}
-	hurry := func(srv *http.Server) { srv.ReadHeaderTimeout = 200 * time.Millisecond }
+	const soon = 200 * time.Millisecond
+	hurry := func(srv *http.Server) { srv.ReadHeaderTimeout = soon }
+	// The least of three bounds a handshake.
+	bound := func(header, read, write time.Duration) func(*http.Server) {
+		return func(srv *http.Server) { srv.ReadHeaderTimeout, srv.ReadTimeout, srv.WriteTimeout = header, read, write }
+	}
+	bored := func(srv *http.Server) { srv.IdleTimeout = soon }
+	// Its GetConfigForClient gives some clients another config.
+	another := func(protos ...string) func(*http.Server) {
+		return func(srv *http.Server) {
+			own := srv.TLSConfig.GetConfigForClient
+			srv.TLSConfig.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+				own(hello)
+				return &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protos}, nil
+			}
+		}
+	}
 	// A client that asks with net/http, in these protocols.
 	asks := func(scheme string, protos func(*http.Protocols)) func(*testing.T, string) string {
 		return func(t *testing.T, addr string) string {
@@ -202,6 +218,13 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 		{name: "plaintext to HTTPS", https: true, client: says("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false)},
 		{name: "garbage to HTTPS", https: true, client: says("\x00\x01\x02\x03\x04\x05\x06", false)},
 		{name: "nothing to HTTPS", https: true, set: []func(*http.Server){hurry}, client: says("", false)},
+		{name: "nothing to HTTPS, ReadTimeout", https: true, set: []func(*http.Server){bound(0, soon, 0)}, client: says("", false)},
+		{name: "nothing to HTTPS, WriteTimeout", https: true, set: []func(*http.Server){bound(0, 0, soon)}, client: says("", false)},
+		{name: "nothing to HTTPS, the least of three", https: true, set: []func(*http.Server){bound(time.Hour, soon, time.Hour)}, client: says("", false)},
+		{name: "half a hello", https: true, set: []func(*http.Server){bound(soon, time.Hour, 0)}, client: says(clientHello(t)[:100], false)},
+		{name: "another config, HTTP/1", https: true, set: []func(*http.Server){another("http/1.1")}, client: asks("https", func(p *http.Protocols) { p.SetHTTP1(true); p.SetHTTP2(true) })},
+		{name: "another config, HTTP/2", https: true, set: []func(*http.Server){another("h2")}, client: asks("https", http2)},
+		{name: "HTTP/2, and no request", set: []func(*http.Server){unencrypted, bored}, client: says(preface+"\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", false)},
 		{name: "the end to HTTPS", https: true, client: says("", true)},
 		{name: "a client that trusts nobody", https: true, client: distrusts},
 		{name: "a protocol of the user's", https: true, set: []func(*http.Server){withFoo}, client: speaksFoo},
