@@ -50,7 +50,10 @@ func (b *benchmark) lost(turns int) (map[string]load.Report, error) {
 			return nil, err
 		}
 		defer p.end()
-		r, err := load.Start(b.ctx, load.Config{Addr: p.addr, TLSAddr: p.tlsAddr, Trust: trust, Kinds: clients, Delay: 2 * time.Millisecond})
+		r, err := load.Start(b.ctx, load.Config{
+			Addr: p.addr, TLSAddr: p.tlsAddr, Trust: trust,
+			Kinds: clients, Delay: 2 * time.Millisecond, Limit: time.Minute,
+		})
 		if err != nil {
 			return nil, err
 		}
