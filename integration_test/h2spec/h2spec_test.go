@@ -5,10 +5,7 @@ package h2spec
 
 import (
 	"bytes"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -40,7 +37,7 @@ func TestLikeNetHTTP(t *testing.T) {
 	run := proctest.Build(t, "./run", "-race=false")
 	server := proctest.Build(t, "./server")
 	dir := t.TempDir()
-	cert := writeCertificate(t, dir)
+	cert := tlstest.File(t)
 	pidFile := filepath.Join(dir, "pid")
 	plain := proctest.Start(t, proctest.Command{Path: server, Args: []string{"-plain", "-cert", cert}})
 	ours := proctest.Start(t, proctest.Command{Path: server, Args: []string{"-cert", cert, "-pidfile", pidFile}})
@@ -140,20 +137,4 @@ func h2spec(t *testing.T, run, addr string, overTLS bool, sections ...string) re
 		}
 	}
 	return r
-}
-
-func writeCertificate(t *testing.T, dir string) (file string) {
-	t.Helper()
-	cert, _ := tlstest.Certificate(t)
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file = filepath.Join(dir, "cert.pem")
-	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
 }
