@@ -131,6 +131,7 @@ func (u *Upgrader) tellPeer(ch *control.Channel, pid int, m control.Message, wha
 // The drain, and the end.
 
 func (p performer) beginDrain(move bool) {
+	p.u.host.SetDraining(true)
 	p.u.socks.EndAccept()
 	var m *sockets.Mover
 	if move && p.u.opt.move {
@@ -152,8 +153,12 @@ func (p performer) offer() {
 	}
 }
 
-func (p performer) hurryDrain()  { p.u.drain.Hurry() }
-func (p performer) cancelDrain() { p.u.drain.Cancel() }
+func (p performer) hurryDrain() { p.u.drain.Hurry() }
+
+func (p performer) cancelDrain() {
+	p.u.drain.Cancel()
+	p.u.host.SetDraining(false)
+}
 
 func (p performer) resume() {
 	d := p.u.drain

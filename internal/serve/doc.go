@@ -6,6 +6,7 @@
 // called off and hurried from outside.
 //
 //   - host.go, drain.go: the servers of a process, and one drain of all of them
+//   - draining.go: how the program's own code hears of a drain
 //   - http.go, httpstate.go, httphooks.go: one http.Server: its drain, and what net/http
 //     tells of its connections
 //   - door.go, arrivals.go, http2.go, h2c.go: which protocol a connection speaks, and the
@@ -31,6 +32,6 @@
 //	httpServer.mu      what one is doing
 //	otherServer.mu     the same of one that is not net/http's
 //	sessionTickets.mu  the keys of one tls.Config
-//	arrivals.mu, connSet.mu, door.mu, ticketSecrets.mu: no other is taken while they are
-//	held
+//	arrivals.mu, connSet.mu, door.mu, drainSignal.mu, ticketSecrets.mu: no other is taken
+//	while they are held
 package serve

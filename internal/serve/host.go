@@ -21,8 +21,9 @@ type Host struct {
 	// Took is called when a server takes moved connections of one more protocol on l.
 	Took func(l *sockets.Listener, protocol string)
 
-	rule idleRule
-	now  func() time.Time // of session tickets; nil: time.Now
+	rule   idleRule
+	drains drainSignal
+	now    func() time.Time // of session tickets; nil: time.Now
 
 	mu      sync.Mutex
 	servers []Drainer                 // guarded by mu

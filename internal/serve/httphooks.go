@@ -64,7 +64,11 @@ func (s *httpServer) baseOf(ln net.Listener) context.Context {
 	if s.baseContext != nil {
 		ctx = s.baseContext(ln)
 	}
-	if ok && ctx != nil { // else net/http panics
+	if ctx == nil {
+		return nil // net/http panics
+	}
+	ctx = s.host.withHost(ctx)
+	if ok {
 		d.mu.Lock()
 		d.base = ctx
 		d.mu.Unlock()
