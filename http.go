@@ -16,12 +16,10 @@ import (
 // ln is one that [Upgrader.Listen] gave, or that wraps one. srv may serve
 // several, with a call of HTTP for each. HTTP sets srv's Handler, ConnState,
 // ConnContext and BaseContext to its own, which call the former ones; all of srv
-// must be set before, and it must not be served otherwise. HTTP/1
-// connections are served by srv, and those of HTTP/2 by a copy of it; the other way
-// round if TLSNextProto is set, by http2.ConfigureServer, say. What was registered
-// with RegisterOnShutdown is called when the drain begins then. srv.Shutdown and
-// srv.Close end the copy's connections as well, unless srv speaks no HTTP/1, and
-// execute returns [net/http.ErrServerClosed].
+// must be set before, SetKeepAlivesEnabled as well, and it must not be served otherwise.
+// Connections are served by copies of srv; those of HTTP/2 by srv itself if TLSNextProto is
+// set, by http2.ConfigureServer, say. srv.Shutdown and srv.Close end all of them, unless srv
+// speaks no HTTP/1, and execute returns [net/http.ErrServerClosed].
 //
 // The drain after an upgrade: a plaintext HTTP/1 connection that srv has from
 // our listener itself, unwrapped, is moved to the new process when it is idle,
@@ -30,10 +28,12 @@ import (
 // here and new there. Others are finished:
 // HTTP/1 responses say "Connection: close", HTTP/2 connections get GOAWAY, an
 // idle connection is left open for [IdleGrace] before it is closed, and a
-// hijacked one is waited for. When all but hijacked ones are gone, or nothing
-// is left, srv.Shutdown runs what was registered with RegisterOnShutdown: once;
-// if that upgrade is rolled back after all, a later drain has no way to know it.
-// [DrainTimeout] cuts off the rest.
+// hijacked one is waited for. [DrainTimeout] cuts off the rest.
+//
+// What was registered with RegisterOnShutdown is called when the drain begins, as by
+// Shutdown, or, if srv itself serves HTTP/2, when those clients know that they are to go
+// away. That is once: if the upgrade is rolled back after all, a later drain does not call
+// it again. A handler that is to hear of that one too has [Draining].
 func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error, interrupt func(error)) {
 	if srv == nil || ln == nil {
 		return u.actor(nilServer("HTTP"))

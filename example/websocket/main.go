@@ -5,9 +5,8 @@
 //	kill -USR2 $(cat ws.pid)
 //
 // A WebSocket has a state in the process that serves it, so it does not move.
-// The old process serves its own until it says goodbye: with close code 1012,
-// "service restart", as soon as nothing else is left for it to do. Clients
-// connect again then, to the new process. With -stay they are served until they
+// The old process serves its own until it drains, and says goodbye then: with
+// close code 1012, "service restart". Clients connect again, to the new process. With -stay they are served until they
 // leave, an hour at most.
 package main
 
@@ -40,18 +39,13 @@ func main() {
 		log.Fatal(err)
 	}
 	fmt.Println("listening", ln.Addr())
-	leaving := make(chan struct{})
-	srv := &http.Server{Handler: echo(leaving)}
-	if !*stay {
-		srv.RegisterOnShutdown(func() { close(leaving) })
-	}
-	u.HTTP(srv, ln)
+	u.HTTP(&http.Server{Handler: echo(*stay)}, ln)
 	if err := u.Run(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func echo(leaving <-chan struct{}) http.HandlerFunc {
+func echo(stay bool) http.HandlerFunc {
 	var upgrader websocket.Upgrader
 	return func(w http.ResponseWriter, r *http.Request) {
 		c, err := upgrader.Upgrade(w, r, nil)
@@ -59,6 +53,10 @@ func echo(leaving <-chan struct{}) http.HandlerFunc {
 			return // it has answered
 		}
 		defer c.Close()
+		var leaving <-chan struct{} // nil: never
+		if !stay {
+			leaving = grace.Draining(r.Context())
+		}
 		left := make(chan struct{})
 		defer close(left)
 		go func() {

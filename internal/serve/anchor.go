@@ -13,12 +13,9 @@ import (
 )
 
 // The program may shut its server down, or close it, by itself. net/http ends the
-// connections of that one server then, but some may be with a copy of it: those
-// of HTTP/2, those of HTTP/1 if it is the server itself that speaks HTTP/2, and
-// all that came after a roll back of a drain that had shut it down.
+// connections of that one server then, but they are with copies of it.
 //
-// So the user's server has one more connection, in memory, while there are
-// copies: the anchor. Its request is answered when no copy has a connection any
+// So the user's server has one connection of its own, in memory: the anchor. Its request is answered when no copy has a connection any
 // more, and so Shutdown waits for these as well, as long as its context lets it;
 // RegisterOnShutdown tells that Shutdown was called. Close closes the anchor, and
 // that closes the copies.
@@ -101,12 +98,14 @@ func (l *anchorListener) Accept() (net.Conn, error) {
 func (l *anchorListener) Close() error   { return nil }
 func (l *anchorListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// raiseAnchor is called before there is a copy, and before the user's server is
-// shut down. s.mu is not held: code that holds the server's lock may need it. A
+// raiseAnchor is called before a copy serves, and before the user's server is shut down. s.mu is not held: code that holds the server's lock may need it. A
 // server without HTTP/1 can't have an anchor.
 func (s *httpServer) raiseAnchor() {
 	s.anchor.raise.Do(func() {
 		if p := s.template.Protocols; p != nil && !p.HTTP1() && *p != (http.Protocols{}) {
+			return
+		}
+		if !s.hasHandler() { // another one would answer, and not hold it
 			return
 		}
 		c := newAnchorConn(s)
@@ -120,6 +119,14 @@ func (s *httpServer) raiseAnchor() {
 		case <-c.closed:
 		}
 	})
+}
+
+// shutUserOnce is shutUser, but once: net/http too calls what was registered with
+// RegisterOnShutdown once for a Shutdown, and after a roll back it has been called.
+func (s *httpServer) shutUserOnce() {
+	if s.userShut.CompareAndSwap(false, true) {
+		s.shutUser()
+	}
 }
 
 // shutUser shuts the user's server down for us, not for the program.

@@ -199,7 +199,7 @@ func TestUserEnds(t *testing.T) {
 								t.Fatal(err)
 							}
 							drain()
-							s.await("Shutdown", func() bool { s.http.mu.Lock(); defer s.http.mu.Unlock(); return s.http.isShut || bound })
+							s.await("Shutdown", func() bool { return s.http.userShut.Load() })
 							d.cancel()
 							wait.For(t, drained, "the drain that was called off")
 							s.http.Resume()

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"reflect"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,9 +34,8 @@ type door struct {
 
 	out chan accepted
 
-	mu    sync.Mutex      // guards the following
-	base  context.Context // what BaseContext gave
-	visit *visit          // the last
+	mu   sync.Mutex
+	base context.Context // what BaseContext gave; guarded by mu
 }
 
 // A visit is the door for one Serve of a server: another one may come after it,
@@ -59,20 +57,7 @@ func newDoor(s *httpServer, ln net.Listener) *door {
 
 // open begins a visit.
 func (d *door) open() *visit {
-	v := &visit{door: d, closed: make(chan struct{})}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.visit = v
-	return v
-}
-
-// shut ends the last visit.
-func (d *door) shut() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.visit != nil {
-		d.visit.Close()
-	}
+	return &visit{door: d, closed: make(chan struct{})}
 }
 
 // Accept returns the HTTP/1 connections.
@@ -99,25 +84,6 @@ func (v *visit) Accept() (net.Conn, error) {
 func (v *visit) Close() error {
 	v.end.Do(func() { close(v.closed) })
 	return nil
-}
-
-// isBefore reports whether the door's listener is l, or wraps it.
-func (d *door) isBefore(l *sockets.Listener) bool {
-	if own, ok := d.Listener.(*sockets.Listener); ok {
-		return own == l
-	}
-	a := d.Addr()
-	return l.Addr().Network() == a.Network() && l.Addr().String() == a.String()
-}
-
-// withoutDoor returns those of our listeners that the server has itself.
-func (s *httpServer) withoutDoor(doors []*door) (own []*sockets.Listener) {
-	for _, l := range s.conns.all() {
-		if !slices.ContainsFunc(doors, func(d *door) bool { return d.isBefore(l) }) {
-			own = append(own, l)
-		}
-	}
-	return own
 }
 
 // run accepts until closed is closed. It passes errors on to net/http, which may

@@ -431,7 +431,7 @@ func TestDoorClosedBeforeAccept(t *testing.T) {
 	s := u.httpServer(&http.Server{})
 	d := newDoor(s, ln)
 	before := d.open()
-	d.shut()
+	before.Close()
 	accepted := make(chan error, 1)
 	accept := func(v *visit) {
 		c, err := v.Accept()

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,23 +64,25 @@ type httpServer struct {
 	wraps    atomic.Bool // some of its listeners are not ours, but wrap one
 	peeks    atomic.Bool // some of its connections are a peekedConn
 
-	mu      sync.Mutex   // guards the following
-	srv     *http.Server // serves HTTP/1
-	twin    *twin        // serves HTTP/2; nil before the first connection of it
-	twinErr error        // why it can't
+	// srv serves HTTP/1. It is a copy of user, so that user can be shut down as soon as a
+	// drain begins: that calls what was registered with RegisterOnShutdown, and would close
+	// idle connections and the listeners if user had any.
+	srv *http.Server
+
+	mu      sync.Mutex // guards the following
+	twin    *twin      // serves HTTP/2; nil before the first connection of it
+	twinErr error      // why it can't
 	http2   map[*http2conn.Conn]*twin
 	mover   *sockets.Mover          // while it drains after an upgrade
 	since   time.Time               // when the drain began
 	foreign map[net.Conn]*foreigner // connections that none of our listeners has accepted
 	wrapped map[net.Conn]*sockets.Track
 	resumed chan struct{}       // closed when a drain was called off
-	isShut  bool                // srv.Shutdown was called
 	doubted []*sockets.Listener // see proof.go
 	// copies of user's server that may have connections, and whether they were shut down
 	copies       map[*http.Server]bool
 	ourShutdowns int // of user, which onShutdown has not been told of yet
 	vain         int // requests of which nothing could be concluded
-	doors        []*door
 }
 
 // httpServer gives the one server of srv.
@@ -95,7 +96,7 @@ func (h *Host) httpServer(srv *http.Server) *httpServer {
 	}
 	enableH2C(srv)
 	s := &httpServer{
-		host: h, user: srv, srv: srv, bound: len(srv.TLSNextProto) > 0,
+		host: h, user: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
 		finished: make(chan struct{}), resumed: make(chan struct{}), userEnded: make(chan struct{}),
 		anchor: anchor{held: make(chan struct{}), over: make(chan struct{})}, copies: map[*http.Server]bool{}, http2: map[*http2conn.Conn]*twin{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}, lingers: lingerFor,
@@ -106,9 +107,9 @@ func (h *Host) httpServer(srv *http.Server) *httpServer {
 	if srv.TLSConfig != nil {
 		s.template.TLSConfig = srv.TLSConfig.Clone()
 	}
+	s.srv = clone(s.template)
 	if s.bound {
 		s.srv = s.http1Clone()
-		s.addCopy(s.srv)
 		if _, ok := srv.TLSNextProto["unencrypted_http2"]; ok { // so that it takes an http2conn.Conn
 			srv.Protocols = new(http.Protocols)
 			srv.Protocols.SetHTTP1(true) // for the anchor
@@ -116,39 +117,40 @@ func (h *Host) httpServer(srv *http.Server) *httpServer {
 			srv.Protocols.SetUnencryptedHTTP2(true)
 		}
 	}
+	s.addCopy(s.srv)
 	srv.RegisterOnShutdown(s.onShutdown)
 	h.add(s)
 	return s
 }
 
+var errHandlerSet = errors.New("grace: the Handler of the http.Server was set after the server was given to the Upgrader; set all of the server before")
+
+// hasHandler reports whether the user's server has our handler.
+func (s *httpServer) hasHandler() bool { return s.user.Handler == http.Handler(s) }
+
 // serve serves ln until the drain is over, again if a drain was called off.
 // own are the listeners of ours that ln is, or wraps.
 func (s *httpServer) serve(ln net.Listener, own []*sockets.Listener) error {
-	if s.bound {
-		s.raiseAnchor()
+	s.raiseAnchor()
+	if !s.hasHandler() {
+		return errHandlerSet
 	}
 	for {
 		if s.isEndedByUser() {
 			return http.ErrServerClosed
 		}
 		for _, l := range own { // the Serve before has ended, and closed it
-			l.Hold(false)
 			s.host.Socks.Unpark(l)
 		}
-		s.mu.Lock()
-		srv, resumed := s.srv, s.resumed
-		s.mu.Unlock()
+		resumed := s.whenResumed()
 		at := ln
 		if d, ok := ln.(*door); ok {
 			at = d.open()
 		}
-		err := srv.Serve(at)
-		s.mu.Lock()
-		isShut := s.isShut
-		s.mu.Unlock()
+		err := s.srv.Serve(at)
 		// byProgram is found out first, and only then whether the drain was called
 		// off right now.
-		byProgram := !isShut && !s.ending(err)
+		byProgram := !s.ending(err)
 		select {
 		case <-s.finished:
 			return nil
@@ -278,6 +280,9 @@ func (s *httpServer) Drain(d *Drain) Report {
 	s.since = d.begun
 	s.mu.Unlock()
 	s.draining.Store(d)
+	if !s.bound { // else goAway does it
+		s.shutUserOnce()
+	}
 	begun := len(s.conns.tracks())
 	s.releaseAll(m)
 	s.endAllIdleForeign()
@@ -288,11 +293,6 @@ func (s *httpServer) Drain(d *Drain) Report {
 	hijacked := 0
 	if s.conns.wait(d, func() bool { return s.left(false) == 0 }) {
 		if hijacked = s.left(true); hijacked > 0 {
-			// Only hijacked ones are left: the functions of RegisterOnShutdown tell
-			// their owners.
-			if !s.bound { // else goAway has done it
-				s.shut(s.server())
-			}
 			s.conns.wait(d, func() bool { return s.left(true) == 0 })
 		}
 	}
@@ -303,35 +303,6 @@ func (s *httpServer) Drain(d *Drain) Report {
 	cut := s.foreigners() + s.conns.open(true)
 	waited := max(0, hijacked-cut)
 	return Report{Finished: max(0, begun-waited-cut), Waited: waited, Cut: cut}
-}
-
-// shut calls Shutdown: nothing but hijacked connections is left. If the upgrade
-// is rolled back before that, shut does nothing: net/http would drop a request
-// that the server reads from then on. If the upgrade is rolled back later, new
-// connections wait for the server that takes the place of this one, and the
-// listeners are not closed.
-func (s *httpServer) shut(srv *http.Server) {
-	s.mu.Lock()
-	doors := slices.Clone(s.doors)
-	s.mu.Unlock()
-	shut := func() {
-		for _, d := range doors {
-			d.shut()
-		}
-	}
-	if !s.host.Socks.Hold(s.withoutDoor(doors), shut) {
-		return
-	}
-	s.mu.Lock()
-	s.isShut = true
-	s.markShut(srv)
-	s.mu.Unlock()
-	s.userShut.Store(true)
-	if srv == s.user {
-		go s.shutUser()
-	} else {
-		go shutNow(srv)
-	}
 }
 
 // Offer releases all connections, unless drain has not come to that yet: drain
@@ -369,29 +340,16 @@ func (s *httpServer) Resume() {
 	defer s.mu.Unlock()
 	s.mover = nil
 	s.unboundForeign()
-	if s.isShut {
-		s.srv, s.isShut = s.http1Clone(), false // a server that was shut down can't serve again
-		s.addCopy(s.srv)
-	}
 	close(s.resumed)
 	s.resumed = make(chan struct{})
 }
 
-func (s *httpServer) server() *http.Server {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.srv
-}
-
 // End ends the server; what is left is cut off.
 func (s *httpServer) End() {
-	s.anchor.letGo()
-	s.mu.Lock()
-	srv, isShut := s.srv, s.isShut
-	if srv == s.user && !isShut {
-		s.ourShutdowns++
+	if !s.bound {
+		s.shutUserOnce() // it has not drained
 	}
-	s.mu.Unlock()
+	s.anchor.letGo()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	if s.left(true) > 0 {
@@ -401,10 +359,8 @@ func (s *httpServer) End() {
 		t.FreeToClose()
 	}
 	s.goAway(0)
-	// A second Shutdown would call what was registered with RegisterOnShutdown
-	// a second time.
-	if isShut || srv.Shutdown(ctx) != nil {
-		srv.Close()
+	if s.srv.Shutdown(ctx) != nil {
+		s.srv.Close()
 	}
 	s.closeTwin()
 	for _, t := range s.conns.tracks() {

@@ -44,9 +44,6 @@ func (s *httpServer) serveTLS(ln net.Listener, own []*sockets.Listener, certFile
 // serveDoor closes the user's listener once, at the end.
 func (s *httpServer) serveDoor(d *door, own []*sockets.Listener) error {
 	defer d.Listener.Close()
-	s.mu.Lock()
-	s.doors = append(s.doors, d)
-	s.mu.Unlock()
 	return s.serve(d, own)
 }
 
@@ -112,7 +109,7 @@ func (s *httpServer) newContext(ctx context.Context, c net.Conn) context.Context
 // what has taken its place once it was shut down.
 func (s *httpServer) contextServer() *http.Server {
 	if s.userShut.Load() {
-		return s.server()
+		return s.srv
 	}
 	return s.user
 }

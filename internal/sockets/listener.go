@@ -36,7 +36,6 @@ type Listener struct {
 	takes string     // the protocol of connections that are moved to us
 	// spared is called by Close in place of closing the socket; see Spare.
 	spared func()
-	held   atomic.Bool // see Hold
 	// mayReturn is true if accepting ends for an upgrade, which may be rolled
 	// back.
 	mayReturn atomic.Bool
@@ -77,10 +76,6 @@ func (l *Listener) Accept() (net.Conn, error) {
 			l.Gate.Leave()
 			continue
 		}
-		if l.held.Load() {
-			l.Gate.Leave()
-			return nil, l.acceptError(net.ErrClosed)
-		}
 		inner := l.acceptor()
 		c, err := inner.Accept()
 		if err == nil {
@@ -92,10 +87,6 @@ func (l *Listener) Accept() (net.Conn, error) {
 		l.Gate.Leave()
 		if err != nil && l.outlives(inner) {
 			continue
-		}
-		if err == nil && l.held.Load() { // c is for the Accept that comes when the drain was called off
-			l.Give(c)
-			return nil, l.acceptError(net.ErrClosed)
 		}
 		if err == nil || !l.Gate.MayRetry(err) {
 			return c, err
@@ -239,11 +230,6 @@ func (l *Listener) Spare(closed func()) {
 	l.spared = closed
 }
 
-// Hold lets Accept return nothing, as if the listener were closed, while
-// connections that come are kept; Close only parks it then. With false it ends
-// that.
-func (l *Listener) Hold(on bool) { l.held.Store(on) }
-
 // letGo closes the socket in this process, for good. What comes back from a move
 // is still accepted.
 func (l *Listener) letGo() error { return l.Sock.closeListener(l.acceptor().Listener) }
@@ -272,10 +258,6 @@ func (l *Listener) Close() error {
 	if closed != nil {
 		l.Gate.Set(gate.Parked)
 		closed()
-		return nil
-	}
-	if l.held.Load() { // what is queued at a last stop is accepted still
-		l.Gate.Change(func(m gate.Mode) bool { return m != gate.Finishing }, gate.Parked)
 		return nil
 	}
 	if l.socks.Keep(l.Sock) {

@@ -262,23 +262,6 @@ func (s *Set) Unpark(l *Listener) {
 	}
 }
 
-// Hold parks and holds listeners that this process does not accept on any more,
-// and calls shut, which closes what stands before other listeners. It does
-// nothing and returns false if this process accepts: a hand-over was rolled back.
-func (s *Set) Hold(ls []*Listener, shut func()) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open {
-		return false
-	}
-	for _, l := range ls {
-		l.Gate.Swap(gate.Shut, gate.Parked)
-		l.Hold(true)
-	}
-	shut()
-	return true
-}
-
 // CloseInherited closes this process's copies of dropped.
 func CloseInherited(dropped []Inherited) {
 	for _, in := range dropped {
