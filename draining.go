@@ -2,6 +2,8 @@ package grace
 
 import (
 	"context"
+	"io"
+	"net/http"
 
 	"github.com/julofinance/grace/v3/internal/serve"
 )
@@ -17,7 +19,7 @@ import (
 // A drain after an upgrade can be called off: the new process dies, and this one serves on.
 // Then it is as if the drain had not been, and Draining returns another channel, which is
 // open. The former one stays closed: what it has ended was told to end. So a loop that goes
-// on after a roll back calls Draining anew each time around.
+// on after a roll back calls Draining anew each time around; [EventRolledBack] says when.
 //
 // The new process does not know when that channel is closed here: it is alone when
 // [Upgrader.WaitForParent] returns.
@@ -34,4 +36,20 @@ func Draining(ctx context.Context) <-chan struct{} {
 		return h.Draining()
 	}
 	return nil
+}
+
+// Readiness is a handler for a readiness probe, http.HandleFunc("/readyz", grace.Readiness):
+// it says 200 while the service serves, during an upgrade as well, and 503 from the moment
+// at which this process is told to stop. With [LameDuck] it goes on accepting then, until
+// whoever asks has noticed. On a server that is not run by this package it says 500.
+func Readiness(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	switch h := serve.HostOf(r.Context()); {
+	case h == nil:
+		http.Error(w, "grace.Readiness: this server was not given to an Upgrader", http.StatusInternalServerError)
+	case h.Stopping.Err() != nil:
+		http.Error(w, "stopping", http.StatusServiceUnavailable)
+	default:
+		io.WriteString(w, "ready\n")
+	}
 }

@@ -130,7 +130,18 @@ func (u *Upgrader) tellPeer(ch *control.Channel, pid int, m control.Message, wha
 
 // The drain, and the end.
 
+func (p performer) goLame() {
+	p.u.log.Info("grace: accepting still, see LameDuck; then this process drains", "for", p.u.opt.lameDuck)
+	p.u.emit(Event{Kind: EventLameDuck})
+	p.u.host.LameDuck()
+}
+
 func (p performer) beginDrain(move bool) {
+	begun := Event{Kind: EventDraining}
+	if p.u.m.child.accepted() {
+		begun.Peer = p.u.m.child.pid
+	}
+	p.u.emit(begun)
 	p.u.host.SetDraining(true)
 	p.u.socks.EndAccept()
 	var m *sockets.Mover

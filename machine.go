@@ -14,7 +14,7 @@ import "time"
 //	                 upgrade asked                            │   │
 //	                       └──> upgrading ── child accepts ─> standingBy
 //	                                                          │ probation is over
-//	  stop, in any state ───────────────────────> draining <──┘
+//	  stop, in any state ──── (lameDuck) ───────> draining <──┘
 //	                                                 │ child dies: resuming, then serving
 //	                                                 └── drained ──> stopped
 //
@@ -38,6 +38,7 @@ const (
 	serving                 // accepts
 	upgrading               // accepts, while a child starts
 	standingBy              // the child accepts: probation
+	lameDuck                // accepts, though told to stop, and sends clients away
 	draining                // finishes what it has begun
 	resuming                // accepts; the servers return from a drain that was called off
 	holding                 // drained, and kept alive until a child has ended, or is known
@@ -45,7 +46,7 @@ const (
 )
 
 func (s state) String() string {
-	return [...]string{"starting", "serving", "upgrading", "standingBy", "draining", "resuming", "holding", "stopped"}[s]
+	return [...]string{"starting", "serving", "upgrading", "standingBy", "lameDuck", "draining", "resuming", "holding", "stopped"}[s]
 }
 
 // A childStage tells how far the new process has come.
@@ -102,6 +103,8 @@ type parentStage int
 const (
 	noParent parentStage = iota // this is a first process
 	parentAlive
+	parentFinished // it has nothing of the service any more, and is to exit
+	parentStuck    // it has not exited in time: it is waited for no more
 	parentGone
 )
 
@@ -162,8 +165,12 @@ type machine struct {
 // limits are durations from the options.
 type limits struct {
 	ready, probation, drain time.Duration
+	lame                    time.Duration // how long to go on accepting at a stop
 	pong                    time.Duration // how long an answer of the child may take
 }
+
+// exit is how long a program may take to exit when its process has finished.
+func (l limits) exit() time.Duration { return max(time.Second, l.drain) }
 
 // A reply takes the result of a call of Upgrade.
 type reply = chan error
@@ -187,7 +194,9 @@ func (m *machine) on(e event) {
 	case evPing:
 		m.do.sendPong()
 	case evMain:
-		m.do.becomeMain()
+		m.onMain()
+	case evParentStuck:
+		m.onParentStuck()
 	case evMasterAsked:
 		m.onMasterAsked(e)
 	case evMasterLate:
@@ -238,6 +247,10 @@ func (m *machine) on(e event) {
 		m.onSilence(e)
 	case evKillAgain:
 		m.onKillAgain(e)
+	case evLameOver:
+		if m.state == lameDuck {
+			m.beginLastDrain(stopRequest{})
+		}
 	case evDrained:
 		m.onDrained()
 	case evResumed:

@@ -77,6 +77,7 @@ func (m *machine) onSilence(e evSilence) {
 		return
 	default:
 		c.lastError = errors.Join(c.lastError, fmt.Errorf("it did not answer for %v, and was killed", m.limits.pong))
+		m.do.say(noticeSick, fmt.Errorf("it did not answer for %v", m.limits.pong))
 		m.kill(ErrRolledBack)
 		return
 	}

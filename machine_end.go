@@ -103,7 +103,13 @@ func (m *machine) onStop(r stopRequest) {
 			m.leaveToChild()
 		}
 		m.refuseAll()
-		m.beginLastDrain(r)
+		if m.isToBeLame(r) {
+			m.state = lameDuck
+			m.do.goLame()
+			m.do.after(m.limits.lame, evLameOver{})
+		} else {
+			m.beginLastDrain(r)
+		}
 	}
 	if handedOver {
 		m.do.letGo()
@@ -113,6 +119,13 @@ func (m *machine) onStop(r stopRequest) {
 		m.do.hurryDrain()
 	}
 	m.well()
+}
+
+// isToBeLame reports whether this process goes on accepting for a while at the stop r: it
+// may be told only by load balancers that have noticed. Under a master the next process
+// is there already.
+func (m *machine) isToBeLame(r stopRequest) bool {
+	return m.limits.lame > 0 && (m.state == serving || m.state == upgrading) && !r.leave && !r.now && !m.underMaster
 }
 
 // repeatedStop reports whether r only repeats a stop that was asked for a moment
@@ -314,7 +327,7 @@ func (m *machine) onResumed() {
 func (m *machine) finish() {
 	m.state = stopped
 	m.refuseAll()
-	m.do.finish(m.gaveUp, m.child.stage == noChild && m.parent != parentAlive)
+	m.do.finish(m.gaveUp, m.child.stage == noChild && m.parent != parentAlive && m.parent != parentFinished)
 }
 
 func (m *machine) onFinished() {

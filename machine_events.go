@@ -31,6 +31,7 @@ type effects interface {
 	askMaster(replies []reply)             // for an upgrade: evMasterAsked
 	restore(r []reply, n notice, by error) // put back what the child had taken, answer, and give notice: evRestored
 
+	goLame()                  // send clients away, and accept still
 	beginDrain(move bool)     // evDrained
 	offer()                   // the servers move what the child takes by now
 	hurryDrain()              // cut off what is left
@@ -63,7 +64,8 @@ type (
 	evStop        struct{ stopRequest }
 	evParentGone  struct{}
 	evPing        struct{} // the parent asks whether this process is well
-	evMain        struct{} // the parent has made this process the main one
+	evMain        struct{} // the parent has finished, and has made this process the main one
+	evParentStuck struct{} // it has had its time to exit since then
 	evMasterAsked struct { // for an upgrade
 		replies []reply
 		err     error
@@ -147,6 +149,7 @@ type (
 		err   error
 	}
 
+	evLameOver struct{} // the time to go on accepting is up
 	evDrained  struct{}
 	evResumed  struct{}
 	evRestored struct{}
@@ -159,14 +162,17 @@ type notice int
 
 const (
 	noticeServing notice = iota
+	noticeAsked
 	noticeQueued
 	noticePassedOn
 	noticeUnsupported
 	noticeUpgradeBegins
+	noticeStarted
 	noticeStandingBy
 	noticeUpgradeDone
 	noticeFailed
 	noticeRolledBack
+	noticeSick
 	noticeStuck
 	noticeUnasked
 	noticeGivesUp
@@ -175,6 +181,7 @@ const (
 	noticeDeaf
 	noticeUnkillable
 	noticeParentGone
+	noticeParentStuck
 	noticeMasterAsked
 	noticeMasterRefused
 	noticeMasterGone
@@ -190,14 +197,17 @@ const (
 func (n notice) String() string {
 	return [...]string{
 		noticeServing:       "serving",
+		noticeAsked:         "asked",
 		noticeQueued:        "queued",
 		noticePassedOn:      "passed on",
 		noticeUnsupported:   "unsupported",
 		noticeUpgradeBegins: "upgrade begins",
+		noticeStarted:       "started",
 		noticeStandingBy:    "standing by",
 		noticeUpgradeDone:   "upgrade done",
 		noticeFailed:        "failed",
 		noticeRolledBack:    "rolled back",
+		noticeSick:          "sick",
 		noticeStuck:         "stuck",
 		noticeUnasked:       "unasked",
 		noticeGivesUp:       "gives up",
@@ -206,6 +216,7 @@ func (n notice) String() string {
 		noticeDeaf:          "deaf",
 		noticeUnkillable:    "unkillable",
 		noticeParentGone:    "parent gone",
+		noticeParentStuck:   "parent stuck",
 		noticeMasterAsked:   "master asked",
 		noticeMasterRefused: "master refused",
 		noticeMasterGone:    "master gone",

@@ -27,6 +27,15 @@ var situations = []struct {
 		w.to("ready")
 		w.on(evUpgrade{w.request()})
 	}},
+	{"serving, an upgrade waits for the old process, which has finished", func(w *sim) {
+		w.m.parent = parentAlive
+		w.to("ready main")
+		w.on(evUpgrade{w.request()})
+	}},
+	{"serving, the old process does not exit", func(w *sim) {
+		w.m.parent = parentAlive
+		w.to("ready main parentStuck")
+	}},
 	{"serving, the child has given up", func(w *sim) { w.to("ready upgrade launch line claims accept"); w.childStop(true) }},
 	{"upgrading, launching", func(w *sim) { w.to("ready upgrade") }},
 	{"upgrading, preparing", func(w *sim) { w.to("ready upgrade launch") }},
@@ -37,6 +46,18 @@ var situations = []struct {
 	}},
 	{"standing by", func(w *sim) { w.to("ready upgrade launch line claims accept") }},
 	{"standing by, asked", func(w *sim) { w.to("ready upgrade launch line claims accept probation") }},
+	{"lame duck", func(w *sim) {
+		w.m.limits.lame = time.Second
+		w.to("ready stop")
+	}},
+	{"serving, to be a lame duck", func(w *sim) {
+		w.m.limits.lame = time.Second
+		w.to("ready")
+	}},
+	{"upgrading, to be a lame duck", func(w *sim) {
+		w.m.limits.lame = time.Second
+		w.to("ready upgrade launch")
+	}},
 	{"draining", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong") }},
 	{"draining, over", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong drained") }},
 	{"draining, told to stop", func(w *sim) { w.to("ready stop") }},
@@ -84,6 +105,7 @@ var kinds = []struct {
 	{"leave", func(w *sim) event { return evStop{stopRequest{leave: true}} }},
 	{"stopPassedOn", func(w *sim) event { return evStop{stopRequest{passedOn: true}} }},
 	{"parentGone", func(w *sim) event { return evParentGone{} }},
+	{"parentStuck", func(w *sim) event { return evParentStuck{} }},
 	{"ping", func(w *sim) event { return evPing{} }},
 	{"main", func(w *sim) event { return evMain{} }},
 	{"masterAsked", func(w *sim) event { return evMasterAsked{} }},
@@ -119,6 +141,7 @@ var kinds = []struct {
 	{"checkUp", func(w *sim) event { return evCheckUp{w.m.child.id} }},
 	{"silence", func(w *sim) event { return evSilence{w.m.child.id, w.m.child.answered, 1} }},
 	{"killAgain", func(w *sim) event { return evKillAgain{id: w.m.child.id} }},
+	{"lameOver", func(w *sim) event { return evLameOver{} }},
 	{"drained", func(w *sim) event { return evDrained{} }},
 	{"resumed", func(w *sim) event { return evResumed{} }},
 	{"restored", func(w *sim) event { return evRestored{} }},

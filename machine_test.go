@@ -120,6 +120,10 @@ func (w *sim) beginDrain(move bool) {
 	}
 	w.pending["drain"]++
 }
+func (w *sim) goLame() {
+	w.effect("go lame")
+	w.pending["lame"]++
+}
 func (w *sim) hurryDrain()  { w.effect("hurry") }
 func (w *sim) cancelDrain() { w.effect("cancel drain") }
 func (w *sim) resume() {
@@ -156,6 +160,8 @@ func (w *sim) on(e event) {
 		what, w.childLives = "launch", e.err == nil
 	case evExit:
 		w.childLives = false
+	case evLameOver:
+		what = "lame"
 	case evDrained:
 		what = "drain"
 	case evResumed:
@@ -186,6 +192,9 @@ func (w *sim) on(e event) {
 	if m.restoring < 0 || m.restoring > 0 && w.pending["restore"] == 0 {
 		w.breaks("restoring is %d", m.restoring)
 	}
+	if m.state == lameDuck && (!w.open || m.stop != stopService || m.child.accepted() && m.child.stage != leaving) {
+		w.breaks("a lame duck, the gates are open: %v, the stop is %v, the child is %v", w.open, m.stop, m.child.stage)
+	}
 	if !w.wasReady || m.stop != notStopping || m.state == stopped {
 		if m.state == serving && m.stop != notStopping {
 			w.breaks("serves, and was told to stop")
@@ -215,6 +224,8 @@ func (w *sim) complete(what string) bool {
 	switch what {
 	case "launch":
 		w.on(evLaunched{pid: 100 + w.launches})
+	case "lame":
+		w.on(evLameOver{})
 	case "drain":
 		w.on(evDrained{})
 	case "resume":
@@ -241,6 +252,8 @@ func (w *sim) request() reply {
 	return r
 }
 
+func (w *sim) parentLives() bool { return w.m.parent != noParent && w.m.parent != parentGone }
+
 func (w *sim) exit() {
 	if w.childLives {
 		w.on(evExit{id: w.m.child.id, failure: &UpgradeError{Pid: 1}, killed: w.m.child.killReason != nil})
@@ -260,12 +273,18 @@ var happenings = []func(w *sim, n byte){
 	func(w *sim, n byte) { w.on(evStop{stopRequest{signal: syscall.SIGINT, at: w.later(n)}}) },
 	func(w *sim, n byte) { w.on(evStop{stopRequest{passedOn: true, now: n&1 == 1}}) },
 	func(w *sim, n byte) {
-		if w.m.parent == parentAlive {
+		if w.parentLives() {
 			w.on(evParentGone{})
+		}
+	},
+	func(w *sim, n byte) {
+		if w.parentLives() {
+			w.on(evMain{})
 		}
 	},
 	func(w *sim, n byte) { w.complete("launch") },
 	func(w *sim, n byte) { w.failLaunch() },
+	func(w *sim, n byte) { w.complete("lame") },
 	func(w *sim, n byte) { w.complete("drain") },
 	func(w *sim, n byte) { w.complete("resume") },
 	func(w *sim, n byte) { w.complete("restore") },
@@ -327,7 +346,7 @@ func (w *sim) advance() {
 	case m.state == standingBy:
 		w.on(evProbationOver{c.id})
 	case w.complete("drain"), w.complete("resume"), w.complete("restore"):
-	case m.parent == parentAlive:
+	case w.parentLives():
 		w.on(evParentGone{})
 	case c.stage == leaving:
 		w.exit()
@@ -349,7 +368,7 @@ func (w *sim) settleAll(t *testing.T) {
 			t.Fatalf("it does not come to rest\n%s", strings.Join(w.log, "\n"))
 		}
 		some := false
-		for _, what := range []string{"launch", "drain", "resume", "restore", "finish", "master"} {
+		for _, what := range []string{"launch", "lame", "drain", "resume", "restore", "finish", "master"} {
 			some = w.complete(what) || some
 		}
 		if !some {
@@ -363,6 +382,9 @@ func runSim(t *testing.T, data []byte) {
 		return
 	}
 	w := newSim(data[0]&1 == 1, data[0]&6 == 6, data[0]&8 == 8)
+	if data[0]&16 == 16 {
+		w.m.limits.lame = time.Second
+	}
 	for i := 1; i+1 < len(data) && len(w.broken) == 0; i += 2 {
 		if data[i] >= 128 { // else it would hardly ever come to a hand-over
 			w.advance()
@@ -382,7 +404,7 @@ func runSim(t *testing.T, data []byte) {
 	w.settleAll(t)
 	w.exit()
 	w.settleAll(t)
-	if w.m.parent == parentAlive {
+	if w.parentLives() {
 		w.on(evParentGone{})
 	}
 	w.settleAll(t)
@@ -440,3 +462,21 @@ func FuzzMachine(f *testing.F) {
 }
 
 func (w *sim) sayRepeated(string) { w.effect("say repeated") }
+
+// TestOldProcessThatDoesNotExit: an upgrade waits for it, and not for ever.
+func TestOldProcessThatDoesNotExit(t *testing.T) {
+	w := newSim(true, false, false)
+	w.to("ready main")
+	w.on(evUpgrade{w.request()})
+	if w.m.state != serving || !w.m.pending {
+		t.Errorf("the old process has just finished, and the state is %v; want that the upgrade waits", w.m.state)
+	}
+	w.to("parentStuck")
+	if w.m.state != upgrading || !slices.Contains(w.did, "say parent stuck") {
+		t.Errorf("the old process does not exit, the state is %v, and the effects are %q; want that the upgrade begins", w.m.state, w.did)
+	}
+	w.to("parentGone")
+	if !slices.Contains(w.did, "say parent gone") {
+		t.Errorf("the old process has exited after all, and the effects are %q", w.did)
+	}
+}

@@ -42,6 +42,7 @@ func (m *machine) onUpgrade(r reply) {
 	default:
 		m.pending = true
 		m.waiting = append(m.waiting, r)
+		m.do.say(noticeAsked, nil)
 		m.settle()
 		if m.pending {
 			m.do.say(noticeQueued, nil)
@@ -89,7 +90,7 @@ func (m *machine) inTheWay() string {
 		return fmt.Sprintf("the new process that has given up, pid %d, is gone", m.child.pid)
 	case m.restoring > 0:
 		return "what the last upgrade had taken is back in place"
-	case m.parent == parentAlive:
+	case m.parent == parentAlive, m.parent == parentFinished:
 		return fmt.Sprintf("the old process, pid %d, is gone", m.parentPid)
 	}
 	return ""
@@ -119,9 +120,30 @@ func (m *machine) settle() {
 }
 
 func (m *machine) onParentGone() {
-	if m.parent == parentAlive {
+	if m.parent != noParent && m.parent != parentGone {
 		m.parent = parentGone
 		m.do.say(noticeParentGone, nil)
+		m.settle()
+	}
+}
+
+// onMain: the parent has finished. It has closed its sockets and given up the PID file,
+// and can't take over again: if its program hangs on its way out, that harms nothing but
+// an upgrade that waits for its end.
+func (m *machine) onMain() {
+	m.do.becomeMain()
+	if m.parent == parentAlive {
+		m.parent = parentFinished
+		m.do.after(m.limits.exit(), evParentStuck{})
+	}
+}
+
+// onParentStuck: the upgrade that waits may begin. A third process lives then, which has
+// nothing of the service.
+func (m *machine) onParentStuck() {
+	if m.parent == parentFinished {
+		m.parent = parentStuck
+		m.do.say(noticeParentStuck, nil)
 		m.settle()
 	}
 }
@@ -171,6 +193,8 @@ func (m *machine) onLaunched(e evLaunched) {
 		}
 	case e.err != nil:
 		m.upgradeFailed(e.err)
+	default:
+		m.do.say(noticeStarted, nil)
 	}
 }
 
@@ -238,6 +262,9 @@ func (m *machine) onHungUp(e evHungUp) {
 		return
 	}
 	m.child.lastError = errors.Join(m.child.lastError, e.why)
+	if why == ErrRolledBack {
+		m.do.say(noticeSick, e.why)
+	}
 	m.kill(why)
 }
 

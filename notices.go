@@ -16,6 +16,7 @@ import (
 // moment.
 func (p performer) say(n notice, err error) {
 	u := p.u
+	defer p.tellProgram(n, err)
 	switch n {
 	case noticeServing:
 		u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.Snapshot()))
@@ -49,6 +50,9 @@ func (p performer) say(n notice, err error) {
 	case noticeParentGone:
 		u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)
 		u.onMain(false)
+	case noticeParentStuck:
+		u.log.Warn("grace: the old process has finished, and does not exit; this one does not wait for it any more", "old", u.parent.m.Pid, "after", u.m.limits.exit(),
+			"hint", "see what its program does after Done is closed, or Serve or Run has returned; end it, by SIGKILL if need be")
 	case noticeMasterAsked:
 		u.log.Info("grace: upgrade asked of the master, by SIGHUP", "master", u.master.Name, "masterpid", u.master.Pid)
 	case noticeMasterRefused:
@@ -82,6 +86,8 @@ func (p performer) sayOfChild(n notice, err error) {
 	case noticeUnkillable:
 		log.Error("grace: the new process can't be killed; it is tried again and again", "new", pid, "err", err,
 			"hint", fmt.Sprintf("end it by hand (kill -9 %d); until then no upgrade begins", pid))
+	case noticeSick:
+		log.Warn("grace: the new process is not well, and is killed", "new", pid, "err", err)
 	case noticeGivesUp:
 		log.Warn("grace: this process gives up while a new one is starting; it leaves the sockets to that", "new", pid)
 	case noticeHeirServes:
@@ -141,11 +147,12 @@ func (p performer) askMaster(replies []reply) {
 	}()
 }
 
-// warnIfNeverGone: a program that does not exit after Done keeps the new process
-// from being upgraded, since at most two generations run.
+// warnIfNeverGone: the program does not exit after Done. The new process waits for it
+// before it may be upgraded, as long as this one waits here: see onParentStuck.
 func (u *Upgrader) warnIfNeverGone(next int) {
-	time.AfterFunc(max(time.Second, u.opt.drainTimeout), func() {
-		u.log.Warn("grace: this process has finished, and does not exit; the new process can't be upgraded before", "pid", os.Getpid(), "new", next,
+	limit := u.m.limits.exit()
+	time.AfterFunc(limit, func() {
+		u.log.Warn("grace: this process has finished, and does not exit", "pid", os.Getpid(), "new", next,
 			"hint", "see what the program does after Done is closed, or Serve or Run has returned; end this process, by SIGKILL if need be")
 	})
 }

@@ -24,6 +24,7 @@ type options struct {
 	readyTimeout  time.Duration
 	drainTimeout  time.Duration
 	probation     time.Duration
+	lameDuck      time.Duration
 	upgradeOn     []os.Signal
 	stopOn        []os.Signal
 	noSignals     bool
@@ -33,6 +34,7 @@ type options struct {
 	readyCheck    func(context.Context) error
 	beforeUpgrade func(context.Context) error
 	watchdog      func(context.Context) error
+	events        func(Event)
 	env           []string
 	args          []string
 	executable    string
@@ -114,6 +116,16 @@ func DrainTimeout(d time.Duration) Option {
 // drains is rolled back all the same).
 func Probation(d time.Duration) Option {
 	return notNegative("Probation", d, func(o *options) { o.probation = d })
+}
+
+// LameDuck is how long a process that is told to stop goes on accepting before it drains: a
+// load balancer, or Kubernetes, hears of a stop some seconds late, and sends connections
+// until then. Meanwhile [Readiness] says no, HTTP/1 answers say "Connection: close", and
+// HTTP/2 connections get GOAWAY; other servers go on as before. [DrainTimeout] counts from
+// its end. A second signal, Close, and the end of Shutdown's context end it at once. There
+// is none at an upgrade, after [Upgrader.Abort], and under a master. Default 0.
+func LameDuck(d time.Duration) Option {
+	return notNegative("LameDuck", d, func(o *options) { o.lameDuck = d })
 }
 
 // MoveConns sets whether connections that are idle between two requests are moved

@@ -134,6 +134,7 @@ func (u *Upgrader) end(mayRemove, last bool, peers []*control.Channel) {
 		ch.Flush(time.Second)
 	}
 	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
+	u.emit(Event{Kind: EventStopped})
 	u.post(u.tellEnd)
 }
 
@@ -149,6 +150,7 @@ func (u *Upgrader) tellEnd() {
 			u.notify.Flush()
 		}
 		u.opt.flushLog()
+		u.flushEvents()
 		if next != nil && went {
 			next.ch.Send(control.NewMessage(msgMain, nil))
 		}

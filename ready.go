@@ -25,7 +25,9 @@ import (
 func (u *Upgrader) Ready() error {
 	u.readyOnce.Do(func() {
 		if u.readyErr = u.sayReady(); u.readyErr != nil {
+			u.emit(Event{Kind: EventFailed, Err: u.readyErr})
 			u.opt.flushLog() // the program exits now
+			u.flushEvents()
 		}
 	})
 	return u.readyErr

@@ -10,14 +10,15 @@ const (
 	StateServing                 // it accepts
 	StateUpgrading               // it accepts, while a new process starts
 	StateStandingBy              // the new process accepts; it takes over again should that one die
+	StateLameDuck                // it accepts still, and is to stop: see LameDuck
 	StateDraining                // it finishes what it has begun
 	StateStopped                 // Done is closed, or about to be
 )
 
 // String returns the state in lower case: starting, serving, upgrading, standing
-// by, draining, stopped.
+// by, lame duck, draining, stopped.
 func (s State) String() string {
-	if names := [...]string{"starting", "serving", "upgrading", "standing by", "draining", "stopped"}; s >= 0 && int(s) < len(names) {
+	if names := [...]string{"starting", "serving", "upgrading", "standing by", "lame duck", "draining", "stopped"}; s >= 0 && int(s) < len(names) {
 		return names[s]
 	}
 	return "unknown"
@@ -42,6 +43,8 @@ func (s state) public() State {
 		return StateUpgrading
 	case standingBy:
 		return StateStandingBy
+	case lameDuck:
+		return StateLameDuck
 	case draining, holding:
 		return StateDraining
 	case stopped:

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/fd"
+	"github.com/julofinance/grace/v3/internal/inorder"
 	"github.com/julofinance/grace/v3/internal/manifest"
 	"github.com/julofinance/grace/v3/internal/master"
 	"github.com/julofinance/grace/v3/internal/proc"
@@ -46,9 +47,10 @@ type Upgrader struct {
 	cut       atomic.Int64 // connections that the last drain has cut off
 	readyOnce sync.Once
 	readyErr  error
-	extras    extras      // files and connections
-	runs      runs        // the servers, as Run runs them
-	host      *serve.Host // the servers, as the drain ends them
+	extras    extras                // files and connections
+	runs      runs                  // the servers, as Run runs them
+	host      *serve.Host           // the servers, as the drain ends them
+	word      *inorder.Queue[Event] // for the program; nil if it wants no events
 
 	// Signals are handled before the PID file names this process: from then on
 	// they may come. The runtime takes its time for that, and a new process has it
@@ -60,6 +62,7 @@ type Upgrader struct {
 	m     machine
 	child *child       // the new process, from its start to its end
 	drain *serve.Drain // running, or nil
+	alone bool         // the program was told that the old process is gone
 }
 
 // A system is what an Upgrader asks the operating system for; tests have their own.
@@ -119,7 +122,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 		}
 	}()
 	u := &Upgrader{
-		opt: o, log: o.log, sys: sys, generation: 1,
+		opt: o, log: o.log, sys: sys, generation: 1, word: newWord(&o),
 		done: make(chan struct{}), events: make(chan func()), over: make(chan struct{}),
 	}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
@@ -268,7 +271,7 @@ func (u *Upgrader) newMachine() machine {
 	m := machine{
 		do: performer{u}, now: time.Now,
 		underMaster: u.underMaster(), supported: supported,
-		limits: limits{ready: u.opt.readyTimeout, probation: u.opt.probation, drain: u.opt.drainTimeout, pong: pongPatience},
+		limits: limits{ready: u.opt.readyTimeout, probation: u.opt.probation, drain: u.opt.drainTimeout, lame: u.opt.lameDuck, pong: pongPatience},
 	}
 	if u.parent != nil {
 		m.parent, m.parentPid = parentAlive, u.parent.m.Pid

@@ -114,12 +114,20 @@ func (d *Drain) Hurry() { d.once.Do(func() { close(d.cut) }) }
 
 func (d *Drain) cancelled() bool { return d.ctx.Err() != nil }
 
-func (d *Drain) Log(log *slog.Logger) {
-	moved := 0
+// Took is how long it has run by now.
+func (d *Drain) Took() time.Duration { return time.Since(d.begun) }
+
+// Moved counts the connections that were moved, and those that have ended here.
+func (d *Drain) Moved() (moved, finished int) {
 	if d.Mover != nil {
 		moved = d.Mover.Count()
 	}
-	args := []any{"took", time.Since(d.begun), "moved", moved, "finished", max(0, d.Report.Finished-moved), "waited", d.Report.Waited, "cut", d.Report.Cut}
+	return moved, max(0, d.Report.Finished-moved)
+}
+
+func (d *Drain) Log(log *slog.Logger) {
+	moved, finished := d.Moved()
+	args := []any{"took", d.Took(), "moved", moved, "finished", finished, "waited", d.Report.Waited, "cut", d.Report.Cut}
 	if d.Report.Cut > 0 {
 		log.Warn("grace: drained; connections were cut off, see DrainTimeout", args...)
 		return

@@ -63,3 +63,16 @@ func HostOf(ctx context.Context) *Host {
 	h, _ := ctx.Value(hostKey{}).(*Host)
 	return h
 }
+
+// LameDuck lets the servers send their clients away, and go on serving those that come.
+func (h *Host) LameDuck() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lame = true
+	for _, d := range h.servers {
+		if s, ok := d.(*httpServer); ok {
+			s.lame.Store(true)
+			go s.goAway(goAwayTime)
+		}
+	}
+}

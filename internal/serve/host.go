@@ -28,6 +28,7 @@ type Host struct {
 	mu      sync.Mutex
 	servers []Drainer                 // guarded by mu
 	ended   bool                      // also those that come from now on; guarded by mu
+	lame    bool                      // see LameDuck; guarded by mu
 	secrets map[string]*ticketSecrets // by addressKey; guarded by mu
 }
 

@@ -52,6 +52,7 @@ type httpServer struct {
 	draining atomic.Pointer[Drain] // nil if it does not drain
 	lingers  time.Duration         // see lingerFor
 	finished chan struct{}         // closed by End: execute returns
+	lame     atomic.Bool           // clients are sent away, though it does not drain
 	userShut atomic.Bool           // user.Shutdown was called, which is once
 
 	setUp     sync.Once // of user, if it is bound
@@ -118,6 +119,7 @@ func (h *Host) httpServer(srv *http.Server) *httpServer {
 		}
 	}
 	s.addCopy(s.srv)
+	s.lame.Store(h.lame)
 	srv.RegisterOnShutdown(s.onShutdown)
 	h.add(s)
 	return s
@@ -209,7 +211,7 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h == nil {
 		h = http.DefaultServeMux
 	}
-	if r.ProtoMajor < 2 && s.ends() && s.isLast(r) { // HTTP/2 gets GOAWAY
+	if r.ProtoMajor < 2 && s.saysGoodbye(r) { // HTTP/2 gets GOAWAY
 		last := &goodbye{ResponseWriter: w}
 		h.ServeHTTP(last, r)
 		last.say()
@@ -219,6 +221,21 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w = &goodbye{ResponseWriter: w, said: true} // for its Hijack
 	}
 	h.ServeHTTP(w, r)
+}
+
+// saysGoodbye reports whether the answer to r is the last one of its connection.
+func (s *httpServer) saysGoodbye(r *http.Request) bool {
+	if s.ends() {
+		return s.isLast(r)
+	}
+	if !s.lame.Load() {
+		return false
+	}
+	addr, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if t := s.conns.find(addr); t != nil {
+		t.Bid(s.lingers)
+	}
+	return true
 }
 
 // isLast reports, while connections are to end or to move, whether this one gets

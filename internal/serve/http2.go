@@ -91,9 +91,10 @@ func (s *httpServer) serveHTTP2(c net.Conn) error {
 		s.leave(served)
 		s.retire(tw)
 	}
-	if s.ends() { // it has come when the others had been told already
+	leaves := func() bool { return s.ends() || s.lame.Load() }
+	if leaves() { // it has come when the others had been told already
 		time.AfterFunc(min(lateHTTP2, s.host.IdleGrace), func() {
-			if s.ends() {
+			if leaves() {
 				s.goAway(goAwayTime)
 			}
 		})

@@ -1,0 +1,169 @@
+//go:build unix
+
+package grace
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/serve"
+)
+
+// An eventLog is what one process was told.
+type eventLog chan Event
+
+func (l eventLog) option() Option { return Events(func(e Event) { l <- e }) }
+
+// kinds returns what has been told by now.
+func (l eventLog) kinds() (told []string) {
+	for {
+		select {
+		case e := <-l:
+			told = append(told, e.Kind.String())
+		default:
+			return told
+		}
+	}
+}
+
+// await returns the next event of a kind.
+func (l eventLog) await(t *testing.T, kind EventKind) Event {
+	t.Helper()
+	for {
+		if e := receive(t, l, kind.String()); e.Kind == kind {
+			return e
+		}
+	}
+}
+
+// TestEvents: each process is told its steps, in order, before Done is closed: an upgrade
+// that is rolled back in probation, one in the drain, one that succeeds, and a stop.
+func TestEvents(t *testing.T) {
+	told := []eventLog{make(eventLog, 99), make(eventLog, 99), make(eventLog, 99), make(eventLog, 99)}
+	h := newHouse(t, func(g *generation) error { return g.Ready() })
+	probation := time.Hour
+	h.opts = func(n int) []Option { return []Option{told[n-1].option(), Probation(probation)} }
+	g := h.first()
+	next, done := g.toProbation()
+	if e := told[0].await(t, EventHandedOver); e.Peer != next.Pid() || e.Pid == 0 || e.Generation != 1 || e.Time.IsZero() {
+		t.Errorf("handed over: %+v", e)
+	}
+	next.die()
+	wantErr(t, receive(t, done, "Upgrade"), ErrRolledBack)
+	var failure *UpgradeError
+	if e := told[0].await(t, EventRolledBack); e.Peer != next.Pid() || !errors.As(e.Err, &failure) {
+		t.Errorf("rolled back: %+v", e)
+	}
+
+	g.post(func() { g.m.limits.probation = 0 })
+	slow := &slowDrainer{begun: make(chan *serve.Drain, 9), notice: make(chan struct{}, 9)}
+	next = g.toDrain(slow, slow.begun)
+	next.die()
+	slow.notice <- struct{}{}
+	told[0].await(t, EventRolledBack)
+
+	next = g.toDrain(&slowDrainer{begun: slow.begun, notice: slow.notice}, slow.begun)
+	slow.notice <- struct{}{}
+	slow.notice <- struct{}{}
+	receive(t, g.Done(), "Done of the old process")
+	if got, want := told[0].kinds(), []string{"asked", "started", "handed over", "draining", "drained", "stopped"}; !slices.Equal(got, want) {
+		t.Errorf("the old process was told %q, want %q", got, want)
+	}
+	if e := told[3].await(t, EventAlone); e.Peer == 0 || e.Generation != 2 {
+		t.Errorf("alone: %+v", e)
+	}
+	next.askStop()
+	receive(t, next.Done(), "Done of the new process")
+	if got, want := told[3].kinds(), []string{"draining", "drained", "stopped"}; !slices.Equal(got, want) {
+		t.Errorf("the new process was told %q, want %q", got, want)
+	}
+	for i, want := range []string{"ready", "ready"} { // the two that died
+		if got := told[1+i].kinds(); !slices.Equal(got, []string{want}) {
+			t.Errorf("process %d was told %q, want %q", 2+i, got, want)
+		}
+	}
+}
+
+// TestEventsOfAnUpgradeThatIsNot: it is refused, or the new process is never ready.
+func TestEventsOfAnUpgradeThatIsNot(t *testing.T) {
+	told, others := make(eventLog, 99), make(eventLog, 99)
+	refuse := true
+	h := newHouse(t, func(g *generation) error { return g.Ready() })
+	no := errors.New("no")
+	h.opts = func(n int) []Option {
+		if n > 1 {
+			return []Option{others.option(), ReadyCheck(func(context.Context) error { return no })}
+		}
+		return []Option{told.option(), BeforeUpgrade(func(context.Context) error {
+			if refuse {
+				return no
+			}
+			return nil
+		})}
+	}
+	g := h.first()
+	wantErr(t, receive(t, g.upgrade(), "Upgrade"), ErrRefused)
+	if e := told.await(t, EventRefused); !errors.Is(e.Err, no) {
+		t.Errorf("refused: %+v", e)
+	}
+	refuse = false
+	wantErr(t, receive(t, g.upgrade(), "Upgrade"), ErrExited)
+	if e := told.await(t, EventFailed); !errors.Is(e.Err, ErrExited) || e.Peer == 0 {
+		t.Errorf("failed: %+v", e)
+	}
+	if e := receive(t, others, "an event of the new process"); e.Kind != EventFailed || !strings.Contains(e.Err.Error(), "no") {
+		t.Errorf("the new process was told: %+v", e)
+	}
+	g.askStop()
+	receive(t, g.Done(), "Done")
+}
+
+// TestEventsThatHang: a function that does not return holds up neither the upgrade nor,
+// for longer than it may, the end.
+func TestEventsThatHang(t *testing.T) {
+	hang := make(chan struct{})
+	defer close(hang)
+	h := newHouse(t, func(g *generation) error { return g.Ready() })
+	h.opts = func(n int) []Option {
+		if n > 1 {
+			return []Option{Probation(0)}
+		}
+		return []Option{Probation(0), Events(func(Event) { <-hang })}
+	}
+	g := h.first()
+	if err := receive(t, g.upgrade(), "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	next := h.next()
+	receive(t, g.Done(), "Done of the old process")
+	next.askStop()
+	receive(t, next.Done(), "Done of the new process")
+}
+
+// TestSickEvent: a new process that does not answer is said to be sick before it is killed.
+func TestSickEvent(t *testing.T) {
+	w := newSim(false, false, false)
+	w.to("ready upgrade launch line claims accept probation silence")
+	sick := slices.Index(w.did, "say sick")
+	if kill := slices.Index(w.did, "kill"); sick < 0 || kill < sick {
+		t.Errorf("effects %q, want that the child is sick, and then the kill", w.did)
+	}
+}
+
+// TestEventKinds: each has a name.
+func TestEventKinds(t *testing.T) {
+	seen := map[string]bool{}
+	for k := EventReady; k <= EventStopped; k++ {
+		seen[k.String()] = true
+	}
+	if len(seen) != int(EventStopped) || seen["unknown"] || seen[""] {
+		t.Errorf("the kinds are called %v", seen)
+	}
+	if got := EventKind(0).String() + EventKind(99).String(); got != "unknownunknown" {
+		t.Errorf("kinds that are none: %q", got)
+	}
+}
