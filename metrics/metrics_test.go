@@ -1,0 +1,37 @@
+package metrics
+
+import (
+	"encoding/json"
+	"errors"
+	"expvar"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/julofinance/grace/v3"
+)
+
+func TestExpvar(t *testing.T) {
+	event := Expvar("grace")
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, e := range []grace.Event{
+		{Kind: grace.EventReady, Generation: 3},
+		{Kind: grace.EventFailed, Generation: 3, Time: at, Err: errors.New("why")},
+		{Kind: grace.EventDrained, Generation: 3, Moved: 1, Finished: 2, Waited: 3, Cut: 4},
+		{Kind: grace.EventDrained, Generation: 3, Moved: 10},
+	} {
+		event(e)
+	}
+	var got, want map[string]any
+	if err := json.Unmarshal([]byte(expvar.Get("grace").String()), &got); err != nil {
+		t.Fatal(err)
+	}
+	json.Unmarshal([]byte(`{
+		"generation": 3, "last": "drained", "error": "why", "errorTime": "2026-01-02T03:04:05Z",
+		"events": {"ready": 1, "failed": 1, "drained": 2},
+		"connections": {"moved": 11, "finished": 2, "waited": 3, "cut": 4}
+	}`), &want)
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+}
