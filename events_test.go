@@ -167,3 +167,45 @@ func TestEventKinds(t *testing.T) {
 		t.Errorf("kinds that are none: %q", got)
 	}
 }
+
+// TestRollBackIsToldBeforeDone: the program ends this process when an upgrade was rolled
+// back just now, and what the upgrade had taken is not back yet.
+func TestRollBackIsToldBeforeDone(t *testing.T) {
+	told := make(eventLog, 99)
+	u, _ := newSolo(t, told.option())
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	u.restores.Add(1) // it takes its time
+	u.askStop()
+	receive(t, u.ctx.Done(), "the stop")
+	told.await(t, EventDrained)
+	u.post(func() {
+		performer{u}.say(noticeRolledBack, &UpgradeError{Reason: ErrRolledBack})
+		u.restores.Done()
+	})
+	receive(t, u.Done(), "Done")
+	if got, want := told.kinds(), []string{"rolled back", "stopped"}; !slices.Equal(got, want) {
+		t.Errorf("when Done is closed the program was told %q, want %q", got, want)
+	}
+}
+
+// TestDoneWaitsForEvents: the function has returned from the last one when Done is closed.
+func TestDoneWaitsForEvents(t *testing.T) {
+	stopped, goOn := make(chan struct{}), make(chan struct{})
+	u, _ := newSolo(t, Events(func(e Event) {
+		if e.Kind == EventStopped {
+			close(stopped)
+			<-goOn
+		}
+	}))
+	u.askStop()
+	receive(t, stopped, "the last event")
+	select {
+	case <-u.Done():
+		t.Error("Done is closed before the function has returned")
+	case <-time.After(50 * time.Millisecond): // more than nothing: it is to be waiting
+	}
+	close(goOn)
+	receive(t, u.Done(), "Done")
+}

@@ -28,7 +28,9 @@ const (
 // closed: the PID file, and listeners. then is called in the loop when all is there,
 // or has been waited for long enough.
 func (u *Upgrader) restore(then func()) {
-	then = sync.OnceFunc(then)
+	u.restores.Add(1)
+	told := then
+	then = sync.OnceFunc(func() { told(); u.restores.Done() })
 	jobs := []func(){u.retakePIDFile, func() { u.socks.Settled(u.ctx) }}
 	go func() {
 		late := time.AfterFunc(restorePatience, func() { u.post(then) })
@@ -125,6 +127,7 @@ func (u *Upgrader) endServers() {
 // machine then. mayRemove: the PID file is this process's to remove; last: no other
 // process of the service has its lock.
 func (u *Upgrader) end(mayRemove, last bool, peers []*control.Channel) {
+	within(2*restorePatience, u.restores.Wait) // what has become of an upgrade is told before the end
 	u.endServers()
 	if u.pid != nil {
 		within(endPatience, func() { u.pid.giveUp(mayRemove, last) })

@@ -58,6 +58,8 @@ type Upgrader struct {
 	signals chan struct{} // closed when they are handled
 	release func()        // handles them no more
 
+	restores sync.WaitGroup // those whose last line was not said yet
+
 	// Owned by loop.
 	m     machine
 	child *child       // the new process, from its start to its end
