@@ -31,7 +31,11 @@ type child struct {
 	handed   []*sockets.Socket // by their index in the manifest
 	mover    *sockets.Mover
 	claims   atomic.Pointer[manifest.Claims] // what it has claimed last; nil: nothing yet
+	probes   atomic.Bool                     // it takes connections for a health check
 	launched time.Time
+
+	ctx  context.Context // ends when it is dead, or this process begins to stop
+	over context.CancelFunc
 }
 
 // A childPlan is what a child is started with.
@@ -173,6 +177,7 @@ func (c *child) event(m control.Message) event {
 			return evClaims{id: c.id, err: err}
 		}
 		c.learn(&claimed)
+		c.probes.Store(claimed.Probes)
 		return evClaims{id: c.id, pongs: claimed.Pongs}
 	case msgAccepting:
 		if len(m.Payload) > 0 && m.Decode(&claimed) == nil && c.claims.Load() != nil { // they have changed since

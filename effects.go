@@ -1,6 +1,7 @@
 package grace
 
 import (
+	"context"
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/control"
@@ -54,6 +55,7 @@ func (p performer) launch(id int) {
 		p.u.post(func() {
 			launched := evLaunched{err: err}
 			if err == nil {
+				c.ctx, c.over = context.WithCancel(p.u.ctx)
 				p.u.child = c
 				c.watch(func(e event) { p.u.happen(e) })
 				launched.pid, launched.age = c.proc.Pid(), time.Since(c.launched)
@@ -77,12 +79,18 @@ func (p performer) ping() {
 	p.u.child.ping(p.u.m.limits.pong/2, func(err error) { go p.u.happen(evUnasked{id, err}) })
 }
 
+func (p performer) examine(probation time.Duration) {
+	c := p.u.child
+	go func() { p.u.happen(evProbationOver{c.id, p.u.examine(c, probation)}) }()
+}
+
 func (p performer) stopMoves()  { p.u.child.mover.Stop() }
 func (p performer) kill() error { return p.u.child.proc.Kill() }
 
 func (p performer) forget() {
 	p.u.child.ch.Close()
 	p.u.child.mover.Stop()
+	p.u.child.over()
 	p.u.child = nil
 }
 

@@ -47,9 +47,15 @@ var (
 	// it wrote something else, hung up, or speaks another version. It was killed.
 	ErrProtocol = control.ErrProtocol
 
-	// ErrRolledBack means that the new process died after it was ready, or was
-	// killed since it did not answer, and that this one accepts connections again.
+	// ErrRolledBack means that the new process died after it was ready, and that this
+	// one accepts connections again.
 	ErrRolledBack = errors.New("the new process died after it was ready; rolled back")
+
+	// ErrUnhealthy means that the new process was ready, lived and did not work, was
+	// killed for that, and that this one accepts connections again: a [HealthCheck] has
+	// failed, it did not answer this process or hung up, or it accepted no connection. It
+	// matches [ErrRolledBack] too.
+	ErrUnhealthy error = unhealthy{}
 
 	// ErrAlreadyRunning is returned by New where another process holds the
 	// PID file. The error is a [*RunningError] too.
@@ -74,6 +80,11 @@ type notSupported struct{}
 
 func (notSupported) Error() string        { return "upgrade is not supported here" }
 func (notSupported) Is(target error) bool { return target == errors.ErrUnsupported }
+
+type unhealthy struct{}
+
+func (unhealthy) Error() string        { return "the new process was ready and did not work; rolled back" }
+func (unhealthy) Is(target error) bool { return target == ErrRolledBack }
 
 // An UpgradeError says why an upgrade failed, and what became of the new process.
 type UpgradeError struct {
@@ -151,6 +162,8 @@ func advice(err error) string {
 		return "see in the new process's own output what it waited for, or raise ReadyTimeout"
 	case errors.Is(err, ErrProtocol):
 		return "check that the new binary uses this library in a compatible version; if not, restart the service once"
+	case errors.Is(err, ErrUnhealthy):
+		return "see the error and the new process's last output for what does not work; put the old version in place, or mend the health check, before the next upgrade"
 	case errors.Is(err, ErrRolledBack):
 		return "see the new process's last output for the reason; put the old version in place before the next upgrade"
 	}

@@ -51,7 +51,8 @@ const (
 	msgFailed    control.Type = 'F' // new -> old: why the new process gives up, as text
 	msgMain      control.Type = 'P' // old -> new: systemd takes the new process for the main process now
 	msgTakes     control.Type = 'T' // new -> old: claims.Takes, more of them
-	// The types C, K and V are for connections that move: see internal/sockets.
+	// The types C, K and V are for connections that move, and B for one that a health
+	// check is made over: see internal/sockets.
 	msgPing   control.Type = 'Q' // old -> new: is the goroutine that owns the state well?
 	msgPong   control.Type = 'O' // new -> old: its answer
 	msgHanded control.Type = 'H' // new -> old: a third process serves; with a payload, no more

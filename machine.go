@@ -26,9 +26,8 @@ import "time"
 // old process gives up before the child is ready: a state between upgrading and
 // standingBy, entered when the child reports that it waits for it. Lingering with
 // long streams: a state between draining and stopped, that the child is told of
-// as of an end. A health check: an event that rolls back as evSilence does. A
-// child that this process did not start: a childStage that begins at preparing,
-// and has no kill. A follower: a state after stopped.
+// as of an end. A child that this process did not start: a childStage that begins at
+// preparing, and has no kill. A follower: a state after stopped.
 
 // A state tells what this process does with its sockets.
 type state int
@@ -240,7 +239,7 @@ func (m *machine) on(e event) {
 			m.kill(ErrRolledBack)
 		}
 	case evProbationOver:
-		m.onProbationOver()
+		m.onProbationOver(e)
 	case evCheckUp:
 		m.onCheckUp()
 	case evSilence:

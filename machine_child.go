@@ -76,12 +76,34 @@ func (m *machine) onSilence(e evSilence) {
 		m.well()
 		return
 	default:
-		c.lastError = errors.Join(c.lastError, fmt.Errorf("it did not answer for %v, and was killed", m.limits.pong))
-		m.do.say(noticeSick, fmt.Errorf("it did not answer for %v", m.limits.pong))
-		m.kill(ErrRolledBack)
+		m.onSick(fmt.Errorf("it did not answer for %v", m.limits.pong))
 		return
 	}
 	m.do.after(m.limits.pong/pongSteps, next)
+}
+
+// onSick: the child accepts and does not serve, for the reason why.
+func (m *machine) onSick(why error) {
+	c := &m.child
+	if m.state != standingBy && m.state != draining || c.orderly || c.deaf || c.killReason != nil || m.stop != notStopping {
+		return
+	}
+	m.killSick(why)
+}
+
+// killSick kills a child that has accepted, for the reason why, which is told first.
+func (m *machine) killSick(why error) {
+	m.child.lastError = errors.Join(m.child.lastError, why)
+	m.do.say(noticeSick, why)
+	m.kill(ErrUnhealthy)
+}
+
+// rollBackReason is why a child that has accepted is rolled back.
+func (c *childState) rollBackReason() error {
+	if c.killReason == ErrUnhealthy {
+		return ErrUnhealthy
+	}
+	return ErrRolledBack
 }
 
 func (m *machine) onPong() {
@@ -212,7 +234,7 @@ func (m *machine) onUnkillable(err error) {
 	if c.stage == accepting && !c.orderly && m.stop == notStopping && m.state != stopped {
 		c.stage, c.since = leaving, m.now()
 		m.do.stopMoves()
-		failure.Reason = ErrRolledBack
+		failure.Reason = c.rollBackReason()
 		m.rollBack(failure)
 		return
 	}

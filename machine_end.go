@@ -177,7 +177,7 @@ func (m *machine) endAlone(r stopRequest) {
 		}
 	case m.state == standingBy:
 		m.hurried = m.hurried || r.now
-		m.onProbationOver()
+		m.onProbationOver(evProbationOver{id: m.child.id})
 	case r.now && m.drain == running:
 		m.do.hurryDrain()
 	}

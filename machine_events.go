@@ -20,6 +20,7 @@ type effects interface {
 	sendUpgrade()                          // the child is to upgrade, when this process is gone
 	sendStop(now bool)                     // the child is to stop as well
 	ping()                                 // evPong, or evUnasked
+	examine(probation time.Duration)       // watch how the child does for that long: evProbationOver
 	stopMoves()                            // of connections to the child
 	tellParentOfChild(serves bool)         // so that the end of this process is none of the service
 	sendParentStop(now bool)               // the parent is to stop as well
@@ -140,10 +141,13 @@ type (
 		why error
 	}
 	evGone          struct{ id int } // the child has had its time to leave
-	evProbationOver struct{ id int }
-	evCheckUp       struct{ id int }
-	evSilence       struct{ id, answered, steps int }
-	evKillAgain     struct {
+	evProbationOver struct {         // or the child is sick, which may be known sooner
+		id   int
+		sick error // what is wrong with it; nil: nothing that was seen
+	}
+	evCheckUp   struct{ id int }
+	evSilence   struct{ id, answered, steps int }
+	evKillAgain struct {
 		id    int
 		pause time.Duration
 		err   error

@@ -90,6 +90,7 @@ func (w *sim) sendGo()                  { w.send("go") }
 func (w *sim) sendUpgrade()             { w.send("upgrade") }
 func (w *sim) sendStop(now bool)        { w.send(fmt.Sprintf("stop %v", now)) }
 func (w *sim) ping()                    { w.send("ping") }
+func (w *sim) examine(d time.Duration)  { w.after(d, evProbationOver{id: w.m.child.id}) }
 func (w *sim) tellParentOfChild(b bool) { w.effect("tell parent: child serves %v", b) }
 func (w *sim) sendParentStop(now bool)  { w.effect("tell parent: stop %v", now) }
 func (w *sim) sendParentLeave()         { w.effect("tell parent: leave") }
@@ -176,8 +177,11 @@ func (w *sim) on(e event) {
 	if w.pending[what] > 0 {
 		w.pending[what]--
 	}
-	urgent := w.m.hurried
+	urgent, killed := w.m.hurried, w.m.child.killReason
 	w.m.on(e)
+	if told := slices.Contains(w.did, "say sick"); told != (w.m.child.killReason == ErrUnhealthy && killed == nil) {
+		w.breaks("it was said that the child is sick: %v; it is killed for the reason %v, and was before for %v", told, w.m.child.killReason, killed)
+	}
 	if stop, ok := e.(evStop); ok && !stop.byOperator() && !stop.passedOn {
 		w.ends = w.ends || !stop.leave
 		if !stop.now && !urgent && slices.Contains(w.did, "hurry") {
@@ -313,6 +317,7 @@ var happenings = []func(w *sim, n byte){
 	func(w *sim, n byte) { w.child(evUnasked{id: w.m.child.id, err: errors.New("ENOBUFS")}) },
 	func(w *sim, n byte) { w.child(evStuck{id: w.m.child.id, err: errors.New("stuck")}) },
 	func(w *sim, n byte) { w.child(evDeaf{id: w.m.child.id, err: errors.New("deaf"), ours: n&1 == 0}) },
+	func(w *sim, n byte) { w.child(evProbationOver{w.m.child.id, errors.New("sick")}) },
 	func(w *sim, n byte) { w.exit() },
 	func(w *sim, n byte) { w.unkillable = !w.unkillable },
 }
@@ -344,7 +349,7 @@ func (w *sim) advance() {
 	case c.waited && c.asked > c.answered:
 		w.child(evPong{id: c.id})
 	case m.state == standingBy:
-		w.on(evProbationOver{c.id})
+		w.on(evProbationOver{id: c.id})
 	case w.complete("drain"), w.complete("resume"), w.complete("restore"):
 	case w.parentLives():
 		w.on(evParentGone{})

@@ -255,17 +255,14 @@ func (m *machine) onHungUp(e evHungUp) {
 	if m.child.killReason != nil {
 		return
 	}
-	why := ErrRolledBack
-	if m.mayServe() {
-		why = ErrProtocol
-	} else if m.child.stage == leaving || m.child.orderly || m.state == stopped || m.stop != notStopping {
-		return
+	switch {
+	case m.mayServe():
+		m.child.lastError = errors.Join(m.child.lastError, e.why)
+		m.kill(ErrProtocol)
+	case m.child.stage == leaving || m.child.orderly || m.state == stopped || m.stop != notStopping:
+	default:
+		m.killSick(e.why)
 	}
-	m.child.lastError = errors.Join(m.child.lastError, e.why)
-	if why == ErrRolledBack {
-		m.do.say(noticeSick, e.why)
-	}
-	m.kill(why)
 }
 
 // onAccepting: the child accepts. Stop accepting, and stand by.
@@ -294,12 +291,17 @@ func (m *machine) onAccepting(e evAccepting) {
 		m.waiting = nil
 		m.passOn(nil)
 	}
-	m.do.after(m.limits.probation, evProbationOver{c.id})
+	m.do.examine(m.limits.probation)
 	m.leave()
 }
 
-func (m *machine) onProbationOver() {
-	if m.state == standingBy {
+// onProbationOver: the child is asked once more whether it is well, or is known to be sick.
+// A health check that ends late, after an operator has cut probation short, still counts.
+func (m *machine) onProbationOver(e evProbationOver) {
+	switch {
+	case e.sick != nil:
+		m.onSick(e.sick)
+	case m.state == standingBy:
 		m.child.judged = true
 		m.ask()
 	}
@@ -328,7 +330,7 @@ func (m *machine) onExit(e evExit) {
 	case c.stage == leaving:
 		m.settle()
 	case c.stage == accepting:
-		failure.Reason = ErrRolledBack
+		failure.Reason = c.rollBackReason()
 		m.rollBack(failure)
 	default:
 		failure.Reason = ErrExited

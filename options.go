@@ -35,6 +35,7 @@ type options struct {
 	beforeUpgrade func(context.Context) error
 	watchdog      func(context.Context) error
 	events        func(Event)
+	health        []healthCheck
 	env           []string
 	args          []string
 	executable    string

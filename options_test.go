@@ -89,7 +89,7 @@ func TestSignalOptions(t *testing.T) {
 func TestErrorsCanBeToldApart(t *testing.T) {
 	all := []error{
 		ErrNotSupported, ErrStopped, ErrHandedOver, ErrRefused, ErrStart, ErrExited, ErrReadyTimeout,
-		ErrProtocol, ErrRolledBack, ErrAlreadyRunning, ErrUpgraderExists, ErrPathInUse,
+		ErrProtocol, ErrRolledBack, ErrUnhealthy, ErrAlreadyRunning, ErrUpgraderExists, ErrPathInUse,
 	}
 	cause := errors.New("the cause")
 	for _, reason := range all {
@@ -99,7 +99,8 @@ func TestErrorsCanBeToldApart(t *testing.T) {
 			fmt.Errorf("wrapped: %w", &UpgradeError{Reason: reason, Err: cause}),
 		} {
 			for _, target := range all {
-				if got, want := errors.Is(err, target), target == reason; got != want {
+				want := target == reason || reason == ErrUnhealthy && target == ErrRolledBack
+				if got := errors.Is(err, target); got != want {
 					t.Errorf("errors.Is(%q, %q) is %v, want %v", err, target, got, want)
 				}
 			}
@@ -132,7 +133,7 @@ func TestErrorsCanBeToldApart(t *testing.T) {
 
 func TestAdviceForEveryReason(t *testing.T) {
 	seen := map[string]error{}
-	for _, reason := range []error{ErrRefused, ErrStart, ErrExited, ErrReadyTimeout, ErrProtocol, ErrRolledBack} {
+	for _, reason := range []error{ErrRefused, ErrStart, ErrExited, ErrReadyTimeout, ErrProtocol, ErrRolledBack, ErrUnhealthy} {
 		a := advice(&UpgradeError{Reason: reason})
 		if seen[a] != nil || a == "" {
 			t.Errorf("%v has the advice of %v: %q", reason, seen[a], a)

@@ -67,15 +67,18 @@ func joinParent(h *handover, limit time.Duration) (*parent, error) {
 }
 
 // run listens to the parent until it is proven to be dead, and posts what it says.
-// take gives the listener for a moved connection; over ends this process.
-func (p *parent) run(log *slog.Logger, take func(index int) *sockets.Listener, over <-chan struct{}, post func(event) bool) {
-	r := &sockets.Receiver{Ch: p.ch, Find: take, Held: map[uint32]sockets.Received{}}
+// socks has the listeners for connections that come this way; over ends this process.
+func (p *parent) run(log *slog.Logger, socks *sockets.Set, over <-chan struct{}, post func(event) bool) {
+	r := &sockets.Receiver{Ch: p.ch, Find: socks.Taker, Held: map[uint32]sockets.Received{}}
 	p.ch.Run(func(m control.Message) {
 		switch m.Type {
 		case sockets.MsgConns:
 			if err := r.OnConns(m); err != nil {
 				log.Error("grace: connections that were moved here can't be taken; the old process keeps them", "err", err)
 			}
+			return
+		case sockets.MsgProbe:
+			socks.TakeProbe(m)
 			return
 		case sockets.MsgVerdict:
 			if err := r.OnVerdict(m); err != nil {

@@ -97,7 +97,7 @@ func (u *Upgrader) handshake() error {
 			return err
 		}
 	}
-	c.Pongs = true
+	c.Pongs, c.Probes = true, true
 	p.ch.Send(control.NewMessage(msgClaims, &c))
 	_, err := p.ready.WriteString(readyLine)
 	p.ready.Close()

@@ -20,7 +20,7 @@ import (
 // process that dies while this one drains is still rolled back; the log says so,
 // and Done stays open.) Otherwise it says why not, and this process goes on serving:
 // an [*UpgradeError] with the reason ErrRefused, ErrStart, ErrExited,
-// ErrReadyTimeout, ErrProtocol or ErrRolledBack.
+// ErrReadyTimeout, ErrProtocol, ErrRolledBack or ErrUnhealthy.
 //
 // One upgrade runs at a time. A call during another one, or before this process
 // is ready, or while its own old process drains, waits its turn; several that

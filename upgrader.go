@@ -165,7 +165,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	u.m = u.newMachine()
 	go u.loop()
 	if p := u.parent; p != nil {
-		p.run(u.log, u.socks.Taker, u.over, u.happen)
+		p.run(u.log, u.socks, u.over, u.happen)
 	}
 	u.joinMaster()
 	u.foreseeTrouble()

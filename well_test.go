@@ -251,7 +251,7 @@ func TestOldLivesAfterTheChannelHasEnded(t *testing.T) {
 		t.Fatal(third.err)
 	}
 	next.await(standingBy)
-	next.post(next.m.onProbationOver)
+	next.post(func() { next.m.onProbationOver(evProbationOver{id: next.m.child.id}) })
 	if err := receive(t, again, "the upgrade that has waited for the old process's end"); err != nil {
 		t.Error(err)
 	}

@@ -221,7 +221,7 @@ func TestMoveToStoppedProcess(t *testing.T) {
 		t.Errorf("answers by pid, 0 for none: %v; want all by %d", got, m.Pid())
 	}
 	m.WaitLine(`connections can't be moved to the new process any more.* err="it has not taken them within`)
-	m.WaitLine(`rolled back; this process accepts again.*it did not answer for 10s, and was killed`)
+	m.WaitLine(`rolled back; this process accepts again.*it did not answer for 10s`)
 	m.WaitGone(pid)
 	m.dial().mustAsk(t, m.Pid())
 	if m.Count(`grace: stopped`) > 0 {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -112,11 +113,13 @@ func classify(err error) Result {
 		"ErrNotSupported": grace.ErrNotSupported, "ErrStopped": grace.ErrStopped, "ErrHandedOver": grace.ErrHandedOver,
 		"ErrRefused": grace.ErrRefused, "ErrStart": grace.ErrStart, "ErrExited": grace.ErrExited,
 		"ErrReadyTimeout": grace.ErrReadyTimeout, "ErrProtocol": grace.ErrProtocol, "ErrRolledBack": grace.ErrRolledBack,
+		"ErrUnhealthy": grace.ErrUnhealthy,
 	} {
 		if errors.Is(err, target) {
 			r.Is = append(r.Is, name)
 		}
 	}
+	slices.Sort(r.Is)
 	var ue *grace.UpgradeError
 	if errors.As(err, &ue) {
 		r.Upgrade, r.Pid = true, ue.Pid

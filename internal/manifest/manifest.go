@@ -77,6 +77,8 @@ type Claims struct {
 	// Pongs is true if the new process answers when it is asked whether it is
 	// well.
 	Pongs bool
+	// Probes is true if it takes connections that a health check is made over.
+	Probes bool
 }
 
 func (c *Claims) Add(socket int, takes string) {
@@ -193,6 +195,7 @@ func (e *Entry) field(f *control.Field) {
 // Encode writes one record about all of the claims, and then one for each socket.
 func (c *Claims) Encode(r *control.Records) {
 	r.Flag("pongs", c.Pongs)
+	r.Flag("probes", c.Probes)
 	r.End()
 	for i, socket := range c.Sockets {
 		r.Number("socket", uint64(socket))
@@ -212,6 +215,8 @@ func (c *Claims) Decode(payload []byte) error {
 		switch {
 		case n == 0 && f.Key == "pongs":
 			c.Pongs = f.Flag()
+		case n == 0 && f.Key == "probes":
+			c.Probes = f.Flag()
 		case n > 0 && f.Key == "socket":
 			c.Sockets[n-1] = f.Int()
 		case n > 0 && f.Key == "takes":

@@ -16,6 +16,8 @@
 //     and all of a listener's
 //   - move.go, receive.go, prelude.go, mark.go: how connections move to another process,
 //     and how they begin there
+//   - probe.go, queue.go: a connection that the old process gives to the new one to see
+//     whether it serves, and whether it accepts at all
 //
 // # Locks
 //
