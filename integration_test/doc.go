@@ -8,6 +8,7 @@
 //	a request or a connection is lost    loss_*, upgrade, accept, drain, move, move_full, socket
 //	an upgrade that fails                broken, start, slow_exec, fault, enfile, inflight
 //	a new process that dies or hangs     rollback, rollback_matrix, fault, stuck
+//	a new process that does not work     sick
 //	an old process that dies             killed, steps, last_stop
 //	signals, and stops                   signals, group, hangup, steps, last_stop
 //	sockets that come, go and change     socket, socket_change, socket_binary, packet, nonblock, blocking

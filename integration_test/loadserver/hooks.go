@@ -41,7 +41,7 @@ func hooked(name string) *http.Server {
 		fmt.Fprintf(w, "pid=%d base=%v conn=%v states=%s\n", os.Getpid(), ctx.Value(key("base")), conn.RemoteAddr(), strings.Join(states[conn], ","))
 	})
 	srv := &http.Server{
-		Handler: mux,
+		Handler: sickHandler(mux),
 		BaseContext: func(ln net.Listener) context.Context {
 			return context.WithValue(context.Background(), key("base"), ln.Addr())
 		},

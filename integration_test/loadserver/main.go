@@ -54,7 +54,9 @@ func dieWithTest() {
 }
 
 func run() error {
-	u, err := grace.New(grace.PIDFile(*pidFile), grace.Probation(*probation), grace.DrainTimeout(*drain))
+	readSickness()
+	opts := append(healthOptions(), grace.PIDFile(*pidFile), grace.Probation(*probation), grace.DrainTimeout(*drain))
+	u, err := grace.New(opts...)
 	if err != nil {
 		return err
 	}
@@ -63,6 +65,7 @@ func run() error {
 		<-u.Done()
 		return err
 	}
+	go sickAfterReady(u)
 	err = u.Run(context.Background())
 	fmt.Printf("begun pid=%d n=%d\n", os.Getpid(), begun.Load())
 	return err
@@ -78,8 +81,11 @@ func listen(u *grace.Upgrader) (err error) {
 		}
 		var ln net.Listener
 		if ln, err = u.Listen(network, addr); err == nil {
+			err = shorten(ln, *backlog)
+		}
+		if err == nil {
 			fmt.Printf("listening %s %s pid=%d\n", how, ln.Addr(), os.Getpid())
-			serve(ln)
+			serve(sickListener(ln))
 			n++
 		}
 	}
