@@ -21,6 +21,7 @@
 //   - [Upgrader.Listen], [Upgrader.ListenPacket]: a socket, handed over or opened
 //   - [Upgrader.HTTP], [Upgrader.Server]: a server that is drained, and its connections moved
 //   - [Upgrader.Run] runs them all; [Upgrader.Actor] is for a run.Group
+//   - [HealthCheck]: a new version that starts and does not work is rolled back
 //   - [Upgrader.Upgrade], as SIGUSR2; [Upgrader.Shutdown], as SIGTERM
 //
 // # What holds

@@ -112,7 +112,9 @@ func DrainTimeout(d time.Duration) Option {
 // Probation is how long the old process stands by after the new one is ready,
 // with its sockets and its connections, to take over again should the new one
 // die. At its end, and during the drain, the new one must answer the old one
-// within 10 seconds: one that is stopped or hangs is killed and rolled back.
+// within 10 seconds: one that is stopped or hangs is killed and rolled back. So is one
+// from whose full TCP queue nothing is accepted after probation for as long again, at
+// least for 2 seconds (Linux). Whether its handlers work is seen by a [HealthCheck] only.
 // Default 1 second; 0 drains at once (a new process that dies while the old one
 // drains is rolled back all the same).
 func Probation(d time.Duration) Option {

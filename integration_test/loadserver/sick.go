@@ -42,8 +42,11 @@ func sickHandler(h http.Handler) http.Handler {
 		})
 	case "hang":
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { select {} })
-	case "stop": // at the first request, if it comes before afterReady
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { stopSelf() })
+	case "stop": // at the first request, if it comes before sickAfterReady
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			stopSelf()
+			select {} // another thread may have got the signal
+		})
 	}
 	return h
 }
@@ -68,18 +71,19 @@ func sickAfterReady(u *grace.Upgrader) {
 	}
 }
 
-// healthOptions are the check. It is impatient as long as the file is there.
+// healthOptions are the check. It is impatient as long as the file names a sickness by which
+// the new process never answers: the others are told by its answer, however long that takes.
 func healthOptions() []grace.Option {
 	if *check == "" {
 		return nil
 	}
 	bound := func(ctx context.Context) (context.Context, context.CancelFunc) {
-		if _, err := os.Stat(*sickFile); err == nil {
+		if b, err := os.ReadFile(*sickFile); err == nil && string(b) != "500" {
 			return context.WithTimeout(ctx, 300*time.Millisecond)
 		}
 		return context.WithCancel(ctx)
 	}
-	if network, addr, ok := strings.Cut(*check, "="); ok {
+	if network, addr, ok := strings.Cut(*check, "="); ok && !strings.Contains(network, ":") {
 		return []grace.Option{grace.HealthCheckConn(network, addr, func(ctx context.Context, c net.Conn) error {
 			ctx, cancel := bound(ctx)
 			defer cancel()
