@@ -3,23 +3,23 @@
 package grace
 
 import (
-	"crypto/tls"
-	"log/slog"
-	"time"
-
-	"github.com/julofinance/grace/v3/internal/control"
-	"github.com/julofinance/grace/v3/internal/testing/logtest"
-	"github.com/julofinance/grace/v3/internal/testing/tlstest"
-
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/control"
+	"github.com/julofinance/grace/v3/internal/serve"
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // is200 is a health check of HTTP, whose URL is url.
@@ -368,6 +368,8 @@ func TestStopDuringHealthCheck(t *testing.T) {
 	}
 	g := h.first()
 	next, done := g.toProbation()
+	slow := &slowDrainer{begun: make(chan *serve.Drain, 9), notice: make(chan struct{}, 9)}
+	next.host.Add(slow) // it lives until the check is over
 	receive(t, begun, "the check")
 	g.askStop()
 	if err := receive(t, done, "Upgrade"); err != nil {
@@ -376,6 +378,7 @@ func TestStopDuringHealthCheck(t *testing.T) {
 	if err := receive(t, over, "the check's end"); err != context.Canceled {
 		t.Errorf("the check's context: %v, want that it is cancelled", err)
 	}
+	slow.notice <- struct{}{}
 	receive(t, g.Done(), "Done")
 	receive(t, next.Done(), "Done of the new one")
 }
