@@ -25,9 +25,9 @@ import (
 // that process it is one that it has just accepted, from the loopback interface, so that TLS
 // begins with a handshake. The host of a URL is what the Host header and the certificate's
 // check see; it is not resolved. If the service has several listeners, the URL's port says
-// which is meant. c follows redirects and verifies certificates as any http.Client; c.Transport is an
-// [*http.Transport], whose TLSClientConfig may be set, for a private certificate authority,
-// say.
+// which is meant. c follows redirects and verifies certificates as any http.Client;
+// c.Transport is an [*http.Transport], whose TLSClientConfig may be set, for a private
+// certificate authority, say.
 //
 // The check must return within [Probation], or within 5 seconds if that is longer. Its
 // context ends then, or when the new process is dead, and the connections are closed.
@@ -36,7 +36,8 @@ import (
 //
 // It is the old version's check that runs. A new version that is too old to be given
 // connections is not checked, and the log says so. The option may be given several times;
-// all checks run at once, and all must pass. A nil check does nothing.
+// all checks run at once, and all must pass. A nil check does nothing. Under a master that
+// does the upgrades no check is made.
 func HealthCheck(check func(ctx context.Context, c *http.Client) error) Option {
 	return func(o *options) error {
 		if check != nil {
