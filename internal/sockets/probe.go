@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"time"
 
@@ -113,7 +114,7 @@ func (s *Set) TakeProbe(m control.Message) {
 		fd.CloseAll(m.FDs)
 		return
 	}
-	index := int(binary.BigEndian.Uint32(m.Payload))
+	index := int(binary.BigEndian.Uint32(m.Payload) & math.MaxInt32) // -1 is none of the old process's
 	for _, sock := range s.Snapshot() {
 		if sock.Listener == nil || sock.Index != index {
 			continue
