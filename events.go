@@ -34,8 +34,8 @@ const (
 	// EventHandedOver: new, Peer, accepts; this process has stopped accepting, and stands
 	// by. Took is the time since new was started.
 	EventHandedOver
-	// EventSick: new, Peer, is not well, and is killed; Err says what is wrong. EventRolledBack
-	// follows.
+	// EventSick: new, Peer, is not well, and is killed; Err says what is wrong, such as the
+	// error of a HealthCheck. EventRolledBack follows, with ErrUnhealthy.
 	EventSick
 	// EventRolledBack: new, Peer, was ready and is dead or gives up; this process accepts
 	// again, and what a drain has stopped may go on. Err is an *UpgradeError.

@@ -103,10 +103,8 @@ func (m *machine) onStop(r stopRequest) {
 			m.leaveToChild()
 		}
 		m.refuseAll()
-		if m.isToBeLame(r) {
-			m.state = lameDuck
-			m.do.goLame()
-			m.do.after(m.limits.lame, evLameOver{})
+		if m.isToBeLame(r.now) {
+			m.goLame()
 		} else {
 			m.beginLastDrain(r)
 		}
@@ -121,11 +119,17 @@ func (m *machine) onStop(r stopRequest) {
 	m.well()
 }
 
-// isToBeLame reports whether this process goes on accepting for a while at the stop r: it
-// may be told only by load balancers that have noticed. Under a master the next process
-// is there already.
-func (m *machine) isToBeLame(r stopRequest) bool {
-	return m.limits.lame > 0 && (m.state == serving || m.state == upgrading) && !r.leave && !r.now && !m.underMaster
+// isToBeLame reports whether this process goes on accepting for a while though it was told
+// to stop: load balancers hear of that late. Under a master the next process is there
+// already.
+func (m *machine) isToBeLame(now bool) bool {
+	return m.limits.lame > 0 && (m.state == serving || m.state == upgrading) && m.stop == stopService && !now && !m.underMaster
+}
+
+func (m *machine) goLame() {
+	m.state = lameDuck
+	m.do.goLame()
+	m.do.after(m.limits.lame, evLameOver{})
 }
 
 // repeatedStop reports whether r only repeats a stop that was asked for a moment
@@ -316,11 +320,14 @@ func (m *machine) onResumed() {
 		return
 	}
 	m.drain, m.state = noDrain, serving
-	if m.stop != notStopping {
+	switch {
+	case m.isToBeLame(m.hurried): // told to stop meanwhile, and it accepts
+		m.goLame()
+	case m.stop != notStopping:
 		m.beginDrain(false)
-		return
+	default:
+		m.settle() // an upgrade may be wanted already
 	}
-	m.settle() // an upgrade may be wanted already
 }
 
 // finish ends this process's part for good.

@@ -70,6 +70,10 @@ var situations = []struct {
 	{"draining, launching", func(w *sim) { w.to("ready upgrade stop") }},
 	{"draining, for a child that starts", func(w *sim) { w.to("ready upgrade launch leave") }},
 	{"resuming", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong exit") }},
+	{"resuming, told to stop, to be a lame duck", func(w *sim) {
+		w.m.limits.lame = time.Second
+		w.to("ready upgrade launch line claims accept probation pong exit drained stop")
+	}},
 	{"resuming, told to stop", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong exit stop") }},
 	{"holding, launching", func(w *sim) { w.to("ready upgrade stop drained") }},
 	{"holding, for systemd", func(w *sim) {
