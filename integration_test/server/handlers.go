@@ -63,6 +63,7 @@ func handlers(u *grace.Upgrader) http.Handler {
 		os.Exit(code)
 		return nil
 	})
+	mux.HandleFunc("/readyz", grace.Readiness)
 	mux.HandleFunc("/hold", hold)
 	mux.Handle("load/", load.Handler()) // for the clients of package load, by their Host
 	mux.HandleFunc("/upgrade", func(w http.ResponseWriter, r *http.Request) {

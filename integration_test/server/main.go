@@ -44,6 +44,7 @@ var (
 	probation = flag.Duration("probation", time.Second, "probation")
 	ready     = flag.Duration("ready", time.Minute, "ready timeout")
 	drain     = flag.Duration("drain", 30*time.Second, "drain timeout")
+	lame      = flag.Duration("lame", 0, "lame duck")
 	misbehave = flag.String("misbehave", "", "file that says how the next generation misbehaves; it removes the file")
 	execPath  = flag.String("exec", "", "Executable option")
 	reap      = flag.Bool("reap", false, "wait for every child that ends, whichever process has started it, as an init does")
@@ -94,7 +95,7 @@ func serve() error {
 	m := loadMisbehaviour(*misbehave)
 	m.at("start")
 	opts := []grace.Option{
-		grace.Probation(*probation), grace.ReadyTimeout(*ready), grace.DrainTimeout(*drain),
+		grace.Probation(*probation), grace.ReadyTimeout(*ready), grace.DrainTimeout(*drain), grace.LameDuck(*lame),
 		grace.ReadyCheck(func(ctx context.Context) error { return m.check(ctx) }),
 	}
 	opts = append(opts, startOptions()...)
