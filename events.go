@@ -120,13 +120,10 @@ func (u *Upgrader) flushEvents() {
 	}
 }
 
-// tellProgram gives the event that a notice stands for, if there is one. Like say it runs
-// in the goroutine that owns the state, or when that has ended.
-func (p performer) tellProgram(n notice, err error) {
+// eventOf gives the event that a notice stands for; one without a Kind if it stands for
+// none. Like say it runs in the goroutine that owns the state, or when that has ended.
+func (p performer) eventOf(n notice, err error) Event {
 	u := p.u
-	if u.word == nil {
-		return
-	}
 	e := Event{Err: err}
 	var failure *UpgradeError
 	if errors.As(err, &failure) {
@@ -140,7 +137,7 @@ func (p performer) tellProgram(n notice, err error) {
 		}
 	case noticeParentGone, noticeParentStuck:
 		if u.alone {
-			return
+			return Event{}
 		}
 		u.alone = true
 		e.Kind, e.Peer = EventAlone, u.parent.m.Pid
@@ -168,7 +165,7 @@ func (p performer) tellProgram(n notice, err error) {
 		e = Event{Kind: EventDrained, Took: d.Took(), Waited: d.Report.Waited, Cut: d.Report.Cut}
 		e.Moved, e.Finished = d.Moved()
 	default:
-		return
+		return Event{}
 	}
-	u.emit(e)
+	return e
 }

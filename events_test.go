@@ -5,12 +5,15 @@ package grace
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/serve"
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
 // An eventLog is what one process was told.
@@ -208,4 +211,40 @@ func TestDoneWaitsForEvents(t *testing.T) {
 	}
 	close(goOn)
 	receive(t, u.Done(), "Done")
+}
+
+// TestLinesAndEventsAgree: what both say is the same, to the nanosecond.
+func TestLinesAndEventsAgree(t *testing.T) {
+	told, lines := make(eventLog, 99), logtest.New(func(slog.Record) {})
+	h := newHouse(t, func(g *generation) error { return g.Ready() })
+	h.opts = func(n int) []Option {
+		if n > 1 {
+			return nil
+		}
+		return []Option{Probation(0), told.option(), Logger(slog.New(lines))}
+	}
+	next := accepted(t, h.first())
+	for kind, line := range map[EventKind]func(e Event) string{
+		EventHandedOver: func(e Event) string {
+			return fmt.Sprintf(`standing by" new=%d took=%v probation=0s`, e.Peer, e.Took)
+		},
+		EventDrained: func(e Event) string {
+			return fmt.Sprintf(`drained" took=%v moved=%d finished=%d waited=%d cut=%d`, e.Took, e.Moved, e.Finished, e.Waited, e.Cut)
+		},
+	} {
+		var e Event
+		for range len(told) { // all are there, since Done is closed
+			next := <-told
+			if told <- next; next.Kind == kind {
+				e = next
+			}
+		}
+		if e.Took <= 0 {
+			t.Errorf("%v: took %v, want more", kind, e.Took)
+		}
+		if log := lines.Buffer.String(); !strings.Contains(log, line(e)) {
+			t.Errorf("%v: the log says\n%s\nwant %s", kind, log, line(e))
+		}
+	}
+	next.stop(t)
 }

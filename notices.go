@@ -13,10 +13,18 @@ import (
 // How each step is reported: to the log, to systemd, and to a master.
 
 // say reports that a step was done. What it names belongs to the state at that
-// moment.
+// moment. The line and the event say the same: what both have is the event's.
 func (p performer) say(n notice, err error) {
+	e := p.eventOf(n, err)
+	p.sayToOperator(n, e, err)
+	if e.Kind != 0 {
+		p.u.emit(e)
+	}
+}
+
+// sayToOperator writes the line. e is the event, if there is one.
+func (p performer) sayToOperator(n notice, e Event, err error) {
 	u := p.u
-	defer p.tellProgram(n, err)
 	switch n {
 	case noticeServing:
 		u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.Snapshot()))
@@ -33,7 +41,7 @@ func (p performer) say(n notice, err error) {
 		u.log.Info("grace: upgrade begins", "pid", os.Getpid(), "generation", u.generation)
 		u.notify.Reloading(fmt.Sprintf("%s; generation %d is starting", u.serves(), u.generation+1))
 	case noticeStandingBy:
-		u.log.Info("grace: the new process is ready; standing by", "new", u.m.child.pid, "took", time.Since(u.child.launched), "probation", u.opt.probation)
+		u.log.Info("grace: the new process is ready; standing by", "new", e.Peer, "took", e.Took, "probation", u.opt.probation)
 		u.notify.Status(fmt.Sprintf("%s, on probation; pid %d stands by", u.nextServes(), os.Getpid()))
 	case noticeUpgradeDone:
 		u.log.Info("grace: upgrade done; draining", "new", u.m.child.pid, "timeout", u.opt.drainTimeout)
@@ -45,8 +53,13 @@ func (p performer) say(n notice, err error) {
 		u.log.Error("grace: rolled back; this process accepts again", "err", err, "hint", advice(err))
 		u.tellFailed("the upgrade was rolled back", err)
 	case noticeDrained:
-		u.cut.Store(int64(u.drain.Report.Cut))
-		u.drain.Log(u.log)
+		u.cut.Store(int64(e.Cut))
+		args := []any{"took", e.Took, "moved", e.Moved, "finished", e.Finished, "waited", e.Waited, "cut", e.Cut}
+		if e.Cut > 0 {
+			u.log.Warn("grace: drained; connections were cut off, see DrainTimeout", args...)
+		} else {
+			u.log.Info("grace: drained", args...)
+		}
 	case noticeParentGone:
 		u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)
 		u.onMain(false)
@@ -61,12 +74,12 @@ func (p performer) say(n notice, err error) {
 		u.log.Error("grace: the master is gone; this process goes on serving", "master", u.master.Name, "masterpid", u.master.Pid,
 			"hint", master.AdviceMasterGone)
 	default:
-		p.sayOfChild(n, err)
+		p.sayOfChild(n, e, err)
 	}
 }
 
 // sayOfChild reports what is wrong with the child, or what becomes of it.
-func (p performer) sayOfChild(n notice, err error) {
+func (p performer) sayOfChild(n notice, e Event, err error) {
 	log, pid := p.u.log, p.u.m.child.pid
 	var failure *UpgradeError
 	status := "unknown"
@@ -87,11 +100,11 @@ func (p performer) sayOfChild(n notice, err error) {
 		log.Error("grace: the new process can't be killed; it is tried again and again", "new", pid, "err", err,
 			"hint", fmt.Sprintf("end it by hand (kill -9 %d); until then no upgrade begins", pid))
 	case noticeSick:
-		log.Warn("grace: the new process is not well, and is killed", "new", pid, "err", err)
+		log.Warn("grace: the new process is not well, and is killed", "new", e.Peer, "err", e.Err)
 	case noticeGivesUp:
 		log.Warn("grace: this process gives up while a new one is starting; it leaves the sockets to that", "new", pid)
 	case noticeHeirServes:
-		log.Info("grace: the new process is ready; this one ends", "new", pid, "took", time.Since(p.u.child.launched))
+		log.Info("grace: the new process is ready; this one ends", "new", e.Peer, "took", e.Took)
 	case noticeHeirDied:
 		log.Error("grace: the new process, which was to serve in place of this one, has ended; no process serves", "new", pid, "status", status)
 	case noticeStopIgnored:

@@ -2,7 +2,6 @@ package serve
 
 import (
 	"context"
-	"log/slog"
 	"sync"
 	"time"
 
@@ -123,14 +122,4 @@ func (d *Drain) Moved() (moved, finished int) {
 		moved = d.Mover.Count()
 	}
 	return moved, max(0, d.Report.Finished-moved)
-}
-
-func (d *Drain) Log(log *slog.Logger) {
-	moved, finished := d.Moved()
-	args := []any{"took", d.Took(), "moved", moved, "finished", finished, "waited", d.Report.Waited, "cut", d.Report.Cut}
-	if d.Report.Cut > 0 {
-		log.Warn("grace: drained; connections were cut off, see DrainTimeout", args...)
-		return
-	}
-	log.Info("grace: drained", args...)
 }
