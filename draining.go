@@ -40,8 +40,8 @@ func Draining(ctx context.Context) <-chan struct{} {
 
 // Readiness is a handler for a readiness probe, http.HandleFunc("/readyz", grace.Readiness):
 // it says 200 while the service serves, during an upgrade as well, and 503 from the moment
-// at which this process is told to stop. With [LameDuck] it goes on accepting then, until
-// whoever asks has noticed. On a server that is not run by this package it says 500.
+// at which this process is told to stop. With [LameDuck] it goes on accepting then, while the
+// load balancer notices. On a server that is not run by this package it says 500.
 func Readiness(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	switch h := serve.HostOf(r.Context()); {

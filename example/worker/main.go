@@ -8,8 +8,8 @@
 //	curl -d hello localhost:9008
 //	kill -USR2 $(cat worker.pid)
 //
-// Who has the lock of a file does the work. The old process gives it back when it begins to
-// drain, as Draining tells it: when the new one has proven itself. The new one has waited
+// The process that has the lock of a file does the work. The old one gives it back when it
+// begins to drain, as Draining tells it: when the new one has proven itself. The new one has waited
 // for it, and goes on. If the upgrade is rolled back, in the drain even, the old one takes
 // the lock again: the kernel has given it back when the new process died.
 package main
