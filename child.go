@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -43,6 +44,7 @@ type childPlan struct {
 	id       int
 	sockets  *sockets.Set
 	pid      *pidFile // nil without one
+	leashes  *leashes
 	manifest func([]*sockets.Socket) *manifest.Manifest
 	grace    time.Duration // the idle grace
 	start    func(ready, control int, files []int) (proc.Process, error)
@@ -80,6 +82,11 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 		}
 		defer fd.CloseAll(lock)
 	}
+	leashes, ends, err := plan.leashes.lend()
+	if err != nil {
+		return nil, err
+	}
+	defer fd.CloseAll(ends)
 	raw, err := theirPipe.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -87,6 +94,7 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 	cerr := raw.Control(func(ready uintptr) {
 		err = sockets.WithFDs(plan.sockets.ToHandOver(), func(socks []*sockets.Socket, fds []int) error {
 			m := plan.manifest(socks)
+			m.Sockets = append(m.Sockets, leashes...)
 			for range lock {
 				m.Sockets = append(m.Sockets, manifest.Entry{Kind: manifest.PIDLock})
 			}
@@ -99,7 +107,7 @@ func startChild(ctx context.Context, plan childPlan) (c *child, err error) {
 			ch.Allow(len(socks))
 			told := context.AfterFunc(ctx, func() { sayLeft(ch) })
 			defer told()
-			c.proc, err = plan.start(int(ready), theirs, append(fds, lock...))
+			c.proc, err = plan.start(int(ready), theirs, slices.Concat(fds, ends, lock))
 			return err
 		})
 	})
@@ -178,7 +186,7 @@ func (c *child) event(m control.Message) event {
 		}
 		c.learn(&claimed)
 		c.probes.Store(claimed.Probes)
-		return evClaims{id: c.id, pongs: claimed.Pongs}
+		return evClaims{id: c.id, pongs: claimed.Pongs, keeps: claimed.Keeps}
 	case msgAccepting:
 		if len(m.Payload) > 0 && m.Decode(&claimed) == nil && c.claims.Load() != nil { // they have changed since
 			c.learn(&claimed)

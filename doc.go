@@ -27,10 +27,11 @@
 // # What holds
 //
 // At any moment a ready process accepts on every socket. At most two
-// generations run, and at most one of them is not ready. A new process that
+// generations run, and at most one of them is not ready; older ones may finish
+// their streams besides, see [Linger]. A new process that
 // fails in whatever way before it is ready is killed, and the old one goes on as
 // if nothing had happened. If the new one dies later, before the old one is gone,
-// the upgrade is rolled back: the old process accepts again. If the old process
+// or lingers, the upgrade is rolled back: the old process accepts again. If the old process
 // dies, a new process that exists carries on.
 //
 // # Connections

@@ -19,6 +19,7 @@ func (p performer) openGates() error {
 	if err := p.u.socks.OpenGates(); err != nil {
 		return err
 	}
+	p.u.leashes.watch(p.u.hearLingerer)
 	if p.u.parent != nil {
 		p.u.sayAccepting() // at once: the old process goes on accepting until it hears this
 	}
@@ -158,8 +159,12 @@ func (p performer) beginDrain(move bool) {
 	}
 	d := serve.NewDrain(m)
 	p.u.drain = d
+	limit := p.u.opt.drainTimeout
+	if p.u.m.mayLinger() { // it is to come that far
+		limit = max(limit, lingerAfter+pongPatience)
+	}
 	go func() {
-		d.Run(p.u.host.All(), p.u.opt.drainTimeout)
+		d.Run(p.u.host.All(), limit)
 		p.u.happen(evDrained{})
 	}()
 }
@@ -208,7 +213,7 @@ func (p performer) finish(gaveUp, last bool) {
 
 func (p performer) done() {
 	close(p.u.done)
-	if p.u.child != nil {
+	if p.u.child != nil && p.u.m.lingers != lingered {
 		p.u.warnIfNeverGone(p.u.child.proc.Pid())
 	}
 }

@@ -21,8 +21,8 @@ type EventKind int
 const (
 	// EventReady: this process serves. Peer is old's pid, or 0 in a first process.
 	EventReady EventKind = iota + 1
-	// EventAlone: old, Peer, is gone, or has finished and does not exit in time; this
-	// process, the new one, may be upgraded itself.
+	// EventAlone: old, Peer, is gone or lingers, or has finished and does not exit in time;
+	// this process, the new one, may be upgraded itself.
 	EventAlone
 	// EventAsked: an upgrade was asked for, by a signal or by Upgrade. Several requests
 	// that wait are one upgrade.
@@ -48,6 +48,9 @@ const (
 	// EventDraining: this process finishes what it has begun. Peer is new, which has taken
 	// over, or 0: the service ends. A drain that Peer has caused may be rolled back.
 	EventDraining
+	// EventLingering: only long streams are left, and this process goes on with them by
+	// itself, see Linger; Peer is new, which may be upgraded. EventDrained follows.
+	EventLingering
 	// EventDrained: nothing is left. Took is how long it has taken; Moved, Finished,
 	// Waited and Cut count connections.
 	EventDrained
@@ -59,7 +62,7 @@ var eventNames = [...]string{
 	EventReady: "ready", EventAlone: "alone", EventAsked: "asked", EventRefused: "refused",
 	EventStarted: "started", EventHandedOver: "handed over", EventSick: "sick",
 	EventRolledBack: "rolled back", EventFailed: "failed", EventLameDuck: "lame duck", EventDraining: "draining",
-	EventDrained: "drained", EventStopped: "stopped",
+	EventLingering: "lingering", EventDrained: "drained", EventStopped: "stopped",
 }
 
 // String returns the kind in lower case, such as "handed over".
@@ -135,7 +138,7 @@ func (p performer) eventOf(n notice, err error) Event {
 		if u.parent != nil {
 			e.Peer = u.parent.m.Pid
 		}
-	case noticeParentGone, noticeParentStuck:
+	case noticeParentGone, noticeParentStuck, noticeParentLingers:
 		if u.alone {
 			return Event{}
 		}
@@ -160,6 +163,8 @@ func (p performer) eventOf(n notice, err error) Event {
 		}
 	case noticeRolledBack:
 		e.Kind = EventRolledBack
+	case noticeLingering:
+		e.Kind, e.Peer = EventLingering, u.m.child.pid
 	case noticeDrained:
 		d := u.drain
 		e = Event{Kind: EventDrained, Took: d.Took(), Waited: d.Report.Waited, Cut: d.Report.Cut}

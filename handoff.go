@@ -55,6 +55,7 @@ const (
 	// check is made over: see internal/sockets.
 	msgPing   control.Type = 'Q' // old -> new: is the goroutine that owns the state well?
 	msgPong   control.Type = 'O' // new -> old: its answer
+	msgLinger control.Type = 'L' // old -> new: the old process lingers; with the new one's end of its leash
 	msgHanded control.Type = 'H' // new -> old: a third process serves; with a payload, no more
 )
 

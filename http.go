@@ -28,7 +28,8 @@ import (
 // here and new there. Others are finished:
 // HTTP/1 responses say "Connection: close", HTTP/2 connections get GOAWAY, an
 // idle connection is left open for [IdleGrace] before it is closed, and a
-// hijacked one is waited for. [DrainTimeout] cuts off the rest.
+// hijacked one is waited for. [DrainTimeout] cuts off the rest, unless the process lingers:
+// see [Linger].
 //
 // What was registered with RegisterOnShutdown is called when the drain begins, as by
 // Shutdown, or, if srv itself serves HTTP/2, when those clients know that they are to go

@@ -16,18 +16,19 @@ import "time"
 //	                                                          │ probation is over
 //	  stop, in any state ──── (lameDuck) ───────> draining <──┘
 //	                                                 │ child dies: resuming, then serving
-//	                                                 └── drained ──> stopped
+//	                                                 ├── drained ──────────────────> stopped
+//	                                                 └── long streams left ─> lingering ─┘
 //
 // machine_events.go has the events and the effects, machine_upgrade.go what leads from
-// one state to the next, machine_child.go whether the child is well, and machine_end.go
-// how a process ends. What each state does at each event: testdata/machine.txt.
+// one state to the next, machine_child.go whether the child is well, machine_linger.go
+// lingering, here and of older processes, and machine_end.go how a process ends. What
+// each state does at each event: testdata/machine.txt.
 //
 // There is room for what this process does not do yet. Exclusive state that the
 // old process gives up before the child is ready: a state between upgrading and
-// standingBy, entered when the child reports that it waits for it. Lingering with
-// long streams: a state between draining and stopped, that the child is told of
-// as of an end. A child that this process did not start: a childStage that begins at
-// preparing, and has no kill. A follower: a state after stopped.
+// standingBy, entered when the child reports that it waits for it. A child that this
+// process did not start: a childStage that begins at preparing, and has no kill. A
+// follower: a state after stopped.
 
 // A state tells what this process does with its sockets.
 type state int
@@ -40,12 +41,13 @@ const (
 	lameDuck                // accepts, though told to stop, and sends clients away
 	draining                // finishes what it has begun
 	resuming                // accepts; the servers return from a drain that was called off
+	lingering               // finishes long streams; the child is on its own
 	holding                 // drained, and kept alive until a child has ended, or is known
 	stopped                 // Done
 )
 
 func (s state) String() string {
-	return [...]string{"starting", "serving", "upgrading", "standingBy", "lameDuck", "draining", "resuming", "holding", "stopped"}[s]
+	return [...]string{"starting", "serving", "upgrading", "standingBy", "lameDuck", "draining", "resuming", "lingering", "holding", "stopped"}[s]
 }
 
 // A childStage tells how far the new process has come.
@@ -74,6 +76,7 @@ type childState struct {
 	line       bool // the ready line has come
 	claimed    bool // its claims have come
 	pongs      bool // it answers when it is asked whether it is well
+	keeps      bool // it keeps the leash of this process, should this one linger
 	orderly    bool // it was asked to stop: its end is no reason to roll back
 	alone      bool // an operator has told this process to end while the child serves on
 	handedOver bool // it has a child of its own that serves
@@ -102,6 +105,7 @@ type parentStage int
 const (
 	noParent parentStage = iota // this is a first process
 	parentAlive
+	parentLingers  // it has finished with this process
 	parentFinished // it has nothing of the service any more, and is to exit
 	parentStuck    // it has not exited in time: it is waited for no more
 	parentGone
@@ -148,7 +152,10 @@ type machine struct {
 	leaveLater bool // this process gives up as soon as the child accepts, or is dead
 	gaveUp     bool // this process has given up, and its parent serves on
 	ended      bool // Done is closed
-	restoring  int  // how many roll backs have not put everything back
+	lingers    lingerStage
+	limited    bool       // this process lingers, and has DrainTimeout from when it was told to end
+	lingerers  []lingerer // older processes that linger, the oldest first
+	restoring  int        // how many roll backs have not put everything back
 
 	// Requests for an upgrade, by stage: one that is wanted as soon as it can
 	// begin, the one under way, and those that a master was asked for.
@@ -166,6 +173,8 @@ type limits struct {
 	ready, probation, drain time.Duration
 	lame                    time.Duration // how long to go on accepting at a stop
 	pong                    time.Duration // how long an answer of the child may take
+	settle                  time.Duration // of the drain, before this process lingers
+	processes               int           // that may linger; 0: this one does not
 }
 
 // exit is how long a program may take to exit when its process has finished.
@@ -179,6 +188,9 @@ func (m *machine) on(e event) {
 	if id, ok := childOf(e); ok && (id != m.child.id || m.child.stage <= launching) {
 		return // of a child that is gone
 	}
+	if m.lingers == lingered && m.onceLingering(e) {
+		return
+	}
 	switch e := e.(type) {
 	case evReady:
 		e.reply <- m.onReady()
@@ -190,6 +202,14 @@ func (m *machine) on(e event) {
 		m.onStop(e.stopRequest)
 	case evParentGone:
 		m.onParentGone()
+	case evParentLingers:
+		m.onParentLingers()
+	case evLingererGone:
+		m.onLingererGone(e)
+	case evLeashMade:
+		m.onLeashMade(e)
+	case evSettled:
+		m.onSettled()
 	case evPing:
 		m.do.sendPong()
 	case evMain:

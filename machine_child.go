@@ -136,8 +136,13 @@ func (m *machine) well() {
 		m.answer(nil)
 		m.beginDrain(true)
 		m.do.after(pingEvery, evCheckUp{m.child.id})
+		if m.mayLinger() {
+			m.do.after(m.limits.settle, evSettled{m.child.id})
+		}
 	case m.state == draining && m.drain == over:
 		m.drained()
+	case m.lingers == lingerAsked:
+		m.linger()
 	}
 }
 

@@ -83,6 +83,9 @@ func (m *machine) onStop(r stopRequest) {
 		m.stop = stopService
 	}
 	m.do.stopping(!r.leave)
+	if !r.leave {
+		m.endLingerers(r.now)
+	}
 	if !r.leave && m.child.stage == preparing {
 		m.kill(ErrStopped)
 	}
@@ -288,7 +291,7 @@ func (m *machine) onDrained() {
 		m.drain = returning
 		m.do.resume()
 	case m.drain == running:
-		if m.child.stage == accepting && m.stop == notStopping {
+		if m.child.stage == accepting && m.stop == notStopping && m.state != lingering {
 			// If this process exited now and the child is stopped or hangs, no
 			// process would serve.
 			m.drain = over
@@ -302,14 +305,25 @@ func (m *machine) onDrained() {
 func (m *machine) drained() {
 	m.drain = noDrain
 	m.do.say(noticeDrained, nil)
-	switch {
-	case m.child.stage == launching: // evLaunched kills what was started, first
+	if m.mustHold() {
 		m.state = holding
-	case m.stop == stopService && m.child.went() && m.do.hasServiceManager():
-		// systemd ends what is left of a service whose main process exits: the
-		// child is to drain in peace.
-		m.state = holding
-	default:
+	} else {
+		m.finish()
+	}
+}
+
+// mustHold reports whether this process, which has drained, is to wait. A child that
+// is being started must be known, so that it can be killed. And systemd ends what is
+// left of a service whose main process exits: the child, and those that linger, are
+// to drain in peace.
+func (m *machine) mustHold() bool {
+	others := m.child.went() || len(m.lingerers) > 0
+	return m.child.stage == launching || m.stop == stopService && others && m.do.hasServiceManager()
+}
+
+// endHold finishes, if that was what this process has waited for.
+func (m *machine) endHold() {
+	if m.state == holding && !m.mustHold() {
 		m.finish()
 	}
 }

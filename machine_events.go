@@ -26,6 +26,11 @@ type effects interface {
 	sendParentStop(now bool)               // the parent is to stop as well
 	sendParentLeave()                      // this process gives up; the parent is to serve on
 	sendPong()                             // this process is well
+	makeLeash()                            // by which newer processes can reach this one: evLeashMade
+	linger()                               // leave all but what is open to the child, and say so
+	limitDrain()                           // of this process, which lingers, to DrainTimeout from now
+	pullLeash(stop, now bool)              // tell the newest process that the service is to stop, or to upgrade
+	endLingerer(pid int, now bool)         // an older process that lingers is to end
 	becomeMain()                           // the parent has told the service manager that this process is the main one now
 	kill() error                           // SIGKILL to the child
 	forget()                               // the child is dead and was reaped
@@ -47,6 +52,7 @@ type effects interface {
 	say(n notice, err error)
 	sayStop(n notice, r stopRequest)
 	sayRepeated(signal string) // the signal has counted already
+	sayOfLingerer(n notice, pid int)
 
 	isService() bool         // a supervisor takes this process for the service
 	hasServiceManager() bool // systemd is told what happens
@@ -62,8 +68,21 @@ type (
 		name string
 		at   time.Time
 	}
-	evStop        struct{ stopRequest }
-	evParentGone  struct{}
+	evStop          struct{ stopRequest }
+	evParentGone    struct{}
+	evParentLingers struct{} // it has said so
+	evLingererGone  struct { // an older process that lingered has ended
+		pid int
+	}
+	evLeashMade struct { // or not
+		id  int
+		err error
+	}
+	evSettled struct{ id int } // the drain has had its time before this process lingers
+	evLeash   struct {         // this process lingers, and is told to end
+		now  bool
+		gone bool // no newer process is left that could tell it
+	}
 	evPing        struct{} // the parent asks whether this process is well
 	evMain        struct{} // the parent has finished, and has made this process the main one
 	evParentStuck struct{} // it has had its time to exit since then
@@ -90,6 +109,7 @@ type (
 	evClaims struct { // the child has reported which sockets it takes
 		id    int
 		pongs bool
+		keeps bool
 		err   error // they make no sense
 	}
 	evTakes     struct{ id int } // the child takes moved connections on more sockets
@@ -196,6 +216,15 @@ const (
 	noticeDrained
 	noticeDied
 	noticeDiedUnheard
+	noticeLingering
+	noticePassedUp
+	noticeNoLeash
+	noticeLeashEnds
+	noticeLeashGone
+	noticeStopLingering
+	noticeParentLingers
+	noticeTooMany
+	noticeLingererGone
 )
 
 func (n notice) String() string {
@@ -231,6 +260,15 @@ func (n notice) String() string {
 		noticeDrained:       "drained",
 		noticeDied:          "died",
 		noticeDiedUnheard:   "died unheard",
+		noticeLingering:     "lingering",
+		noticePassedUp:      "passed up",
+		noticeNoLeash:       "no leash",
+		noticeLeashEnds:     "told to end",
+		noticeLeashGone:     "leash gone",
+		noticeStopLingering: "stop lingering",
+		noticeParentLingers: "parent lingers",
+		noticeTooMany:       "too many linger",
+		noticeLingererGone:  "lingerer gone",
 	}[n]
 }
 
@@ -252,6 +290,10 @@ func childOf(e event) (id int, ok bool) {
 	case evHandedOver:
 		return e.id, true
 	case evPong:
+		return e.id, true
+	case evLeashMade:
+		return e.id, true
+	case evSettled:
 		return e.id, true
 	case evUnasked:
 		return e.id, true

@@ -59,6 +59,33 @@ var situations = []struct {
 		w.to("ready upgrade launch")
 	}},
 	{"draining", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong") }},
+	{"draining, to linger", func(w *sim) {
+		w.mayLinger()
+		w.to("ready upgrade launch line claims accept probation pong")
+	}},
+	{"draining, to linger, asked", func(w *sim) {
+		w.mayLinger()
+		w.to("ready upgrade launch line claims accept probation pong settled leashMade")
+	}},
+	{"lingering", func(w *sim) { w.beginLingering() }},
+	{"lingering, told to end", func(w *sim) {
+		w.beginLingering()
+		w.to("leash")
+	}},
+	{"lingering, the child is gone", func(w *sim) {
+		w.beginLingering()
+		w.to("exit")
+	}},
+	{"serving, the parent lingers", func(w *sim) {
+		w.mayLinger()
+		w.m.parent, w.m.parentPid = parentAlive, 6
+		w.to("ready parentLingers")
+	}},
+	{"serving, an upgrade waits for one that lingers", func(w *sim) {
+		w.m.parent, w.m.parentPid = parentAlive, 6
+		w.to("ready parentLingers")
+		w.on(evUpgrade{w.request()})
+	}},
 	{"draining, over", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong drained") }},
 	{"draining, told to stop", func(w *sim) { w.to("ready stop") }},
 	{"draining, told to stop by the program", func(w *sim) { w.to("ready shutdown") }},
@@ -80,10 +107,26 @@ var situations = []struct {
 		w.systemd = true
 		w.to("ready upgrade launch line claims accept stop drained")
 	}},
+	{"holding, for one that lingers", func(w *sim) {
+		w.systemd = true
+		w.m.parent, w.m.parentPid = parentAlive, 6
+		w.to("ready parentLingers stop drained")
+	}},
 	{"stopped", func(w *sim) { w.to("ready stop drained") }},
 	{"stopped, child serves", func(w *sim) {
 		w.to("ready upgrade launch line claims accept probation pong drained pong finished")
 	}},
+	{"stopped, after it lingered", func(w *sim) {
+		w.beginLingering()
+		w.to("drained finished")
+	}},
+}
+
+func (w *sim) mayLinger() { w.wants, w.m.limits.processes = true, 1 }
+
+func (w *sim) beginLingering() {
+	w.mayLinger()
+	w.to("ready upgrade launch line claims accept probation pong settled leashMade pong")
 }
 
 func (w *sim) childStop(leave bool) {
@@ -110,6 +153,14 @@ var kinds = []struct {
 	{"stopPassedOn", func(w *sim) event { return evStop{stopRequest{passedOn: true}} }},
 	{"parentGone", func(w *sim) event { return evParentGone{} }},
 	{"parentStuck", func(w *sim) event { return evParentStuck{} }},
+	{"parentLingers", func(w *sim) event { return evParentLingers{} }},
+	{"lingererGone", func(w *sim) event { return evLingererGone{6} }},
+	{"settled", func(w *sim) event { return evSettled{w.m.child.id} }},
+	{"leashMade", func(w *sim) event { return evLeashMade{id: w.m.child.id} }},
+	{"noLeash", func(w *sim) event { return evLeashMade{w.m.child.id, errors.New("EMFILE")} }},
+	{"leash", func(w *sim) event { return evLeash{} }},
+	{"leashNow", func(w *sim) event { return evLeash{now: true} }},
+	{"leashGone", func(w *sim) event { return evLeash{gone: true} }},
 	{"ping", func(w *sim) event { return evPing{} }},
 	{"main", func(w *sim) event { return evMain{} }},
 	{"masterAsked", func(w *sim) event { return evMasterAsked{} }},
@@ -120,7 +171,7 @@ var kinds = []struct {
 	{"line", func(w *sim) event { return evLine{id: w.m.child.id, line: readyLine} }},
 	{"otherLine", func(w *sim) event { return evLine{id: w.m.child.id, line: "hello\n"} }},
 	{"noLine", func(w *sim) event { return evLine{id: w.m.child.id, err: errors.New("EOF")} }},
-	{"claims", func(w *sim) event { return evClaims{id: w.m.child.id, pongs: true} }},
+	{"claims", func(w *sim) event { return evClaims{id: w.m.child.id, pongs: true, keeps: w.wants} }},
 	{"badClaims", func(w *sim) event { return evClaims{id: w.m.child.id, err: errors.New("nonsense")} }},
 	{"accept", func(w *sim) event { return evAccepting{w.m.child.id, w.m.now()} }},
 	{"takes", func(w *sim) event { return evTakes{w.m.child.id} }},

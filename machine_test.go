@@ -29,7 +29,9 @@ type sim struct {
 	doneClosed bool
 	broken     []string
 	ends       bool // the program has asked for the end
-	systemd    bool
+	wants      bool // this process is to linger
+
+	systemd bool
 }
 
 func newSim(hasParent, underMaster, systemd bool) *sim {
@@ -173,6 +175,8 @@ func (w *sim) on(e event) {
 		what = "finish"
 	case evMasterAsked:
 		what = "master"
+	case evLeashMade:
+		what = "leash"
 	}
 	if w.pending[what] > 0 {
 		w.pending[what]--
@@ -215,7 +219,13 @@ func (w *sim) on(e event) {
 			w.breaks("the state is %v, and the child is %v: no process accepts", m.state, m.child.stage)
 		}
 	}
-	if m.drain != noDrain && m.state != draining && m.state != resuming {
+	if (m.state == lingering) != (m.lingers == lingered) && m.state < holding {
+		w.breaks("the state is %v, and it is %v on its way to lingering", m.state, m.lingers)
+	}
+	if len(m.lingerers) > m.limits.processes && m.parent != parentAlive && m.parent != parentFinished && m.state == serving && !m.lingerers[0].told {
+		w.breaks("%d processes linger, %d may, and the oldest was not told to end", len(m.lingerers), m.limits.processes)
+	}
+	if m.drain != noDrain && m.state != draining && m.state != resuming && m.state != lingering {
 		w.breaks("the state is %v, and a drain is %v", m.state, m.drain)
 	}
 }
@@ -240,6 +250,8 @@ func (w *sim) complete(what string) bool {
 		w.on(evFinished{})
 	case "master":
 		w.on(evMasterAsked{replies: w.m.asked})
+	case "leash":
+		w.on(evLeashMade{id: w.m.child.id})
 	}
 	return true
 }
@@ -305,7 +317,7 @@ var happenings = []func(w *sim, n byte){
 	func(w *sim, n byte) { w.child(evLine{id: w.m.child.id, line: readyLine}) },
 	func(w *sim, n byte) { w.child(evLine{id: w.m.child.id, line: "hello\n"}) },
 	func(w *sim, n byte) { w.child(evLine{id: w.m.child.id, err: errors.New("EOF")}) },
-	func(w *sim, n byte) { w.child(evClaims{id: w.m.child.id, pongs: n&1 == 0}) },
+	func(w *sim, n byte) { w.child(evClaims{id: w.m.child.id, pongs: n&1 == 0, keeps: n&2 == 0}) },
 	func(w *sim, n byte) { w.child(evClaims{id: w.m.child.id, err: errors.New("nonsense")}) },
 	func(w *sim, n byte) { w.child(evAccepting{id: w.m.child.id, at: w.m.now()}) },
 	func(w *sim, n byte) { w.child(evFailed{id: w.m.child.id, why: errors.New("why")}) },
@@ -320,6 +332,27 @@ var happenings = []func(w *sim, n byte){
 	func(w *sim, n byte) { w.child(evProbationOver{w.m.child.id, errors.New("sick")}) },
 	func(w *sim, n byte) { w.exit() },
 	func(w *sim, n byte) { w.unkillable = !w.unkillable },
+	func(w *sim, n byte) { w.complete("leash") },
+	func(w *sim, n byte) {
+		if w.pending["leash"] > 0 {
+			w.on(evLeashMade{id: w.m.child.id, err: errors.New("EMFILE")})
+		}
+	},
+	func(w *sim, n byte) {
+		if w.m.state == lingering {
+			w.on(evLeash{now: n&1 == 0, gone: n&2 == 0})
+		}
+	},
+	func(w *sim, n byte) {
+		if w.m.parent == parentAlive && w.m.state != starting {
+			w.on(evParentLingers{})
+		}
+	},
+	func(w *sim, n byte) {
+		if all := w.m.lingerers; len(all) > 0 {
+			w.on(evLingererGone{all[int(n)%len(all)].pid})
+		}
+	},
 }
 
 // later is a moment from now, or long after the child has begun to accept.
@@ -343,13 +376,16 @@ func (w *sim) advance() {
 	case c.stage == preparing && !c.line:
 		w.child(evLine{id: c.id, line: readyLine})
 	case c.stage == preparing && !c.claimed:
-		w.child(evClaims{id: c.id, pongs: true})
+		w.child(evClaims{id: c.id, pongs: true, keeps: true})
 	case c.stage == going:
 		w.child(evAccepting{id: c.id, at: m.now()})
 	case c.waited && c.asked > c.answered:
 		w.child(evPong{id: c.id})
 	case m.state == standingBy:
 		w.on(evProbationOver{id: c.id})
+	case m.state == draining && w.wants && m.mayLinger() && m.lingers == noLingering && w.pending["leash"] == 0:
+		w.on(evSettled{c.id})
+	case w.complete("leash"):
 	case w.complete("drain"), w.complete("resume"), w.complete("restore"):
 	case w.parentLives():
 		w.on(evParentGone{})
@@ -373,7 +409,7 @@ func (w *sim) settleAll(t *testing.T) {
 			t.Fatalf("it does not come to rest\n%s", strings.Join(w.log, "\n"))
 		}
 		some := false
-		for _, what := range []string{"launch", "lame", "drain", "resume", "restore", "finish", "master"} {
+		for _, what := range []string{"launch", "lame", "leash", "drain", "resume", "restore", "finish", "master"} {
 			some = w.complete(what) || some
 		}
 		if !some {
@@ -383,14 +419,20 @@ func (w *sim) settleAll(t *testing.T) {
 }
 
 func runSim(t *testing.T, data []byte) {
-	if len(data) == 0 {
+	if len(data) < 2 {
 		return
 	}
 	w := newSim(data[0]&1 == 1, data[0]&6 == 6, data[0]&8 == 8)
 	if data[0]&16 == 16 {
+		w.wants, w.m.limits.processes = true, 1+int(data[0]>>5&1)
+	}
+	if data[1]&1 == 1 {
 		w.m.limits.lame = time.Second
 	}
-	for i := 1; i+1 < len(data) && len(w.broken) == 0; i += 2 {
+	for i := range int(data[0]>>6) * int(data[0]&1) { // an older process had them before
+		w.m.lingerers = append(w.m.lingerers, lingerer{pid: 1000 + i})
+	}
+	for i := 2; i+1 < len(data) && len(w.broken) == 0; i += 2 {
 		if data[i] >= 128 { // else it would hardly ever come to a hand-over
 			w.advance()
 			continue
@@ -412,10 +454,16 @@ func runSim(t *testing.T, data []byte) {
 	if w.parentLives() {
 		w.on(evParentGone{})
 	}
+	for len(w.m.lingerers) > 0 {
+		w.on(evLingererGone{w.m.lingerers[0].pid})
+	}
 	w.settleAll(t)
 	w.exit() // of an upgrade that has waited
 	w.settleAll(t)
 	check("after the end of the child")
+	if w.m.state == lingering || w.m.lingers == lingered && w.m.state != stopped {
+		t.Fatalf("it lingers, and nothing is left; the state is %v\n%s", w.m.state, strings.Join(w.log, "\n"))
+	}
 	if w.wasReady && w.m.stop == notStopping && w.m.state != serving && w.m.state != stopped {
 		t.Fatalf("no child is left, and the state is %v\n%s", w.m.state, strings.Join(w.log, "\n"))
 	}

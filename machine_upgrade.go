@@ -75,7 +75,7 @@ func (m *machine) answer(err error) {
 }
 
 // inTheWay returns what an upgrade that is wanted waits for; "" if nothing. At
-// most two generations run.
+// most two generations run, besides those that linger.
 func (m *machine) inTheWay() string {
 	switch {
 	case m.state == starting:
@@ -92,6 +92,8 @@ func (m *machine) inTheWay() string {
 		return "what the last upgrade had taken is back in place"
 	case m.parent == parentAlive, m.parent == parentFinished:
 		return fmt.Sprintf("the old process, pid %d, is gone", m.parentPid)
+	case len(m.lingerers) > m.limits.processes:
+		return fmt.Sprintf("an older process that lingers, pid %d, is gone", m.lingerers[0].pid)
 	}
 	return ""
 }
@@ -120,9 +122,13 @@ func (m *machine) settle() {
 }
 
 func (m *machine) onParentGone() {
-	if m.parent != noParent && m.parent != parentGone {
+	switch m.parent {
+	case parentLingers: // its end as one that lingers follows
+		m.parent = parentGone
+	case parentAlive, parentFinished, parentStuck:
 		m.parent = parentGone
 		m.do.say(noticeParentGone, nil)
+		m.trimLingerers()
 		m.settle()
 	}
 }
@@ -144,6 +150,7 @@ func (m *machine) onParentStuck() {
 	if m.parent == parentFinished {
 		m.parent = parentStuck
 		m.do.say(noticeParentStuck, nil)
+		m.trimLingerers()
 		m.settle()
 	}
 }
@@ -188,9 +195,7 @@ func (m *machine) onLaunched(e evLaunched) {
 		if e.err == nil {
 			m.kill(ErrStopped)
 		}
-		if m.state == holding {
-			m.finish()
-		}
+		m.endHold()
 	case e.err != nil:
 		m.upgradeFailed(e.err)
 	default:
@@ -219,7 +224,7 @@ func (m *machine) onClaims(e evClaims) {
 		m.kill(ErrProtocol)
 		return
 	}
-	m.child.claimed, m.child.pongs = true, e.pongs
+	m.child.claimed, m.child.pongs, m.child.keeps = true, e.pongs, e.keeps
 	m.maybeGo()
 }
 
@@ -318,7 +323,7 @@ func (m *machine) onExit(e evExit) {
 	case m.state == stopped:
 		m.reportDeath(c, failure)
 	case m.state == holding:
-		m.finish()
+		m.endHold()
 	case m.stop != notStopping || c.orderly:
 		// The service is to end, and its drain has begun: this process does not
 		// take over again.
@@ -363,7 +368,7 @@ func (m *machine) upgradeFailed(err error) {
 
 // rollBack: the child is dead, or gives up, and this process accepts again at once.
 func (m *machine) rollBack(err error) {
-	m.state = serving
+	m.state, m.lingers = serving, noLingering
 	m.upgrades = repeats{}
 	m.do.reopenGates() // first of all
 	if m.drain != noDrain {

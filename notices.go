@@ -60,6 +60,18 @@ func (p performer) sayToOperator(n notice, e Event, err error) {
 		} else {
 			u.log.Info("grace: drained", args...)
 		}
+	case noticeLingering:
+		u.log.Info("grace: lingering with what is left; the new process may be upgraded", "new", u.m.child.pid, "pid", os.Getpid(), "generation", u.generation, "limit", u.opt.linger)
+	case noticePassedUp:
+		u.log.Info("grace: upgrade asked of a process that lingers; passed on to the one that serves")
+	case noticeNoLeash:
+		u.log.Error("grace: this process can't linger; the new process can't be upgraded before it has drained", "err", err, "hint", advice(err))
+	case noticeLeashEnds:
+		u.log.Info("grace: the process that serves tells this one, which lingers, to end", "timeout", u.opt.drainTimeout)
+	case noticeLeashGone:
+		u.log.Warn("grace: no process of the service is left but those that linger; this one ends", "timeout", u.opt.drainTimeout)
+	case noticeParentLingers:
+		u.log.Info("grace: the old process lingers; this one may be upgraded", "old", u.m.parentPid, "lingering", len(u.m.lingerers))
 	case noticeParentGone:
 		u.log.Info("grace: the old process is gone", "old", u.parent.m.Pid)
 		u.onMain(false)
@@ -110,9 +122,24 @@ func (p performer) sayOfChild(n notice, e Event, err error) {
 	case noticeStopIgnored:
 		log.Info("grace: stop asked of a new process that has given up long ago; this process serves on", "new", pid)
 	case noticeDied:
+		if p.u.m.state == lingering {
+			log.Error("grace: the new process died when this one had handed over for good, and lingers; no process serves", "new", pid, "status", status)
+			return
+		}
 		log.Error("grace: the new process died when this one had finished; no process serves", "new", pid, "status", status)
 	case noticeDiedUnheard:
 		log.Warn("grace: the new process has ended when this one had finished; it could not say whether another one serves", "new", pid, "status", status)
+	}
+}
+
+// sayOfLingerer reports what becomes of an older process that lingers.
+func (p performer) sayOfLingerer(n notice, pid int) {
+	u := p.u
+	switch n {
+	case noticeTooMany:
+		u.log.Info("grace: more processes linger than may; the oldest is told to end", "old", pid, "lingering", len(u.m.lingerers), "most", u.opt.lingerProcesses)
+	case noticeLingererGone:
+		u.log.Info("grace: an old process that lingered is gone", "old", pid, "lingering", len(u.m.lingerers))
 	}
 }
 
@@ -134,6 +161,8 @@ func (p performer) sayStop(n notice, r stopRequest) {
 		}
 	case noticeStopAlone:
 		u.log.Info("grace: stop asked of a process that has handed over long ago; only this process ends", "new", u.m.child.pid, "signal", r.signal, "now", r.now)
+	case noticeStopLingering:
+		u.log.Info("grace: stop asked of a process that lingers; it ends", "signal", r.signal, "now", r.now, "timeout", u.opt.drainTimeout)
 	case noticeStopPassedOn:
 		u.log.Info("grace: stop asked of a process that has handed over; passed on", "new", u.m.child.pid)
 	}

@@ -25,6 +25,7 @@ type options struct {
 	drainTimeout  time.Duration
 	probation     time.Duration
 	lameDuck      time.Duration
+	linger        time.Duration
 	upgradeOn     []os.Signal
 	stopOn        []os.Signal
 	noSignals     bool
@@ -42,6 +43,8 @@ type options struct {
 	dir           string
 	move          bool
 	idleGrace     time.Duration
+
+	lingerProcesses int
 }
 
 func newOptions(opts []Option) (options, error) {
@@ -129,6 +132,30 @@ func Probation(d time.Duration) Option {
 // is none at an upgrade, after [Upgrader.Abort], and under a master. Default 0.
 func LameDuck(d time.Duration) Option {
 	return notNegative("LameDuck", d, func(o *options) { o.lameDuck = d })
+}
+
+// Linger lets an old process linger: if it has something left 2 seconds after
+// [Probation], a stream or a long request, it finishes that for up to d more, and the new
+// process may be upgraded meanwhile. At most so many processes linger: when there is one
+// more, the oldest is given its [DrainTimeout] to end, and the next upgrade waits until it
+// has. Default: none lingers; an upgrade waits until the old process of the one before has
+// finished, for DrainTimeout at most. 0 processes is the default too.
+//
+// A process that lingers accepts nothing, has no listener and no PID file, and does not
+// take over again if a new one dies. When the service is told to stop, each of those that
+// linger is given its DrainTimeout, and so it is when no process of the service is left
+// that it could hear of. A stop signal to its own pid ends it alone.
+func Linger(d time.Duration, processes int) Option {
+	return func(o *options) error {
+		switch {
+		case processes < 0:
+			return fmt.Errorf("Linger: %d processes is below zero", processes)
+		case d <= 0 && processes > 0:
+			return fmt.Errorf("Linger: %v is not above zero", d)
+		}
+		o.linger, o.lingerProcesses = d, processes
+		return nil
+	}
 }
 
 // MoveConns sets whether connections that are idle between two requests are moved

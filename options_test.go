@@ -19,6 +19,8 @@ func TestBadOptions(t *testing.T) {
 		"grace: ReadyTimeout: -1s is not above zero":                                               ReadyTimeout(-second),
 		"grace: DrainTimeout: -1s is below zero":                                                   DrainTimeout(-second),
 		"grace: Probation: -1ns is below zero":                                                     Probation(-1),
+		"grace: Linger: 0s is not above zero":                                                      Linger(0, 1),
+		"grace: Linger: -1 processes is below zero":                                                Linger(second, -1),
 		"grace: Executable: the path is empty":                                                     Executable(""),
 		"grace: UpgradeSignals: a signal is nil":                                                   UpgradeSignals(os.Interrupt, nil),
 		"grace: StopSignals: a signal is nil":                                                      StopSignals(os.Interrupt, nil),
@@ -44,6 +46,9 @@ func TestDefaultOptions(t *testing.T) {
 	}
 	if o.readyTimeout != time.Minute || o.drainTimeout != 30*time.Second || o.probation != time.Second {
 		t.Errorf("timeouts %v, %v, %v; want 1m, 30s, 1s", o.readyTimeout, o.drainTimeout, o.probation)
+	}
+	if o.lingerProcesses != 0 {
+		t.Errorf("%d processes may linger, want none", o.lingerProcesses)
 	}
 	if o.pidFile != "from-env.pid" {
 		t.Errorf("PID file %q, want that of GRACE_PIDFILE", o.pidFile)

@@ -145,7 +145,7 @@ func (u *Upgrader) end(mayRemove, last bool, peers []*control.Channel) {
 func (u *Upgrader) tellEnd() {
 	next := u.child
 	tell := u.handOverMain()
-	went := u.m.child.went()
+	went := u.m.child.went() && u.m.lingers != lingered // else it was told when this process began to linger
 	go func() {
 		if tell != nil {
 			tell()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,10 @@ type parent struct {
 	claims  atomic.Bool // the claims are being made: what is taken later is told in a message of its own
 	told    []int       // the sockets of the claims that the old process was told
 	pidLock *os.File    // the lock of the old process's PID file; nil: it has none
+
+	// lingers is called when the old process has said that it lingers, with this
+	// process's end of its leash.
+	lingers func(*net.UnixConn)
 }
 
 // joinParent reads the manifest. The old process wrote it before it started this
@@ -101,6 +106,8 @@ func (p *parent) run(log *slog.Logger, socks *sockets.Set, over <-chan struct{},
 			post(evSignal{fromPeer, time.Now()})
 		case msgMain:
 			post(evMain{})
+		case msgLinger:
+			m.FDs = p.onLinger(log, m.FDs)
 		}
 		fd.CloseAll(m.FDs)
 	}, func(err error) {
@@ -115,6 +122,23 @@ func (p *parent) run(log *slog.Logger, socks *sockets.Set, over <-chan struct{},
 		post(evParentGone{})
 	})
 	go p.watchLife(over)
+}
+
+// onLinger takes the leash of the old process, which lingers, and returns what is to be
+// closed. If the leash has not arrived, since this process has no room for a descriptor,
+// the old process sees that the other end is closed, and ends soon.
+func (p *parent) onLinger(log *slog.Logger, fds []int) []int {
+	if len(fds) != 1 {
+		log.Warn("grace: the leash of the old process, which lingers, has not arrived; that one ends within its DrainTimeout", "old", p.m.Pid)
+		return fds
+	}
+	conn, err := fd.NewUnixConn(fds[0])
+	if err != nil {
+		log.Warn("grace: the leash of the old process, which lingers, can't be used; that one ends within its DrainTimeout", "old", p.m.Pid, "err", err)
+		return nil
+	}
+	p.lingers(conn)
+	return nil
 }
 
 // watchLife ends the channel when the parent is dead. Another process that has

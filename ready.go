@@ -97,7 +97,7 @@ func (u *Upgrader) handshake() error {
 			return err
 		}
 	}
-	c.Pongs, c.Probes = true, true
+	c.Pongs, c.Probes, c.Keeps = true, true, true
 	p.ch.Send(control.NewMessage(msgClaims, &c))
 	_, err := p.ready.WriteString(readyLine)
 	p.ready.Close()
@@ -150,7 +150,7 @@ func (u *Upgrader) failReady(err error) error {
 func (u *Upgrader) HasParent() bool { return u.parent != nil }
 
 // WaitForParent returns when the old process is gone, or at once if there was
-// none. The error is the context's.
+// none. One that lingers is not gone. The error is the context's.
 func (u *Upgrader) WaitForParent(ctx context.Context) error {
 	if u.parent == nil {
 		return nil

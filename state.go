@@ -12,13 +12,14 @@ const (
 	StateStandingBy              // the new process accepts; it takes over again should that one die
 	StateLameDuck                // it accepts still, and is to stop: see LameDuck
 	StateDraining                // it finishes what it has begun
+	StateLingering               // it finishes long streams, while the new process may be upgraded: see Linger
 	StateStopped                 // Done is closed, or about to be
 )
 
 // String returns the state in lower case: starting, serving, upgrading, standing
-// by, lame duck, draining, stopped.
+// by, lame duck, draining, lingering, stopped.
 func (s State) String() string {
-	if names := [...]string{"starting", "serving", "upgrading", "standing by", "lame duck", "draining", "stopped"}; s >= 0 && int(s) < len(names) {
+	if names := [...]string{"starting", "serving", "upgrading", "standing by", "lame duck", "draining", "lingering", "stopped"}; s >= 0 && int(s) < len(names) {
 		return names[s]
 	}
 	return "unknown"
@@ -47,6 +48,8 @@ func (s state) public() State {
 		return StateLameDuck
 	case draining, holding:
 		return StateDraining
+	case lingering:
+		return StateLingering
 	case stopped:
 		return StateStopped
 	}

@@ -9,7 +9,7 @@ import "testing"
 func TestStateIsPublic(t *testing.T) {
 	for s, want := range map[state]string{
 		starting: "starting", serving: "serving", upgrading: "upgrading", standingBy: "standing by",
-		draining: "draining", resuming: "serving", holding: "draining", stopped: "stopped",
+		draining: "draining", resuming: "serving", lingering: "lingering", holding: "draining", stopped: "stopped",
 	} {
 		if got := s.public().String(); got != want {
 			t.Errorf("%v is shown as %q, want %q", s, got, want)

@@ -23,8 +23,8 @@ import (
 // ErrReadyTimeout, ErrProtocol, ErrRolledBack or ErrUnhealthy.
 //
 // One upgrade runs at a time. A call during another one, or before this process
-// is ready, or while its own old process drains, waits its turn; several that
-// wait are one. ErrHandedOver means that the upgrade before it succeeded and
+// is ready, or while its own old process drains, waits its turn, but see [Linger];
+// several that wait are one. ErrHandedOver means that the upgrade before it succeeded and
 // the request was passed on to the new process; ErrStopped that this process
 // stops. If ctx ends first its error is returned and the upgrade goes on.
 func (u *Upgrader) Upgrade(ctx context.Context) error {
@@ -132,7 +132,7 @@ func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {
 	if err := proc.CheckRoom(); err != nil {
 		return nil, hint.New(err, "raise the limit that the error names, or end what else counts there, and send the signal again")
 	}
-	plan := childPlan{id: id, sockets: u.socks, pid: u.pid, manifest: u.manifest, grace: u.opt.idleGrace}
+	plan := childPlan{id: id, sockets: u.socks, pid: u.pid, leashes: &u.leashes, manifest: u.manifest, grace: u.opt.idleGrace}
 	plan.start = func(ready, control int, files []int) (proc.Process, error) {
 		return u.begin(ctx, cmd, func(c command) (proc.Process, error) {
 			if ctx.Err() != nil { // what hung until now was left behind

@@ -49,6 +49,7 @@ type Upgrader struct {
 	readyErr  error
 	extras    extras                // files and connections
 	runs      runs                  // the servers, as Run runs them
+	leashes   leashes               // of the old processes that linger
 	host      *serve.Host           // the servers, as the drain ends them
 	word      *inorder.Queue[Event] // for the program; nil if it wants no events
 
@@ -64,6 +65,7 @@ type Upgrader struct {
 	m     machine
 	child *child       // the new process, from its start to its end
 	drain *serve.Drain // running, or nil
+	leash *ownLeash    // of this process, if it is to linger, or does
 	alone bool         // the program was told that the old process is gone
 }
 
@@ -165,6 +167,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	u.m = u.newMachine()
 	go u.loop()
 	if p := u.parent; p != nil {
+		p.lingers = u.keepParent
 		p.run(u.log, u.socks, u.over, u.happen)
 	}
 	u.joinMaster()
@@ -204,6 +207,7 @@ func (u *Upgrader) findPlace() (err error) {
 		m.Sockets = m.Sockets[:last]
 		u.parent.pidLock = fd.NewFile(h.first+last, "PID file's lock")
 	}
+	u.takeLeashes(m, h.first)
 	u.socks = sockets.New(m, h.first)
 	return nil
 }
@@ -273,7 +277,9 @@ func (u *Upgrader) newMachine() machine {
 	m := machine{
 		do: performer{u}, now: time.Now,
 		underMaster: u.underMaster(), supported: supported,
-		limits: limits{ready: u.opt.readyTimeout, probation: u.opt.probation, drain: u.opt.drainTimeout, lame: u.opt.lameDuck, pong: pongPatience},
+		limits: limits{ready: u.opt.readyTimeout, probation: u.opt.probation, drain: u.opt.drainTimeout, lame: u.opt.lameDuck, pong: pongPatience,
+			settle: lingerAfter, processes: u.opt.lingerProcesses},
+		lingerers: u.leashes.lingerers(),
 	}
 	if u.parent != nil {
 		m.parent, m.parentPid = parentAlive, u.parent.m.Pid

@@ -122,7 +122,7 @@ func (p *process) isOver() bool {
 // is so until the new process is rolled back: only the Upgrader knows.
 func (p *process) isEnding() bool {
 	state := p.u.State()
-	return p.told.Load() || state == grace.StateDraining || state == grace.StateStopped
+	return p.told.Load() || state == grace.StateDraining || state == grace.StateLingering || state == grace.StateStopped
 }
 
 // serve runs srv until it, or the process, has ended.

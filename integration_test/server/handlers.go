@@ -64,6 +64,7 @@ func handlers(u *grace.Upgrader) http.Handler {
 		return nil
 	})
 	mux.HandleFunc("/readyz", grace.Readiness)
+	streamHandlers(mux)
 	mux.HandleFunc("/hold", hold)
 	mux.Handle("load/", load.Handler()) // for the clients of package load, by their Host
 	mux.HandleFunc("/upgrade", func(w http.ResponseWriter, r *http.Request) {

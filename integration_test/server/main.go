@@ -45,6 +45,7 @@ var (
 	ready     = flag.Duration("ready", time.Minute, "ready timeout")
 	drain     = flag.Duration("drain", 30*time.Second, "drain timeout")
 	lame      = flag.Duration("lame", 0, "lame duck")
+	lingers   = flag.Int("linger", 0, "how many processes may linger, for an hour")
 	misbehave = flag.String("misbehave", "", "file that says how the next generation misbehaves; it removes the file")
 	execPath  = flag.String("exec", "", "Executable option")
 	reap      = flag.Bool("reap", false, "wait for every child that ends, whichever process has started it, as an init does")
@@ -96,6 +97,7 @@ func serve() error {
 	m.at("start")
 	opts := []grace.Option{
 		grace.Probation(*probation), grace.ReadyTimeout(*ready), grace.DrainTimeout(*drain), grace.LameDuck(*lame),
+		grace.Linger(time.Hour, *lingers),
 		grace.ReadyCheck(func(ctx context.Context) error { return m.check(ctx) }),
 	}
 	opts = append(opts, startOptions()...)

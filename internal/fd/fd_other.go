@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"syscall"
 )
 
 // Where descriptors can't be handed over, nothing asks for what follows.
@@ -14,7 +15,7 @@ import (
 var ErrLocked = errors.New("locked")
 
 func CloseAll([]int)                            {}
-func Dup(*os.File) (int, error)                 { return -1, errors.ErrUnsupported }
+func Dup(syscall.Conn) (int, error)             { return -1, errors.ErrUnsupported }
 func NewListener(int) (Listener, error)         { return nil, errors.ErrUnsupported }
 func NewPacketConn(int) (net.PacketConn, error) { return nil, errors.ErrUnsupported }
 func NewConn(int) (net.Conn, error)             { return nil, errors.ErrUnsupported }

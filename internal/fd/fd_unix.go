@@ -5,6 +5,7 @@ package fd
 import (
 	"errors"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,7 +18,7 @@ func CloseAll(list []int) {
 }
 
 // Dup makes another descriptor for the same open file. It is close-on-exec.
-func Dup(f *os.File) (int, error) {
+func Dup(f syscall.Conn) (int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return -1, err

@@ -27,7 +27,7 @@ type Manifest struct {
 type Entry struct {
 	Kind    Kind
 	Network string
-	Addr    string // what was asked for, or the name of a file or connection
+	Addr    string // what was asked for, or the name of a file or connection; a pid, see Leash
 	Bound   string // what the kernel says
 	V6Only  bool
 	// Path, Dev and Ino are those of a unix socket's file, so that only the
@@ -64,6 +64,9 @@ const (
 	Packet   Kind = "packet"
 	File     Kind = "file"
 	Conn     Kind = "conn"
+	// Leash is this end of an old process that lingers, whose pid is Addr; the oldest
+	// comes first, and all of them after the sockets.
+	Leash Kind = "leash"
 	// PIDLock is the locked file beside the PID file; it comes last.
 	PIDLock Kind = "pidlock"
 )
@@ -79,6 +82,8 @@ type Claims struct {
 	Pongs bool
 	// Probes is true if it takes connections that a health check is made over.
 	Probes bool
+	// Keeps is true if the new process keeps the leash of an old one that lingers.
+	Keeps bool
 }
 
 func (c *Claims) Add(socket int, takes string) {
@@ -196,6 +201,7 @@ func (e *Entry) field(f *control.Field) {
 func (c *Claims) Encode(r *control.Records) {
 	r.Flag("pongs", c.Pongs)
 	r.Flag("probes", c.Probes)
+	r.Flag("keeps", c.Keeps)
 	r.End()
 	for i, socket := range c.Sockets {
 		r.Number("socket", uint64(socket))
@@ -217,6 +223,8 @@ func (c *Claims) Decode(payload []byte) error {
 			c.Pongs = f.Flag()
 		case n == 0 && f.Key == "probes":
 			c.Probes = f.Flag()
+		case n == 0 && f.Key == "keeps":
+			c.Keeps = f.Flag()
 		case n > 0 && f.Key == "socket":
 			c.Sockets[n-1] = f.Int()
 		case n > 0 && f.Key == "takes":

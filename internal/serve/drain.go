@@ -53,6 +53,9 @@ type Drain struct {
 	begun  time.Time
 	Report Report
 	mu     sync.Mutex // held by offer and resume
+
+	timing sync.Mutex // guards the following
+	limit  *time.Timer
 }
 
 func NewDrain(m *sockets.Mover) *Drain {
@@ -62,7 +65,8 @@ func NewDrain(m *sockets.Mover) *Drain {
 }
 
 func (d *Drain) Run(servers []Drainer, limit time.Duration) {
-	defer time.AfterFunc(limit, d.Hurry).Stop()
+	d.Limit(limit)
+	defer d.endLimit()
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, s := range servers {
@@ -76,6 +80,23 @@ func (d *Drain) Run(servers []Drainer, limit time.Duration) {
 		})
 	}
 	wg.Wait()
+}
+
+// Limit sets when what is left is cut off: in limit from now, in place of what was set
+// before.
+func (d *Drain) Limit(limit time.Duration) {
+	d.endLimit()
+	d.timing.Lock()
+	defer d.timing.Unlock()
+	d.limit = time.AfterFunc(limit, d.Hurry)
+}
+
+func (d *Drain) endLimit() {
+	d.timing.Lock()
+	defer d.timing.Unlock()
+	if d.limit != nil {
+		d.limit.Stop()
+	}
 }
 
 // offer tells the servers that the new process takes more than before. Like
