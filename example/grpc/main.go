@@ -3,17 +3,19 @@
 //	cd example/grpc && go build -o clock . && GRACE_PIDFILE=clock.pid ./clock
 //	kill -USR2 $(cat clock.pid)
 //
-// It has two methods of example.Clock, Now and Ticks. At an upgrade the old
-// process tells its clients by GOAWAY to make their next calls on a new
-// connection, which the new process accepts; gRPC's clients do so by
-// themselves. Calls and streams that run are finished by the old process, if
-// they end before DrainTimeout.
+// It has three methods of example.Clock: Now, Ticks, and Echo, which streams both
+// ways. At an upgrade the old process tells its clients by GOAWAY to make their next
+// calls on a new connection, which the new process accepts; gRPC's clients do so by
+// themselves. Calls and streams that run are finished by the old process, which
+// lingers for them, an hour at most.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"os"
@@ -30,7 +32,7 @@ func main() {
 	addr := flag.String("addr", "localhost:9002", "`host:port` to listen on")
 	probation := flag.Duration("probation", time.Second, "how long the old version stands by")
 	flag.Parse()
-	u, err := grace.New(grace.Probation(*probation), grace.DrainTimeout(time.Minute))
+	u, err := grace.New(grace.Probation(*probation), grace.DrainTimeout(time.Minute), grace.Linger(time.Hour, 10))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -72,12 +74,16 @@ func (s *server) shutdown(context.Context) error {
 //	service Clock {
 //	  rpc Now(google.protobuf.Empty) returns (google.protobuf.StringValue);
 //	  rpc Ticks(google.protobuf.Int32Value) returns (stream google.protobuf.StringValue);
+//	  rpc Echo(stream google.protobuf.StringValue) returns (stream google.protobuf.StringValue);
 //	}
 var clock = grpc.ServiceDesc{
 	ServiceName: "example.Clock",
 	HandlerType: (*any)(nil),
 	Methods:     []grpc.MethodDesc{{MethodName: "Now", Handler: now}},
-	Streams:     []grpc.StreamDesc{{StreamName: "Ticks", Handler: ticks, ServerStreams: true}},
+	Streams: []grpc.StreamDesc{
+		{StreamName: "Ticks", Handler: ticks, ServerStreams: true},
+		{StreamName: "Echo", Handler: echo, ServerStreams: true, ClientStreams: true},
+	},
 }
 
 func now(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
@@ -106,6 +112,21 @@ func ticks(_ any, stream grpc.ServerStream) error {
 		}
 	}
 	return nil
+}
+
+// echo answers each message with the pid and the message, until the client ends.
+func echo(_ any, stream grpc.ServerStream) error {
+	for {
+		v := new(wrapperspb.StringValue)
+		if err := stream.RecvMsg(v); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := stream.SendMsg(wrapperspb.String(fmt.Sprintf("%d %s", os.Getpid(), v.Value))); err != nil {
+			return err
+		}
+	}
 }
 
 func tick() *wrapperspb.StringValue {

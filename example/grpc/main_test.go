@@ -185,6 +185,66 @@ func TestUpgrades(t *testing.T) {
 	}
 }
 
+// A stream in both directions is served by its process over five upgrades, each of which
+// begins as soon as it may.
+func TestLongStreams(t *testing.T) {
+	p := start(t, "-probation", "50ms")
+	end := load(t, p, 2)
+	type long struct {
+		grpc.ClientStream
+		pid, n int
+	}
+	var all []*long
+	ctx, cancel := context.WithTimeout(context.Background(), 4*proctest.Limit)
+	defer cancel()
+	open := func() {
+		c := dial(t, p)
+		mustCall(t, c, p.pid)
+		s, err := c.NewStream(ctx, &clock.Streams[1], "/example.Clock/Echo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, &long{ClientStream: s, pid: p.pid})
+	}
+	echo := func() {
+		t.Helper()
+		for _, l := range all {
+			l.n++
+			got, want := new(wrapperspb.StringValue), fmt.Sprintf("%d message %d", l.pid, l.n)
+			err := l.SendMsg(wrapperspb.String(fmt.Sprintf("message %d", l.n)))
+			if err == nil {
+				err = l.RecvMsg(got)
+			}
+			if err != nil || got.Value != want {
+				t.Fatalf("got %q, %v; want %q", got.Value, err, want)
+			}
+		}
+	}
+	for range 5 {
+		open()
+		echo()
+		old := p.upgrade()
+		p.WaitLine(fmt.Sprintf(`grace: the old process lingers; this one may be upgraded.* old=%d`, old))
+		echo()
+	}
+	if n := p.Count(`grace: upgrade queued`); n > 0 {
+		t.Errorf("%d upgrades have waited", n)
+	}
+	for _, l := range all {
+		if err := l.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.RecvMsg(new(wrapperspb.StringValue)); !errors.Is(err, io.EOF) {
+			t.Errorf("the stream of process %d has ended with %v, want %v", l.pid, err, io.EOF)
+		}
+		p.WaitGone(l.pid)
+	}
+	end()
+	if n := p.Count(`grace: drained.* cut=0`); n != 5 {
+		t.Errorf("%d processes have ended without a cut, want 5", n)
+	}
+}
+
 // The new version dies in probation: the old one accepts again.
 func TestRollBack(t *testing.T) {
 	p := start(t, "-probation", "1m")

@@ -5,9 +5,10 @@
 //	kill -USR2 $(cat ws.pid)
 //
 // A WebSocket has a state in the process that serves it, so it does not move.
-// The old process serves its own until it drains, and says goodbye then: with
-// close code 1012, "service restart". Clients connect again, to the new process. With -stay they are served until they
-// leave, an hour at most.
+// The old process serves its own until it drains, and says goodbye then: with close code
+// 1012, "service restart". Clients connect again, to the new process. With -stay they are
+// served until they leave, an hour at most: the old process lingers, and the new one may be
+// upgraded meanwhile.
 package main
 
 import (
@@ -30,7 +31,11 @@ func main() {
 	addr := flag.String("addr", "localhost:9007", "`host:port` to listen on")
 	stay := flag.Bool("stay", false, "serve old clients until they leave")
 	flag.Parse()
-	u, err := grace.New(grace.DrainTimeout(time.Hour))
+	opts := []grace.Option{grace.DrainTimeout(time.Minute)}
+	if *stay {
+		opts = append(opts, grace.Linger(time.Hour, 10))
+	}
+	u, err := grace.New(opts...)
 	if err != nil {
 		log.Fatal(err)
 	}

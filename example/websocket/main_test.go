@@ -117,6 +117,34 @@ func TestClientsStay(t *testing.T) {
 	}
 }
 
+// A client is served by its process over five upgrades, each of which begins as soon as it
+// may.
+func TestClientStaysLong(t *testing.T) {
+	s := start(t, "-stay")
+	all := []*websocket.Conn{s.dial()}
+	pids := []int{s.pid}
+	s.mustEcho(all[0], s.pid, 10)
+	for range 5 {
+		old := s.upgrade()
+		s.WaitLine(fmt.Sprintf(`grace: the old process lingers; this one may be upgraded.* old=%d`, old))
+		all, pids = append(all, s.dial()), append(pids, s.pid)
+		for i, c := range all {
+			s.mustEcho(c, pids[i], 10)
+		}
+	}
+	if n := s.Count(`grace: upgrade queued`); n > 0 {
+		t.Errorf("%d upgrades have waited", n)
+	}
+	for i, c := range all[:5] {
+		c.Close()
+		s.WaitGone(pids[i])
+	}
+	s.mustEcho(all[5], s.WaitAlone(), 10)
+	if n := s.Count(`grace: drained.* cut=0`); n != 5 {
+		t.Errorf("%d processes have ended without a cut, want 5", n)
+	}
+}
+
 func TestGoodbye(t *testing.T) {
 	s := start(t)
 	c := s.dial()
