@@ -25,7 +25,7 @@ var lingerEvery = flag.Duration("linger-every", 0, "pause between the upgrades o
 // TestLingerStreams: streams of each kind, of every generation, over five upgrades. None is
 // cut, no upgrade waits for another, and the PID file names the newest.
 func TestLingerStreams(t *testing.T) {
-	s := startServer(t, "-linger", "5")
+	s := startServer(t, "-linger", "5", "-drain", "1s") // which is not what limits the streams
 	backend := startBackend(t)
 	l := s.startLoad(2)
 	all := s.streams(backend)
@@ -141,9 +141,9 @@ func TestLingerStopOne(t *testing.T) {
 func TestLingerMost(t *testing.T) {
 	s := startServer(t, "-linger", "1", "-drain", "4s")
 	first := s.stream("/websocket")
-	pid := s.upgradeAndLinger()
+	s.upgradeAndLinger()
 	second := s.stream("/websocket")
-	pid = s.upgradeAndLinger()
+	pid := s.upgradeAndLinger()
 	s.WaitLine(fmt.Sprintf(`msg="grace: more processes linger than may; the oldest is told to end" from=%d .*old=%d `, pid, first.pid))
 	first.mustLive()
 	s.Signal(pid, syscall.SIGUSR2)
