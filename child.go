@@ -186,7 +186,7 @@ func (c *child) event(m control.Message) event {
 		}
 		c.learn(&claimed)
 		c.probes.Store(claimed.Probes)
-		return evClaims{id: c.id, pongs: claimed.Pongs, keeps: claimed.Keeps}
+		return evClaims{id: c.id, pongs: claimed.Pongs, keeps: claimed.Keeps, exclusive: claimed.Exclusive}
 	case msgAccepting:
 		if len(m.Payload) > 0 && m.Decode(&claimed) == nil && c.claims.Load() != nil { // they have changed since
 			c.learn(&claimed)

@@ -43,10 +43,14 @@ func (p performer) leaveEnd() {
 	p.u.socks.LeaveEnd(p.u.child.handed, p.u.child.claims.Load().Sockets)
 }
 
-func (p performer) reopenGates() { p.u.socks.ReopenGates() }
-func (p performer) mend()        { p.u.socks.MendAll() }
-func (p performer) letGo()       { go p.u.socks.LetGo() }
-func (p performer) disown()      { p.u.socks.Own(false) }
+func (p performer) reopenGates() {
+	p.u.host.Bar(false)
+	p.u.socks.ReopenGates()
+}
+
+func (p performer) mend()   { p.u.socks.MendAll() }
+func (p performer) letGo()  { go p.u.socks.LetGo() }
+func (p performer) disown() { p.u.socks.Own(false) }
 
 // The child.
 
@@ -208,7 +212,7 @@ func (p performer) finish(gaveUp, last bool) {
 	if p.u.parent != nil {
 		peers = append(peers, p.u.parent.ch)
 	}
-	go p.u.end(!gaveUp, last && !gaveUp, peers)
+	go p.u.end(!gaveUp, last && !gaveUp, p.u.m.hold == held, peers)
 }
 
 func (p performer) done() {

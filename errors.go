@@ -47,6 +47,13 @@ var (
 	// it wrote something else, hung up, or speaks another version. It was killed.
 	ErrProtocol = control.ErrProtocol
 
+	// ErrExclusive means that the exclusive state did not change hands, see
+	// [Exclusive]: what the old process had begun was not finished within
+	// [ExclusiveTimeout], or release has failed. The new process was killed. It is
+	// also in the error of Ready if acquire has failed, and in the one of Serve and
+	// Run if that was to have the state back.
+	ErrExclusive = errors.New("the exclusive state did not change hands")
+
 	// ErrRolledBack means that the new process died after it was ready, and that this
 	// one accepts connections again.
 	ErrRolledBack = errors.New("the new process died after it was ready; rolled back")
@@ -158,6 +165,8 @@ func advice(err error) string {
 		return "see why BeforeUpgrade refused, then send the signal again"
 	case errors.Is(err, ErrStart):
 		return "check that the binary exists, is executable and is for this machine"
+	case errors.Is(err, ErrExclusive):
+		return "see in the lines before what was not finished in time, or why release failed; raise ExclusiveTimeout, or give CutAtRelease"
 	case errors.Is(err, ErrReadyTimeout):
 		return "see in the new process's own output what it waited for, or raise ReadyTimeout"
 	case errors.Is(err, ErrProtocol):

@@ -12,9 +12,11 @@ import (
 // so that the new process has everything from its first moment, whatever becomes
 // of the old one. The rest is a conversation of typed messages, in this order:
 //
-//	new -> old  claims     the sockets that it took
+//	new -> old  claims     the sockets that it took, and whether it waits for exclusive state
 //	new -> old  "ready 1"  on the readiness pipe
+//	old                    if it has exclusive state that new waits for: accepts no more, finishes, releases it
 //	old -> new  go         the old process has decided: it won't kill the new one for being late
+//	new                    acquires that state, also from an old process that knows of none
 //	new -> old  accepting  the PID file is switched, the new process accepts; the claims, if they have changed
 //	old                    stops accepting; probation begins
 //

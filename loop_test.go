@@ -46,7 +46,7 @@ var harmless = strings.Fields(`Getpid Getppid Getenv LookupEnv Environ NewSyscal
 
 // calledLater are functions of this module that let another goroutine call what they
 // are given.
-var calledLater = []string{"run", "watch", "ping", "restore", "Run", "SendWithin"}
+var calledLater = []string{"run", "watch", "ping", "restore", "Run", "Send", "SendWithin"}
 
 // whatWaits reports whether f, of another package, may wait for something outside.
 func whatWaits(f *types.Func) bool {

@@ -20,15 +20,14 @@ import "time"
 //	                                                 └── long streams left ─> lingering ─┘
 //
 // machine_events.go has the events and the effects, machine_upgrade.go what leads from
-// one state to the next, machine_child.go whether the child is well, machine_linger.go
-// lingering, here and of older processes, and machine_end.go how a process ends. What
-// each state does at each event: testdata/machine.txt.
+// one state to the next, machine_exclusive.go how exclusive state changes hands on the
+// way, machine_child.go whether the child is well, machine_linger.go lingering, here and
+// of older processes, and machine_end.go how a process ends. What each state does at each
+// event: testdata/machine.txt.
 //
-// There is room for what this process does not do yet. Exclusive state that the
-// old process gives up before the child is ready: a state between upgrading and
-// standingBy, entered when the child reports that it waits for it. A child that this
-// process did not start: a childStage that begins at preparing, and has no kill. A
-// follower: a state after stopped.
+// There is room for what this process does not do yet. A child that this process did not
+// start: a childStage that begins at preparing, and has no kill. A follower: a state after
+// stopped.
 
 // A state tells what this process does with its sockets.
 type state int
@@ -37,6 +36,8 @@ const (
 	starting   state = iota // the listeners wait for Ready
 	serving                 // accepts
 	upgrading               // accepts, while a child starts
+	releasing               // no process accepts: exclusive state goes to the child
+	acquiring               // no process accepts: exclusive state comes back
 	standingBy              // the child accepts: probation
 	lameDuck                // accepts, though told to stop, and sends clients away
 	draining                // finishes what it has begun
@@ -47,7 +48,7 @@ const (
 )
 
 func (s state) String() string {
-	return [...]string{"starting", "serving", "upgrading", "standingBy", "lameDuck", "draining", "resuming", "lingering", "holding", "stopped"}[s]
+	return [...]string{"starting", "serving", "upgrading", "releasing", "acquiring", "standingBy", "lameDuck", "draining", "resuming", "lingering", "holding", "stopped"}[s]
 }
 
 // A childStage tells how far the new process has come.
@@ -77,6 +78,7 @@ type childState struct {
 	claimed    bool // its claims have come
 	pongs      bool // it answers when it is asked whether it is well
 	keeps      bool // it keeps the leash of this process, should this one linger
+	exclusive  bool // it waits for exclusive state before it accepts
 	orderly    bool // it was asked to stop: its end is no reason to roll back
 	alone      bool // an operator has told this process to end while the child serves on
 	handedOver bool // it has a child of its own that serves
@@ -138,6 +140,7 @@ type machine struct {
 	// What does not change.
 	underMaster bool // upgrades are a master's to do
 	supported   bool // this platform can hand sockets over
+	exclusive   bool // there is exclusive state
 	parentPid   int
 	limits      limits
 
@@ -157,6 +160,14 @@ type machine struct {
 	lingerers  []lingerer // older processes that linger, the oldest first
 	restoring  int        // how many roll backs have not put everything back
 
+	hold holdStage
+	back struct { // in acquiring: what is told when this process accepts again
+		notice notice
+		err    error
+	}
+	moving bool          // what waited is on its way to the child, which accepts
+	later  []stopRequest // in releasing, and while moving: see postpone
+
 	// Requests for an upgrade, by stage: one that is wanted as soon as it can
 	// begin, the one under way, and those that a master was asked for.
 	pending bool
@@ -175,6 +186,8 @@ type limits struct {
 	pong                    time.Duration // how long an answer of the child may take
 	settle                  time.Duration // of the drain, before this process lingers
 	processes               int           // that may linger; 0: this one does not
+	exclusive               time.Duration // of each step by which exclusive state changes hands
+	cuts                    bool          // what is not finished in that time is cut off; else the upgrade fails
 }
 
 // exit is how long a program may take to exit when its process has finished.
@@ -229,7 +242,7 @@ func (m *machine) on(e event) {
 	case evClaims:
 		m.onClaims(e)
 	case evTakes:
-		if m.state == draining {
+		if m.state == draining || m.state == releasing {
 			m.do.offer()
 		}
 	case evAccepting:
@@ -278,5 +291,14 @@ func (m *machine) on(e event) {
 		m.onRestored()
 	case evFinished:
 		m.onFinished()
+	case evPauseLate:
+		m.onPauseLate(e)
+	case evMoved:
+		m.moving = false
+		m.stopLater()
+	case evReleased:
+		m.onReleased(e)
+	case evAcquired:
+		m.onAcquired(e)
 	}
 }

@@ -243,5 +243,11 @@ func (m *machine) onUnkillable(err error) {
 		m.rollBack(failure)
 		return
 	}
+	if m.state == releasing && !c.went() { // it has nothing, and waits for a go that never comes
+		c.stage, c.since = leaving, m.now()
+		m.do.stopMoves()
+		m.takeBack(noticeFailed, failure)
+		return
+	}
 	m.answer(failure)
 }

@@ -35,11 +35,19 @@ func (m *machine) onStop(r stopRequest) {
 	if r.at.IsZero() {
 		r.at = m.now()
 	}
-	if m.repeatedStop(r) {
-		return
+	if !m.repeatedStop(r) {
+		m.stopNow(r)
 	}
+}
+
+// stopNow is onStop for a request that counts.
+func (m *machine) stopNow(r stopRequest) {
 	if m.concernsThisAlone(r) {
 		m.endAlone(r)
+		return
+	}
+	if m.state == releasing && (r.leave || m.child.went()) || m.state == standingBy && m.moving {
+		m.postpone(r)
 		return
 	}
 	if m.state == stopped {
@@ -76,7 +84,7 @@ func (m *machine) onStop(r stopRequest) {
 		m.do.sayStop(noticeStopBegins, r)
 		m.answerAsked(slices.Clone(m.asked), nil) // how an upgrade by a master succeeds
 	}
-	handedOver := m.state == standingBy || m.state == draining || m.child.went()
+	handedOver := m.state == standingBy || m.state == draining || m.child.went() && m.state != acquiring
 	if r.leave {
 		m.stop = max(m.stop, stopLeave)
 	} else {
@@ -91,7 +99,7 @@ func (m *machine) onStop(r stopRequest) {
 	}
 	switch {
 	case m.state == holding: // only the child is waited for
-	case m.state == resuming: // the roll back is finished first
+	case m.state == resuming, m.state == acquiring, m.state == releasing: // the roll back is finished first
 		m.refuseAll()
 		m.hurried = m.hurried || r.now
 	case m.state == draining: // it is under way already
@@ -287,6 +295,10 @@ func (m *machine) beginDrain(move bool) {
 func (m *machine) onDrained() {
 	switch {
 	case m.drain != running && m.drain != over:
+	case m.state == releasing && m.drain == running:
+		m.onPaused()
+	case m.state == acquiring:
+		m.drain = over
 	case m.state == resuming:
 		m.drain = returning
 		m.do.resume()

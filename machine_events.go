@@ -15,6 +15,12 @@ type effects interface {
 	letGo()           // give up the listeners: the child has them
 	disown()          // leave the queues to the parent
 
+	pause()         // closeGates of all sockets, finish what has begun, hold what can move: evDrained
+	moveHeld()      // to the child, which accepts: evMoved
+	release()       // the exclusive state: evReleased
+	acquire()       // have it back: evAcquired
+	lose(err error) // it can't be had back: tell of it
+
 	launch(id int)                         // start a child: evLaunched
 	sendGo()                               // the child may accept
 	sendUpgrade()                          // the child is to upgrade, when this process is gone
@@ -107,10 +113,11 @@ type (
 		err  error
 	}
 	evClaims struct { // the child has reported which sockets it takes
-		id    int
-		pongs bool
-		keeps bool
-		err   error // they make no sense
+		id        int
+		pongs     bool
+		keeps     bool
+		exclusive bool  // it waits for exclusive state
+		err       error // they make no sense
 	}
 	evTakes     struct{ id int } // the child takes moved connections on more sockets
 	evAccepting struct {         // the child accepts
@@ -153,8 +160,9 @@ type (
 	}
 
 	evLate struct { // the ready timeout is up
-		id   int
-		went bool // it began at go
+		id    int
+		went  bool          // it began at go
+		limit time.Duration // that is up; 0: ReadyTimeout
 	}
 	evHungUp struct { // the child has closed something a moment ago
 		id  int
@@ -173,7 +181,12 @@ type (
 		err   error
 	}
 
-	evLameOver struct{} // the time to go on accepting is up
+	evLameOver  struct{}         // the time to go on accepting is up
+	evPauseLate struct{ id int } // what has begun was not finished in time
+	evReleased  struct{ err error }
+	evMoved     struct{ id int } // no connection that waited is on its way any more
+	evAcquired  struct{ err error }
+
 	evDrained  struct{}
 	evResumed  struct{}
 	evRestored struct{}
@@ -225,6 +238,9 @@ const (
 	noticeParentLingers
 	noticeTooMany
 	noticeLingererGone
+	noticeReleasing
+	noticePauseCuts
+	noticePauseRefuses
 )
 
 func (n notice) String() string {
@@ -269,6 +285,9 @@ func (n notice) String() string {
 		noticeParentLingers: "parent lingers",
 		noticeTooMany:       "too many linger",
 		noticeLingererGone:  "lingerer gone",
+		noticeReleasing:     "releasing",
+		noticePauseCuts:     "pause cuts",
+		noticePauseRefuses:  "pause refuses",
 	}[n]
 }
 
@@ -316,6 +335,10 @@ func childOf(e event) (id int, ok bool) {
 	case evSilence:
 		return e.id, true
 	case evKillAgain:
+		return e.id, true
+	case evPauseLate:
+		return e.id, true
+	case evMoved:
 		return e.id, true
 	}
 	return 0, false

@@ -36,10 +36,13 @@ type lingerer struct {
 	told bool // to end
 }
 
-// mayLinger reports whether this process is to linger once its drain has settled.
+// mayLinger reports whether this process is to linger once its drain has settled. One that
+// still has exclusive state, since the child did not wait for it, drains within
+// DrainTimeout and releases it: while it lingered no later version could have it.
 func (m *machine) mayLinger() bool {
 	c := &m.child
 	return m.limits.processes > 0 && m.state == draining && m.drain == running && m.stop == notStopping && !m.program.ends &&
+		m.hold != held && len(m.later) == 0 && !m.leaveLater &&
 		c.stage == accepting && c.keeps && !c.deaf && !c.orderly && !c.alone
 }
 

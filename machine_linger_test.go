@@ -11,6 +11,9 @@ func (w *sim) linger() {
 	if w.open || w.m.child.stage != accepting {
 		w.breaks("it lingers, and no other process serves")
 	}
+	if w.mine {
+		w.breaks("it lingers with the exclusive state")
+	}
 }
 func (w *sim) limitDrain()                   { w.effect("limit drain") }
 func (w *sim) pullLeash(stop, now bool)      { w.effect("pull leash: stop %v %v", stop, now) }

@@ -120,6 +120,31 @@ var situations = []struct {
 		w.beginLingering()
 		w.to("drained finished")
 	}},
+	{"exclusive, serving", func(w *sim) { w.excl("ready") }},
+	{"exclusive, upgrading, the child does not wait for it", func(w *sim) { w.excl("ready upgrade launch line claims") }},
+	{"exclusive, releasing", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive") }},
+	{"exclusive, releasing, the child was killed", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive pauseLate") }},
+	{"exclusive, releasing, finished", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive drained") }},
+	{"exclusive, releasing, going", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive drained released") }},
+	{"exclusive, releasing, going, told to stop", func(w *sim) {
+		w.excl("ready upgrade launch line claimsExclusive drained released stop")
+	}},
+	{"exclusive, standing by", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive drained released accept") }},
+	{"exclusive, standing by, moved", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive drained released accept moved") }},
+	{"exclusive, draining", func(w *sim) {
+		w.excl("ready upgrade launch line claimsExclusive drained released accept moved probation pong")
+	}},
+	{"exclusive, acquiring, release runs", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive drained exit") }},
+	{"exclusive, acquiring", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive drained released exit") }},
+	{"exclusive, acquiring, a drain was called off", func(w *sim) {
+		w.excl("ready upgrade launch line claimsExclusive drained released accept probation pong exit")
+	}},
+	{"exclusive, acquiring, the child gives up", func(w *sim) {
+		w.excl("ready upgrade launch line claimsExclusive drained released accept childLeaves")
+	}},
+	{"exclusive, draining, for a child that waits for it", func(w *sim) {
+		w.excl("ready upgrade launch leave line claimsExclusive")
+	}},
 }
 
 func (w *sim) mayLinger() { w.wants, w.m.limits.processes = true, 1 }
@@ -127,6 +152,12 @@ func (w *sim) mayLinger() { w.wants, w.m.limits.processes = true, 1 }
 func (w *sim) beginLingering() {
 	w.mayLinger()
 	w.to("ready upgrade launch line claims accept probation pong settled leashMade pong")
+}
+
+// excl is to, in a process with exclusive state.
+func (w *sim) excl(names string) {
+	w.exclusive, w.m.exclusive = true, true
+	w.to(names)
 }
 
 func (w *sim) childStop(leave bool) {
@@ -172,6 +203,13 @@ var kinds = []struct {
 	{"otherLine", func(w *sim) event { return evLine{id: w.m.child.id, line: "hello\n"} }},
 	{"noLine", func(w *sim) event { return evLine{id: w.m.child.id, err: errors.New("EOF")} }},
 	{"claims", func(w *sim) event { return evClaims{id: w.m.child.id, pongs: true, keeps: w.wants} }},
+	{"claimsExclusive", func(w *sim) event { return evClaims{id: w.m.child.id, pongs: true, keeps: w.wants, exclusive: true} }},
+	{"pauseLate", func(w *sim) event { return evPauseLate{w.m.child.id} }},
+	{"moved", func(w *sim) event { return evMoved{w.m.child.id} }},
+	{"released", func(w *sim) event { return evReleased{} }},
+	{"releaseFailed", func(w *sim) event { return evReleased{errors.New("disk full")} }},
+	{"acquired", func(w *sim) event { return evAcquired{} }},
+	{"acquireFailed", func(w *sim) event { return evAcquired{errors.New("locked")} }},
 	{"badClaims", func(w *sim) event { return evClaims{id: w.m.child.id, err: errors.New("nonsense")} }},
 	{"accept", func(w *sim) event { return evAccepting{w.m.child.id, w.m.now()} }},
 	{"takes", func(w *sim) event { return evTakes{w.m.child.id} }},
@@ -188,8 +226,8 @@ var kinds = []struct {
 	{"exit", func(w *sim) event {
 		return evExit{id: w.m.child.id, failure: &UpgradeError{Pid: 7}, killed: w.m.child.killReason != nil}
 	}},
-	{"late", func(w *sim) event { return evLate{w.m.child.id, false} }},
-	{"lateAtGo", func(w *sim) event { return evLate{w.m.child.id, true} }},
+	{"late", func(w *sim) event { return evLate{id: w.m.child.id} }},
+	{"lateAtGo", func(w *sim) event { return evLate{id: w.m.child.id, went: true} }},
 	{"hungUp", func(w *sim) event { return evHungUp{w.m.child.id, errors.New("EOF")} }},
 	{"leftLongAgo", func(w *sim) event { return evGone{w.m.child.id} }},
 	{"probation", func(w *sim) event { return evProbationOver{id: w.m.child.id} }},

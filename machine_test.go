@@ -30,8 +30,11 @@ type sim struct {
 	broken     []string
 	ends       bool // the program has asked for the end
 	wants      bool // this process is to linger
+	systemd    bool
 
-	systemd bool
+	exclusive    bool // there is exclusive state
+	mine, theirs bool // which process has it
+	lost         bool
 }
 
 func newSim(hasParent, underMaster, systemd bool) *sim {
@@ -58,7 +61,7 @@ func (w *sim) breaks(format string, args ...any) {
 
 func (w *sim) openGates() error {
 	w.effect("open gates")
-	w.open, w.wasReady = true, true
+	w.open, w.wasReady, w.mine = true, true, w.exclusive
 	return nil
 }
 func (w *sim) closeGates() { w.effect("close gates"); w.open = false }
@@ -88,7 +91,15 @@ func (w *sim) send(what string) {
 		w.breaks("%s is sent to a child that is not there", what)
 	}
 }
-func (w *sim) sendGo()                  { w.send("go") }
+func (w *sim) sendGo() {
+	w.send("go")
+	if w.exclusive && w.m.child.exclusive {
+		w.theirs = true
+		if w.mine || w.pending["release"] > 0 {
+			w.breaks("the child may acquire what this process has")
+		}
+	}
+}
 func (w *sim) sendUpgrade()             { w.send("upgrade") }
 func (w *sim) sendStop(now bool)        { w.send(fmt.Sprintf("stop %v", now)) }
 func (w *sim) ping()                    { w.send("ping") }
@@ -160,11 +171,19 @@ func (w *sim) on(e event) {
 	what := ""
 	switch e := e.(type) {
 	case evLaunched:
-		what, w.childLives = "launch", e.err == nil
+		what = "launch"
+		w.childLives = e.err == nil || w.childLives && w.pending[what] == 0
 	case evExit:
-		w.childLives = false
+		w.childLives, w.theirs = false, false
 	case evLameOver:
 		what = "lame"
+	case evMoved:
+		what = "moved"
+	case evReleased:
+		what = "release"
+	case evAcquired:
+		what = "acquire"
+		w.mine = w.mine || e.err == nil && w.pending[what] > 0
 	case evDrained:
 		what = "drain"
 	case evResumed:
@@ -194,6 +213,9 @@ func (w *sim) on(e event) {
 	}
 	w.log = append(w.log, fmt.Sprintf("%-10v %-9v %s %+v -> %v, %v, %v: %s", before, w.m.child.stage, strings.TrimPrefix(fmt.Sprintf("%T", e), "grace."), e, w.m.state, w.m.child.stage, w.m.drain, strings.Join(w.did, ", ")))
 	m := w.m
+	if w.exclusive && w.open && !w.mine {
+		w.breaks("it accepts without the exclusive state")
+	}
 	if m.pending && m.inTheWay() == "" {
 		w.breaks("an upgrade that is wanted does not begin")
 	}
@@ -210,6 +232,13 @@ func (w *sim) on(e event) {
 		return
 	}
 	switch m.state {
+	case releasing, acquiring:
+		if w.open {
+			w.breaks("the state is %v, and the gates are open", m.state)
+		}
+		if m.state == acquiring && !w.childLives && w.pending["release"]+w.pending["acquire"] == 0 {
+			w.breaks("the state is to be had back, and nothing is under way")
+		}
 	case serving, upgrading, resuming:
 		if !w.open {
 			w.breaks("the state is %v, and the gates are shut", m.state)
@@ -225,7 +254,10 @@ func (w *sim) on(e event) {
 	if len(m.lingerers) > m.limits.processes && m.parent != parentAlive && m.parent != parentFinished && m.state == serving && !m.lingerers[0].told {
 		w.breaks("%d processes linger, %d may, and the oldest was not told to end", len(m.lingerers), m.limits.processes)
 	}
-	if m.drain != noDrain && m.state != draining && m.state != resuming && m.state != lingering {
+	if m.drain == running && (m.state == standingBy || m.state == serving || m.state == upgrading) {
+		w.breaks("the state is %v, and a drain is %v", m.state, m.drain)
+	}
+	if m.drain != noDrain && m.state < releasing {
 		w.breaks("the state is %v, and a drain is %v", m.state, m.drain)
 	}
 }
@@ -248,6 +280,12 @@ func (w *sim) complete(what string) bool {
 		w.on(evRestored{})
 	case "finish":
 		w.on(evFinished{})
+	case "moved":
+		w.on(evMoved{w.m.child.id})
+	case "release":
+		w.on(evReleased{})
+	case "acquire":
+		w.on(evAcquired{})
 	case "master":
 		w.on(evMasterAsked{replies: w.m.asked})
 	case "leash":
@@ -306,6 +344,19 @@ var happenings = []func(w *sim, n byte){
 	func(w *sim, n byte) { w.complete("restore") },
 	func(w *sim, n byte) { w.complete("finish") },
 	func(w *sim, n byte) { w.complete("master") },
+	func(w *sim, n byte) { w.complete("moved") },
+	func(w *sim, n byte) { w.complete("release") },
+	func(w *sim, n byte) { w.complete("acquire") },
+	func(w *sim, n byte) {
+		if w.pending["release"] > 0 {
+			w.on(evReleased{errors.New("why")})
+		}
+	},
+	func(w *sim, n byte) {
+		if w.pending["acquire"] > 0 {
+			w.on(evAcquired{errors.New("why")})
+		}
+	},
 	func(w *sim, n byte) {
 		if len(w.timers) > 0 {
 			i := int(n) % len(w.timers)
@@ -317,7 +368,9 @@ var happenings = []func(w *sim, n byte){
 	func(w *sim, n byte) { w.child(evLine{id: w.m.child.id, line: readyLine}) },
 	func(w *sim, n byte) { w.child(evLine{id: w.m.child.id, line: "hello\n"}) },
 	func(w *sim, n byte) { w.child(evLine{id: w.m.child.id, err: errors.New("EOF")}) },
-	func(w *sim, n byte) { w.child(evClaims{id: w.m.child.id, pongs: n&1 == 0, keeps: n&2 == 0}) },
+	func(w *sim, n byte) {
+		w.child(evClaims{id: w.m.child.id, pongs: n&1 == 0, keeps: n&4 == 0, exclusive: n&2 == 0})
+	},
 	func(w *sim, n byte) { w.child(evClaims{id: w.m.child.id, err: errors.New("nonsense")}) },
 	func(w *sim, n byte) { w.child(evAccepting{id: w.m.child.id, at: w.m.now()}) },
 	func(w *sim, n byte) { w.child(evFailed{id: w.m.child.id, why: errors.New("why")}) },
@@ -376,7 +429,9 @@ func (w *sim) advance() {
 	case c.stage == preparing && !c.line:
 		w.child(evLine{id: c.id, line: readyLine})
 	case c.stage == preparing && !c.claimed:
-		w.child(evClaims{id: c.id, pongs: true, keeps: true})
+		w.child(evClaims{id: c.id, pongs: true, keeps: true, exclusive: w.exclusive})
+	case m.state == releasing && c.stage == preparing && w.complete("drain"):
+	case w.complete("moved"), w.complete("release"), w.complete("acquire"):
 	case c.stage == going:
 		w.child(evAccepting{id: c.id, at: m.now()})
 	case c.waited && c.asked > c.answered:
@@ -409,7 +464,7 @@ func (w *sim) settleAll(t *testing.T) {
 			t.Fatalf("it does not come to rest\n%s", strings.Join(w.log, "\n"))
 		}
 		some := false
-		for _, what := range []string{"launch", "lame", "leash", "drain", "resume", "restore", "finish", "master"} {
+		for _, what := range []string{"launch", "lame", "leash", "drain", "resume", "restore", "finish", "master", "moved", "release", "acquire"} {
 			some = w.complete(what) || some
 		}
 		if !some {
@@ -424,7 +479,7 @@ func runSim(t *testing.T, data []byte) {
 	}
 	w := newSim(data[0]&1 == 1, data[0]&6 == 6, data[0]&8 == 8)
 	if data[0]&16 == 16 {
-		w.wants, w.m.limits.processes = true, 1+int(data[0]>>5&1)
+		w.wants, w.m.limits.processes = true, 1+int(data[0]>>6&1)
 	}
 	if data[1]&1 == 1 {
 		w.m.limits.lame = time.Second
@@ -432,6 +487,8 @@ func runSim(t *testing.T, data []byte) {
 	for i := range int(data[0]>>6) * int(data[0]&1) { // an older process had them before
 		w.m.lingerers = append(w.m.lingerers, lingerer{pid: 1000 + i})
 	}
+	w.exclusive = data[0]&32 == 32
+	w.m.exclusive, w.m.limits.cuts = w.exclusive, data[0]&128 == 128
 	for i := 2; i+1 < len(data) && len(w.broken) == 0; i += 2 {
 		if data[i] >= 128 { // else it would hardly ever come to a hand-over
 			w.advance()
@@ -464,7 +521,7 @@ func runSim(t *testing.T, data []byte) {
 	if w.m.state == lingering || w.m.lingers == lingered && w.m.state != stopped {
 		t.Fatalf("it lingers, and nothing is left; the state is %v\n%s", w.m.state, strings.Join(w.log, "\n"))
 	}
-	if w.wasReady && w.m.stop == notStopping && w.m.state != serving && w.m.state != stopped {
+	if w.wasReady && !w.lost && w.m.stop == notStopping && w.m.state != serving && w.m.state != stopped {
 		t.Fatalf("no child is left, and the state is %v\n%s", w.m.state, strings.Join(w.log, "\n"))
 	}
 	if w.ends && w.m.state != stopped {
@@ -505,8 +562,9 @@ func TestMachineAtRandom(t *testing.T) {
 
 // FuzzMachine looks for an order of events that breaks what always holds.
 func FuzzMachine(f *testing.F) {
-	f.Add([]byte{0, 200, 0, 200, 0, 200, 0, 200, 0, 200, 0, 200, 0, 28, 0}) // the child dies on probation
-	f.Add([]byte{1, 200, 0, 4, 0})                                          // this process gives up at once
+	f.Add([]byte{0, 200, 0, 200, 0, 200, 0, 200, 0, 200, 0, 200, 0, 28, 0})          // the child dies on probation
+	f.Add([]byte{1, 200, 0, 4, 0})                                                   // this process gives up at once
+	f.Add([]byte{16, 200, 0, 200, 0, 200, 0, 200, 0, 200, 0, 200, 0, 200, 0, 35, 0}) // the child dies with the exclusive state
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) < 300 { // longer ones find nothing that shorter ones do not
 			runSim(t, data)

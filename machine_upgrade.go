@@ -19,6 +19,9 @@ func (m *machine) onReady() error {
 	if err := m.do.openGates(); err != nil {
 		return err
 	}
+	if m.exclusive {
+		m.hold = held
+	}
 	m.do.say(noticeServing, nil)
 	m.settle()
 	return nil
@@ -80,8 +83,10 @@ func (m *machine) inTheWay() string {
 	switch {
 	case m.state == starting:
 		return "this process is ready"
-	case m.state == upgrading:
+	case m.state == upgrading, m.state == releasing:
 		return "the upgrade under way is over"
+	case m.state == acquiring:
+		return "this process has the exclusive state again"
 	case m.state == resuming:
 		return "the drain that was called off is over"
 	case m.state != serving:
@@ -224,33 +229,50 @@ func (m *machine) onClaims(e evClaims) {
 		m.kill(ErrProtocol)
 		return
 	}
-	m.child.claimed, m.child.pongs, m.child.keeps = true, e.pongs, e.keeps
+	if m.state == releasing { // it was ready before
+		return
+	}
+	m.child.claimed, m.child.pongs, m.child.keeps, m.child.exclusive = true, e.pongs, e.keeps, e.exclusive
 	m.maybeGo()
 }
 
-// maybeGo lets the child go on if it is ready. From then on it is not killed for
-// being late, unless it hangs before it accepts.
+// maybeGo lets the child go on if it is ready.
 func (m *machine) maybeGo() {
 	c := &m.child
-	if c.stage != preparing || !c.line || !c.claimed || c.killReason != nil {
-		return
-	}
+	switch {
+	case c.stage != preparing || !c.line || !c.claimed || c.killReason != nil:
+	case !m.waitsForState():
+		m.goAhead()
+	case m.state == upgrading:
+		m.beginRelease()
+	} // else it is an heir, and goes on when this process has released, and is gone
+}
+
+// goAhead lets the child go on. From then on it is not killed for being late, unless it
+// hangs before it accepts.
+func (m *machine) goAhead() {
+	c := &m.child
 	c.stage = going
-	m.do.after(m.limits.ready, evLate{id: c.id, went: true}) // again: a child that does not accept by then hangs
+	limit := m.limits.ready
+	if m.hold == lent {
+		limit = m.limits.exclusive + acquireGrace
+	}
+	m.do.after(limit, evLate{id: c.id, went: true, limit: limit}) // again: a child that does not accept by then hangs
 	m.do.sendGo()
 }
 
 // mayServe reports whether this process waits for a child that does not accept
 // yet.
 func (m *machine) mayServe() bool {
-	return m.state == upgrading || m.state == draining && m.child.heir && !m.child.accepted()
+	return m.state == upgrading || m.state == releasing || m.state == draining && m.child.heir && !m.child.accepted()
 }
 
 // onLate: the ready timeout is up. A timeout that began before go does not count
-// after it: the child may have begun to accept.
+// after it: the child may have begun to accept. Nor does it if the child waits for
+// this process.
 func (m *machine) onLate(e evLate) {
-	if m.mayServe() && m.child.went() == e.went {
-		m.child.lastError = fmt.Errorf("killed after %v", m.limits.ready)
+	if m.mayServe() && m.child.went() == e.went && !m.waitsForState() {
+		m.child.lastError = fmt.Errorf("killed after %v", cmp.Or(e.limit, m.limits.ready))
 		m.kill(ErrReadyTimeout)
 	}
 }
@@ -286,6 +308,10 @@ func (m *machine) onAccepting(e evAccepting) {
 	}
 	m.do.tellParentOfChild(true)
 	m.do.closeGates()
+	if m.state == releasing {
+		m.moving = true
+		m.do.moveHeld()
+	}
 	m.state = standingBy
 	m.do.say(noticeStandingBy, nil)
 	if m.pending {
@@ -297,7 +323,9 @@ func (m *machine) onAccepting(e evAccepting) {
 		m.passOn(nil)
 	}
 	m.do.examine(m.limits.probation)
-	m.leave()
+	if !m.moving {
+		m.stopLater()
+	}
 }
 
 // onProbationOver: the child is asked once more whether it is well, or is known to be sick.
@@ -315,6 +343,7 @@ func (m *machine) onProbationOver(e evProbationOver) {
 // onExit: the child has ended and was reaped.
 func (m *machine) onExit(e evExit) {
 	c := m.child
+	m.moving = false
 	m.do.forget()
 	m.child = childState{id: c.id}
 	failure := e.failure
@@ -324,13 +353,16 @@ func (m *machine) onExit(e evExit) {
 		m.reportDeath(c, failure)
 	case m.state == holding:
 		m.endHold()
-	case m.stop != notStopping || c.orderly:
+	case m.state == acquiring:
+		m.reclaim()
+	case m.state != releasing && (m.stop != notStopping || c.orderly):
 		// The service is to end, and its drain has begun: this process does not
 		// take over again.
 		if c.heir && m.stop == stopLeave {
 			m.gaveUp = false
 			m.do.say(noticeHeirDied, failure)
 		}
+		m.stopLater() // what was to move to it is not waited for any more
 		m.well()
 	case c.stage == leaving:
 		m.settle()
@@ -359,6 +391,10 @@ func (m *machine) reportDeath(c childState, failure *UpgradeError) {
 
 // upgradeFailed: the child was never ready, and this process goes on as before.
 func (m *machine) upgradeFailed(err error) {
+	if m.state == releasing {
+		m.takeBack(noticeFailed, err)
+		return
+	}
 	m.state = serving
 	m.upgrades = repeats{} // what comes now is meant to try again
 	m.do.mend()
@@ -366,27 +402,43 @@ func (m *machine) upgradeFailed(err error) {
 	m.leave()
 }
 
-// rollBack: the child is dead, or gives up, and this process accepts again at once.
+// rollBack: the child is dead, or gives up, and this process accepts again at once, or
+// as soon as it has the exclusive state.
 func (m *machine) rollBack(err error) {
-	m.state, m.lingers = serving, noLingering
+	m.lingers = noLingering
+	if m.hold == lent {
+		m.takeBack(noticeRolledBack, err)
+		return
+	}
+	m.acceptAgain(noticeRolledBack, err)
+}
+
+// acceptAgain is the way back into serving, from where this process accepted nothing.
+func (m *machine) acceptAgain(n notice, err error) {
+	m.state = serving
 	m.upgrades = repeats{}
 	m.do.reopenGates() // first of all
 	if m.drain != noDrain {
 		m.state = resuming
 		m.do.cancelDrain()
 	}
-	m.do.tellParentOfChild(false)
+	if n == noticeFailed {
+		m.do.mend()
+	} else {
+		m.do.tellParentOfChild(false)
+	}
 	if m.passed { // passed on to the child, which is dead
 		m.pending = true
 	}
-	m.restore(noticeRolledBack, err)
+	m.restore(n, err)
 	if m.drain == over { // it has waited only to hear that the child is well
 		m.onDrained()
 	}
-	m.hurried = false
+	m.hurried = m.hurried && m.stop != notStopping // told so in acquiring
 	if m.program.ends {
 		m.onStop(stopRequest{now: m.program.now})
 	}
+	m.stopLater()
 }
 
 // restore puts back what the child may have taken, and then answers the callers.

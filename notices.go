@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/master"
@@ -41,7 +42,11 @@ func (p performer) sayToOperator(n notice, e Event, err error) {
 		u.log.Info("grace: upgrade begins", "pid", os.Getpid(), "generation", u.generation)
 		u.notify.Reloading(fmt.Sprintf("%s; generation %d is starting", u.serves(), u.generation+1))
 	case noticeStandingBy:
-		u.log.Info("grace: the new process is ready; standing by", "new", e.Peer, "took", e.Took, "probation", u.opt.probation)
+		args := []any{"new", e.Peer, "took", e.Took, "probation", u.opt.probation}
+		if u.m.hold == lent {
+			args = append(args, "paused", time.Since(u.pausedAt))
+		}
+		u.log.Info("grace: the new process is ready; standing by", args...)
 		u.notify.Status(fmt.Sprintf("%s, on probation; pid %d stands by", u.nextServes(), os.Getpid()))
 	case noticeUpgradeDone:
 		u.log.Info("grace: upgrade done; draining", "new", u.m.child.pid, "timeout", u.opt.drainTimeout)
@@ -52,6 +57,12 @@ func (p performer) sayToOperator(n notice, e Event, err error) {
 	case noticeRolledBack:
 		u.log.Error("grace: rolled back; this process accepts again", "err", err, "hint", advice(err))
 		u.tellFailed("the upgrade was rolled back", err)
+	case noticeReleasing:
+		u.log.Info("grace: the new process waits for exclusive state; this one finishes what it has begun, and releases it", "new", u.m.child.pid, "timeout", u.opt.exclusive)
+	case noticePauseCuts:
+		u.log.Warn("grace: not finished in time, and cut off, so that exclusive state can be released", busy(u.socks.Busy())...)
+	case noticePauseRefuses:
+		u.log.Warn("grace: not finished in time, so that exclusive state is kept, and the upgrade given up", busy(u.socks.Busy())...)
 	case noticeDrained:
 		u.cut.Store(int64(e.Cut))
 		args := []any{"took", e.Took, "moved", e.Moved, "finished", e.Finished, "waited", e.Waited, "cut", e.Cut}
@@ -141,6 +152,12 @@ func (p performer) sayOfLingerer(n notice, pid int) {
 	case noticeLingererGone:
 		u.log.Info("grace: an old process that lingered is gone", "old", pid, "lingering", len(u.m.lingerers))
 	}
+}
+
+// busy gives the first ten of what is not finished, for the log.
+func busy(all []string) []any {
+	n := len(all)
+	return []any{"count", n, "connections", strings.Join(all[:min(n, 10)], ", ")}
 }
 
 // sayRepeated reports that a signal is one that has counted already.

@@ -43,6 +43,10 @@ type options struct {
 	dir           string
 	move          bool
 	idleGrace     time.Duration
+	acquire       func(context.Context) error // nil: there is no exclusive state
+	release       func(context.Context) error
+	exclusive     time.Duration
+	cutAtRelease  bool
 
 	lingerProcesses int
 }
@@ -55,6 +59,7 @@ func newOptions(opts []Option) (options, error) {
 		probation:    time.Second,
 		move:         sockets.CanMove,
 		idleGrace:    5 * time.Second,
+		exclusive:    10 * time.Second,
 	}
 	for _, opt := range opts {
 		if opt == nil {

@@ -125,10 +125,13 @@ func (u *Upgrader) endServers() {
 
 // end is the last part of finish: it waits for what is outside, and tells the
 // machine then. mayRemove: the PID file is this process's to remove; last: no other
-// process of the service has its lock.
-func (u *Upgrader) end(mayRemove, last bool, peers []*control.Channel) {
+// process of the service has its lock; holds: it has exclusive state.
+func (u *Upgrader) end(mayRemove, last, holds bool, peers []*control.Channel) {
 	within(2*restorePatience, u.restores.Wait) // what has become of an upgrade is told before the end
 	u.endServers()
+	if holds {
+		u.exclusive.releaseLast(u) // before the PID file's lock, which another start waits for
+	}
 	if u.pid != nil {
 		within(endPatience, func() { u.pid.giveUp(mayRemove, last) })
 	}

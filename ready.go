@@ -33,7 +33,12 @@ func (u *Upgrader) Ready() error {
 	return u.readyErr
 }
 
-func (u *Upgrader) sayReady() error {
+func (u *Upgrader) sayReady() (err error) {
+	defer func() {
+		if err != nil {
+			u.exclusive.releaseUnused(u)
+		}
+	}()
 	if check := u.opt.readyCheck; check != nil {
 		ctx, cancel := context.WithTimeout(u.ctx, u.opt.readyTimeout)
 		err := u.callHook(ctx, "ReadyCheck", check)
@@ -46,13 +51,15 @@ func (u *Upgrader) sayReady() error {
 		if err := u.handshake(); err != nil {
 			return u.failReady(err)
 		}
+	} else if err := u.exclusive.acquireFirst(u); err != nil {
+		return err
 	}
 	if u.underMaster() && u.pid != nil {
 		if err := u.pid.takeOver(); err != nil {
 			return err
 		}
 	}
-	err := u.accept()
+	err = u.accept()
 	if u.pid != nil {
 		u.pid.tidy()
 	}
@@ -84,8 +91,8 @@ func (u *Upgrader) accept() error {
 }
 
 // handshake agrees with the old process that it is this process's turn now:
-// claims, the line, go, and the PID file. If the old process is dead it is our
-// turn in any case.
+// claims, the line, go, the exclusive state, and the PID file. If the old process is
+// dead it is our turn in any case.
 func (u *Upgrader) handshake() error {
 	p := u.parent
 	p.claims.Store(true) // before it is looked up: nothing falls between
@@ -97,7 +104,7 @@ func (u *Upgrader) handshake() error {
 			return err
 		}
 	}
-	c.Pongs, c.Probes, c.Keeps = true, true, true
+	c.Pongs, c.Probes, c.Keeps, c.Exclusive = true, true, true, u.exclusive != nil
 	p.ch.Send(control.NewMessage(msgClaims, &c))
 	_, err := p.ready.WriteString(readyLine)
 	p.ready.Close()
@@ -105,6 +112,9 @@ func (u *Upgrader) handshake() error {
 		err = fmt.Errorf("grace: readiness pipe: %w", err)
 	} else {
 		err = p.awaitGo(u.ctx)
+	}
+	if err == nil {
+		err = u.exclusive.acquireFirst(u)
 	}
 	<-u.signals
 	if !takes {

@@ -18,7 +18,8 @@ import (
 // what it had begun is finished: the program should exit then. The end of ctx stops the
 // service as SIGTERM does.
 //
-// If a server ends by itself, this process gives up ([Upgrader.Abort]), the other servers
+// If [Exclusive] state could not be had back after an upgrade that has failed, the error
+// is ErrExclusive. If a server ends by itself, this process gives up ([Upgrader.Abort]), the other servers
 // end, and Run returns that server's result. Other errors are those of Ready.
 //
 // A program that has more to run than servers uses [Upgrader.Actor] and a run.Group.
@@ -36,7 +37,7 @@ func (u *Upgrader) Run(ctx context.Context) error {
 	}
 	u.Abort()
 	<-u.done
-	return err
+	return cmp.Or(err, u.lost)
 }
 
 // Actor gives the Upgrader itself as an actor, to be handed to a
@@ -55,7 +56,7 @@ func (u *Upgrader) Actor() (execute func() error, interrupt func(error)) {
 			return err
 		}
 		<-u.done
-		return nil
+		return u.lost
 	}, func(error) { u.Abort() }
 }
 

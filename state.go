@@ -9,6 +9,7 @@ const (
 	StateStarting   State = iota // it accepts nothing before Ready
 	StateServing                 // it accepts
 	StateUpgrading               // it accepts, while a new process starts
+	StatePaused                  // what comes waits: exclusive state changes hands, see Exclusive
 	StateStandingBy              // the new process accepts; it takes over again should that one die
 	StateLameDuck                // it accepts still, and is to stop: see LameDuck
 	StateDraining                // it finishes what it has begun
@@ -16,10 +17,10 @@ const (
 	StateStopped                 // Done is closed, or about to be
 )
 
-// String returns the state in lower case: starting, serving, upgrading, standing
+// String returns the state in lower case: starting, serving, upgrading, paused, standing
 // by, lame duck, draining, lingering, stopped.
 func (s State) String() string {
-	if names := [...]string{"starting", "serving", "upgrading", "standing by", "lame duck", "draining", "lingering", "stopped"}; s >= 0 && int(s) < len(names) {
+	if names := [...]string{"starting", "serving", "upgrading", "paused", "standing by", "lame duck", "draining", "lingering", "stopped"}; s >= 0 && int(s) < len(names) {
 		return names[s]
 	}
 	return "unknown"
@@ -42,6 +43,8 @@ func (s state) public() State {
 		return StateStarting
 	case upgrading:
 		return StateUpgrading
+	case releasing, acquiring:
+		return StatePaused
 	case standingBy:
 		return StateStandingBy
 	case lameDuck:

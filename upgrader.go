@@ -51,6 +51,7 @@ type Upgrader struct {
 	runs      runs                  // the servers, as Run runs them
 	leashes   leashes               // of the old processes that linger
 	host      *serve.Host           // the servers, as the drain ends them
+	exclusive *exclusive            // nil: there is no exclusive state
 	word      *inorder.Queue[Event] // for the program; nil if it wants no events
 
 	// Signals are handled before the PID file names this process: from then on
@@ -62,11 +63,13 @@ type Upgrader struct {
 	restores sync.WaitGroup // those whose last line was not said yet
 
 	// Owned by loop.
-	m     machine
-	child *child       // the new process, from its start to its end
-	drain *serve.Drain // running, or nil
-	leash *ownLeash    // of this process, if it is to linger, or does
-	alone bool         // the program was told that the old process is gone
+	m        machine
+	child    *child       // the new process, from its start to its end
+	drain    *serve.Drain // running, or nil
+	leash    *ownLeash    // of this process, if it is to linger, or does
+	pausedAt time.Time    // when it stopped accepting to release exclusive state; zero: it did not
+	lost     error        // why exclusive state can't be had back; may be read when done is closed
+	alone    bool         // the program was told that the old process is gone
 }
 
 // A system is what an Upgrader asks the operating system for; tests have their own.
@@ -163,6 +166,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 		close(u.over)
 		return nil, err
 	}
+	u.exclusive = o.exclusiveState()
 	u.findServiceManager()
 	u.m = u.newMachine()
 	go u.loop()
@@ -276,9 +280,10 @@ func (u *Upgrader) loop() {
 func (u *Upgrader) newMachine() machine {
 	m := machine{
 		do: performer{u}, now: time.Now,
-		underMaster: u.underMaster(), supported: supported,
+		underMaster: u.underMaster(), supported: supported, exclusive: u.exclusive != nil,
 		limits: limits{ready: u.opt.readyTimeout, probation: u.opt.probation, drain: u.opt.drainTimeout, lame: u.opt.lameDuck, pong: pongPatience,
-			settle: lingerAfter, processes: u.opt.lingerProcesses},
+			settle: lingerAfter, processes: u.opt.lingerProcesses,
+			exclusive: u.opt.exclusive, cuts: u.opt.cutAtRelease},
 		lingerers: u.leashes.lingerers(),
 	}
 	if u.parent != nil {

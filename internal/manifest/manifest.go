@@ -84,6 +84,8 @@ type Claims struct {
 	Probes bool
 	// Keeps is true if the new process keeps the leash of an old one that lingers.
 	Keeps bool
+	// Exclusive is true if the new process waits for exclusive state before it accepts.
+	Exclusive bool
 }
 
 func (c *Claims) Add(socket int, takes string) {
@@ -202,6 +204,7 @@ func (c *Claims) Encode(r *control.Records) {
 	r.Flag("pongs", c.Pongs)
 	r.Flag("probes", c.Probes)
 	r.Flag("keeps", c.Keeps)
+	r.Flag("exclusive", c.Exclusive)
 	r.End()
 	for i, socket := range c.Sockets {
 		r.Number("socket", uint64(socket))
@@ -225,6 +228,8 @@ func (c *Claims) Decode(payload []byte) error {
 			c.Probes = f.Flag()
 		case n == 0 && f.Key == "keeps":
 			c.Keeps = f.Flag()
+		case n == 0 && f.Key == "exclusive":
+			c.Exclusive = f.Flag()
 		case n > 0 && f.Key == "socket":
 			c.Sockets[n-1] = f.Int()
 		case n > 0 && f.Key == "takes":

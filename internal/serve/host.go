@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/sockets"
@@ -24,6 +25,8 @@ type Host struct {
 	rule   idleRule
 	drains drainSignal
 	now    func() time.Time // of session tickets; nil: time.Now
+
+	barred atomic.Bool // see Bar
 
 	mu      sync.Mutex
 	servers []Drainer                 // guarded by mu
@@ -62,6 +65,29 @@ func (h *Host) add(s Drainer) {
 		go s.End()
 	}
 }
+
+// Bar sets whether handlers are not to be called any more: another process has what they
+// need. What has come here all the same, since no other process took it, is answered with
+// 503.
+func (h *Host) Bar(on bool) { h.barred.Store(on) }
+
+// CutLeft cuts off what d has left when its time was up, and waits a moment for handlers
+// to notice.
+func (h *Host) CutLeft(d *Drain) {
+	select {
+	case <-d.TimeUp():
+	default:
+		return
+	}
+	h.Socks.Cut()
+	end := time.Now().Add(cutPatience)
+	for len(h.Socks.Busy()) > 0 && time.Now().Before(end) && !d.cancelled() {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// cutPatience is how long a handler may take to return when its connection was cut off.
+const cutPatience = time.Second
 
 // takes records that connections of this protocol may be moved to l.
 func (h *Host) takes(l *sockets.Listener, protocol string) {

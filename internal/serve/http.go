@@ -201,6 +201,11 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
+	if s.host != nil && s.host.barred.Load() {
+		w.Header().Set("Connection", "close")
+		http.Error(w, "this process has handed over", http.StatusServiceUnavailable)
+		return
+	}
 	if r.TLS == nil && r.ProtoMajor == 2 {
 		r.TLS, _ = r.Context().Value(tlsStateKey{}).(*tls.ConnectionState)
 	}

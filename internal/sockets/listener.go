@@ -29,11 +29,15 @@ type Listener struct {
 	// state does not take it.
 	reopening sync.Mutex
 
-	mu    sync.Mutex // guards inner, shut, given, takes and spared
+	mu    sync.Mutex // guards inner, shut, given, detains, detained, takes and spared
 	inner Opened
 	shut  bool       // inner is closed, and may be opened again
 	given []net.Conn // to be accepted besides those of the socket
-	takes string     // the protocol of connections that are moved to us
+	// detains: what is given is not to be accepted yet; detained: how many of given
+	// are not injected.
+	detains  bool
+	detained int
+	takes    string // the protocol of connections that are moved to us
 	// spared is called by Close in place of closing the socket; see Spare.
 	spared func()
 	// mayReturn is true if accepting ends for an upgrade, which may be rolled
@@ -105,11 +109,32 @@ func (l *Listener) Give(c net.Conn) {
 	closed := l.Gate.IsClosed() // if not yet, end finds c
 	if !closed {
 		l.given = append(l.given, c)
-		l.Gate.Inject(1)
+		if l.detains {
+			l.detained++
+		} else {
+			l.Gate.Inject(1)
+		}
 	}
 	l.mu.Unlock()
 	if closed {
 		c.Close()
+	}
+}
+
+// detain lets what is given wait until free is called.
+func (l *Listener) detain() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.detains = true
+}
+
+func (l *Listener) free() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.detains = false
+	if l.detained > 0 {
+		l.Gate.Inject(l.detained)
+		l.detained = 0
 	}
 }
 
@@ -238,6 +263,7 @@ func (l *Listener) letGo() error { return l.Sock.closeListener(l.acceptor().List
 func (l *Listener) end() error {
 	l.Gate.Set(gate.Closed)
 	err := l.letGo()
+	l.free()
 	for c := l.next(); c != nil; c = l.next() {
 		c.Close()
 	}
@@ -250,7 +276,6 @@ func (l *Listener) end() error {
 // While the process drains after a hand-over the socket is only parked: should
 // the new process die, it is needed again. Before that, in probation, it is the
 // program that closes it, and a roll back does not open it again.
-// that closes it, and a roll back does not open it again.
 func (l *Listener) Close() error {
 	l.mu.Lock()
 	closed := l.spared

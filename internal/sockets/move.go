@@ -108,6 +108,8 @@ type Mover struct {
 	mu      sync.Mutex // guards the following
 	takes   []string   // by index
 	over    bool       // nothing is moved any more
+	held    bool       // nothing is sent yet: see Hold
+	settled func()     // see Send
 	nextID  uint32
 	queue   []*Moving
 	sent    map[uint32]*Moving
@@ -177,21 +179,26 @@ func (m *Mover) move(t *Track, unread []byte) bool {
 	t.mu.Unlock()
 	unmark(n)
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	i, ok := m.sockets[t.Listener]
 	if m.over || !ok {
+		m.mu.Unlock()
 		return false
 	}
 	m.nextID++
 	m.queue = append(m.queue, &Moving{ID: m.nextID, t: t, socket: i, custom: custom, past: p, Unread: unread, fd: n})
 	m.flush()
+	held := m.held
+	m.mu.Unlock()
+	if held { // this process has finished it
+		t.Listener.Live.remove(t, false)
+	}
 	return true
 }
 
 // flush sends the next of the queue, if the window allows. While one message is
 // being written, connections gather for the next one.
 func (m *Mover) flush() {
-	if m.over || m.writing || m.window >= windowSize || len(m.queue) == 0 {
+	if m.over || m.held || m.writing || m.window >= windowSize || len(m.queue) == 0 {
 		return
 	}
 	var batch []*Moving
@@ -233,6 +240,7 @@ func (m *Mover) onWritten(batch []*Moving, err error) {
 		time.AfterFunc(m.Patience, m.impatient)
 	}
 	m.flush()
+	m.settle()
 	m.mu.Unlock()
 	m.giveUp(back)
 	if first {
@@ -327,6 +335,7 @@ func (m *Mover) OnTook(ids, refused []uint32) {
 	m.moved += len(gone)
 	m.window--
 	m.flush()
+	m.settle()
 	m.mu.Unlock()
 	for _, c := range gone {
 		c.t.Inner.Close() // the socket lives on in the new process
@@ -353,6 +362,7 @@ func (m *Mover) impatient() {
 	if len(back) > 0 {
 		back = append(back, m.end()...)
 	}
+	m.settle()
 	m.mu.Unlock()
 	m.giveUp(back)
 	if first {
@@ -372,6 +382,7 @@ func (m *Mover) Stop() {
 			back = append(back, c)
 		}
 	}
+	m.settle()
 	m.mu.Unlock()
 	m.giveUp(back)
 }

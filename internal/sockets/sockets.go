@@ -232,6 +232,9 @@ func (s *Set) ReopenGates() {
 	s.open, s.handedOver, s.standingBy = true, false, false
 	for _, sock := range s.all {
 		sock.last.Store(false)
+		if sock.Listener != nil {
+			sock.Listener.free()
+		}
 		switch {
 		case sock.Listener != nil && sock.Listener.unwanted:
 			go sock.Listener.drop()
@@ -301,6 +304,46 @@ func (s *Set) Yield(handed []*Socket, claimed []int) {
 		if i >= 0 && i < len(handed) {
 			handed[i].yielded = true
 			handed[i].shutGate()
+		}
+	}
+}
+
+// Pause stops accepting on every socket, and reading packets, until ReopenGates: what
+// this process needs for that goes to another process, which may give it back. What comes
+// waits, in the kernel; and what is given to a listener waits there.
+func (s *Set) Pause() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open, s.handedOver, s.standingBy = false, true, false
+	s.endMending()
+	for _, sock := range s.all {
+		if sock.Listener != nil {
+			sock.Listener.detain()
+		}
+		sock.shutGate()
+	}
+}
+
+// Busy returns the connections that are not finished, by their addresses.
+func (s *Set) Busy() (all []string) {
+	for _, sock := range s.Snapshot() {
+		if sock.Listener == nil {
+			continue
+		}
+		for _, t := range sock.Listener.Live.All() {
+			all = append(all, t.describe())
+		}
+	}
+	return all
+}
+
+// Cut closes all connections.
+func (s *Set) Cut() {
+	for _, sock := range s.Snapshot() {
+		if sock.Listener != nil {
+			for _, t := range sock.Listener.Live.All() {
+				t.Cut()
+			}
 		}
 	}
 }

@@ -193,6 +193,27 @@ func (t *Track) ownDetour() {
 	}
 }
 
+// describe names the connection for the log.
+func (t *Track) describe() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	what := "in a request"
+	switch {
+	case t.phase == PhaseHTTP2:
+		what = "HTTP/2"
+	case t.phase == PhaseHijacked:
+		what = "hijacked"
+	case t.phase == PhaseOther:
+		what = "open"
+	case t.phase == PhaseIdle || t.phase == phaseNew:
+		what = "idle, and can't move"
+	}
+	if t.progress == progressBegun && what == "idle, and can't move" {
+		what = "in a request's header"
+	}
+	return t.Inner.RemoteAddr().String() + " (" + what + ")"
+}
+
 // begin fills the track and adds it to those of l.
 func (t *Track) begin(c net.Conn, l *Listener, unread []byte, old *Track, stays *Mover) {
 	t.Listener, t.Inner, t.Detour = l, c, &noDetour
