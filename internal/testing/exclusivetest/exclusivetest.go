@@ -1,0 +1,394 @@
+//go:build linux
+
+// Package exclusivetest puts a program under load that keeps what clients give it in
+// something that one process at a time may have, while the program is upgraded, and counts
+// what is lost: requests, and entries whose writing was acknowledged.
+package exclusivetest
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+)
+
+// A Server is a running program. It prints "listening", and the addresses of HTTP and, if
+// it has that, of its lines. POST /add adds the body as an entry, GET /all gives all.
+type Server struct {
+	*proctest.Process
+	t           *testing.T
+	binary      string // what an upgrade starts
+	pidFile     string
+	HTTP, Lines string
+}
+
+// Start starts the program at path, with these arguments; FILE in them is a file of the
+// test's own.
+func Start(t *testing.T, path string, args ...string) *Server {
+	t.Helper()
+	dir := t.TempDir()
+	s := &Server{t: t, binary: filepath.Join(dir, "app"), pidFile: filepath.Join(dir, "app.pid")}
+	s.Install(path)
+	args = slices.Clone(args)
+	for i := range args {
+		args[i] = strings.ReplaceAll(args[i], "FILE", filepath.Join(dir, "state"))
+	}
+	s.Process = proctest.Start(t, proctest.Command{Path: s.binary, Args: args, Env: []string{"GRACE_PIDFILE=" + s.pidFile}})
+	m := s.WaitLine(`^listening (\S+) ?(\S*)`)
+	s.HTTP, s.Lines = m[1], m[2]
+	s.WaitLine(`grace: serving`)
+	return s
+}
+
+// Install puts another version in place.
+func (s *Server) Install(path string) {
+	s.t.Helper()
+	next := s.binary + ".new"
+	os.Remove(next)
+	err := os.Link(path, next)
+	if err != nil { // another file system
+		var b []byte
+		if b, err = os.ReadFile(path); err == nil {
+			err = os.WriteFile(next, b, 0o755)
+		}
+	}
+	if err == nil {
+		err = os.Rename(next, s.binary)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// FilePid is the pid in the PID file.
+func (s *Server) FilePid() int {
+	s.t.Helper()
+	b, err := os.ReadFile(s.pidFile)
+	pid, err2 := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || err2 != nil {
+		s.t.Fatal("the PID file:", err, err2)
+	}
+	return pid
+}
+
+// Ask asks for an upgrade.
+func (s *Server) Ask() (old int) {
+	s.t.Helper()
+	old = s.FilePid()
+	s.Signal(old, syscall.SIGUSR2)
+	return old
+}
+
+// Upgrade upgrades, and returns when the old process is gone.
+func (s *Server) Upgrade() {
+	s.t.Helper()
+	old := s.Ask()
+	s.WaitGone(old)
+	if now := s.FilePid(); now == old {
+		s.t.Fatalf("the process %d has ended, and the PID file names it", old)
+	}
+}
+
+// Entries are all that the server has.
+func (s *Server) Entries() map[string]int {
+	s.t.Helper()
+	resp, err := http.Get("http://" + s.HTTP + "/all")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		s.t.Fatal(resp.Status, err)
+	}
+	all := map[string]int{}
+	for entry := range strings.FieldsSeq(string(b)) {
+		all[entry]++
+	}
+	return all
+}
+
+// A Load is clients at work. Each sends an entry, and waits for its answer.
+type Load struct {
+	s    *Server
+	stop chan struct{}
+	wg   sync.WaitGroup
+	n    atomic.Int64
+
+	mu     sync.Mutex // guards what follows
+	acked  []string
+	lost   []string
+	worst  time.Duration // since Pause was called last
+	pauses []time.Duration
+}
+
+// Clients are how many there are of each kind.
+type Clients struct {
+	KeepAlive, Connect, Lines int
+}
+
+// Load starts the clients.
+func (s *Server) Load(c Clients) *Load {
+	l := &Load{s: s, stop: make(chan struct{})}
+	for range c.KeepAlive {
+		l.wg.Go(func() { l.run(&webClient{addr: s.HTTP}) })
+	}
+	for range c.Connect {
+		l.wg.Go(func() { l.run(&webClient{addr: s.HTTP, once: true}) })
+	}
+	for range c.Lines {
+		l.wg.Go(func() { l.run(&lineClient{addr: s.Lines}) })
+	}
+	return l
+}
+
+type client interface {
+	add(entry string) error
+}
+
+func (l *Load) run(c client) {
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-time.After(rand.N(10 * time.Millisecond)):
+		}
+		entry := fmt.Sprintf("entry-%d", l.n.Add(1))
+		begun := time.Now()
+		err := c.add(entry)
+		took := time.Since(begun)
+		l.mu.Lock()
+		if err != nil {
+			l.lost = append(l.lost, fmt.Sprintf("%s, after %v: %v", entry, took, err))
+		} else {
+			l.acked = append(l.acked, entry)
+		}
+		l.worst = max(l.worst, took)
+		l.mu.Unlock()
+	}
+}
+
+// Pause notes the longest time that a client had to wait since the last call.
+func (l *Load) Pause() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pauses = append(l.pauses, l.worst)
+	l.worst = 0
+}
+
+// Forget forgets the longest time so far.
+func (l *Load) Forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.worst = 0
+}
+
+// allow takes no more than n requests that were lost so far for unavoidable.
+func (l *Load) allow(name string, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.s.t.Logf("%s: requests lost %d, of %d clients", name, len(l.lost), n)
+	if len(l.lost) <= n {
+		l.lost = nil
+	}
+}
+
+// Acked is how many entries were acknowledged so far.
+func (l *Load) Acked() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.acked)
+}
+
+// WaitMore waits until n more entries were acknowledged.
+func (l *Load) WaitMore(n int) {
+	l.s.t.Helper()
+	before := l.Acked()
+	proctest.WaitFor(l.s.t, proctest.Limit, fmt.Sprintf("%d more answers", n), func() bool { return l.Acked() >= before+n })
+}
+
+// Stop ends the load, and fails the test if anything was lost. It logs the figures.
+func (l *Load) Stop() {
+	t := l.s.t
+	t.Helper()
+	close(l.stop)
+	l.wg.Wait()
+	has := l.s.Entries()
+	missing, twice := 0, 0
+	for _, entry := range l.acked {
+		switch has[entry] {
+		case 0:
+			missing++
+		case 1:
+		default:
+			twice++
+		}
+	}
+	for i, lost := range l.lost {
+		if i < 10 {
+			t.Error("lost:", lost)
+		}
+	}
+	figures := fmt.Sprintf("requests %d, lost %d; acknowledged writes %d, lost %d", len(l.acked)+len(l.lost), len(l.lost), len(l.acked), missing)
+	if len(l.pauses) > 0 {
+		slices.Sort(l.pauses)
+		figures += fmt.Sprintf("; %d upgrades, longest wait in each: p50 %v, max %v", len(l.pauses),
+			l.pauses[len(l.pauses)/2].Round(100*time.Microsecond), l.pauses[len(l.pauses)-1].Round(100*time.Microsecond))
+	}
+	var paused []time.Duration // as the old processes have seen it, until the new one accepted
+	for _, line := range l.s.Process.Lines() {
+		if _, after, ok := strings.Cut(line, " paused="); ok {
+			d, _ := time.ParseDuration(strings.Fields(after)[0])
+			paused = append(paused, d)
+		}
+	}
+	if slices.Sort(paused); len(paused) > 0 {
+		figures += fmt.Sprintf("; paused: p50 %v, max %v", paused[len(paused)/2].Round(100*time.Microsecond), paused[len(paused)-1].Round(100*time.Microsecond))
+	}
+	t.Log(figures)
+	if len(l.lost) > 0 || missing > 0 || twice > 0 || len(l.acked) == 0 {
+		t.Errorf("%d requests were lost, %d acknowledged writes were lost, %d are there twice, of %d", len(l.lost), missing, twice, len(l.acked))
+	}
+}
+
+// limit is how long an answer may take.
+const limit = 60 * time.Second
+
+// A webClient sends a POST, on the connection that it has unless the server has said that
+// it ends. Nothing is sent twice.
+type webClient struct {
+	addr string
+	once bool // a connection for each request
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func (c *webClient) add(entry string) (err error) {
+	if c.conn == nil {
+		if c.conn, err = net.Dial("tcp", c.addr); err != nil {
+			return err
+		}
+		c.in = bufio.NewReader(c.conn)
+	}
+	close := true
+	defer func() {
+		if close {
+			c.conn.Close()
+			c.conn = nil
+		}
+	}()
+	c.conn.SetDeadline(time.Now().Add(limit))
+	more := ""
+	if c.once {
+		more = "Connection: close\r\n"
+	}
+	if _, err := fmt.Fprintf(c.conn, "POST /add HTTP/1.1\r\nHost: app\r\n%sContent-Length: %d\r\n\r\n%s", more, len(entry), entry); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(c.in, nil)
+	if err != nil {
+		return err
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && (resp.StatusCode != http.StatusOK || string(body) != "ok\n") {
+		err = fmt.Errorf("%s: %.100q", resp.Status, body)
+	}
+	close = resp.Close || err != nil
+	return err
+}
+
+// A lineClient has one connection, and another only when that has failed.
+type lineClient struct {
+	addr string
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func (c *lineClient) add(entry string) (err error) {
+	if c.conn == nil {
+		if c.conn, err = net.Dial("tcp", c.addr); err != nil {
+			return err
+		}
+		c.in = bufio.NewReader(c.conn)
+	}
+	c.conn.SetDeadline(time.Now().Add(limit))
+	defer func() {
+		if err != nil {
+			c.conn.Close()
+			c.conn = nil
+		}
+	}()
+	if _, err := fmt.Fprintln(c.conn, entry); err != nil {
+		return err
+	}
+	answer, err := c.in.ReadString('\n')
+	if err == nil && answer != "ok\n" {
+		err = fmt.Errorf("%.100q", answer)
+	}
+	return err
+}
+
+// A Version is one that fails, and what is to be seen then.
+type Version struct {
+	Name string
+	Path string // of the binary
+	Line string // that the old process logs when it serves again
+	// Dies is true if it dies when it serves: what is inside of it then is lost, which is
+	// one request of each client at most.
+	Dies bool
+}
+
+// Upgrades upgrades n times under load.
+func Upgrades(s *Server, c Clients, n int) {
+	s.t.Helper()
+	l := s.Load(c)
+	l.WaitMore(100)
+	for range n {
+		l.Forget()
+		s.Upgrade()
+		l.WaitMore(20)
+		l.Pause()
+	}
+	l.Stop()
+}
+
+// Broken upgrades to each of the versions that fail, under load, and to one that does not
+// at the end.
+func Broken(s *Server, c Clients, good string, bad ...Version) {
+	s.t.Helper()
+	l := s.Load(c)
+	l.WaitMore(100)
+	all := c.KeepAlive + c.Connect + c.Lines
+	for _, v := range bad {
+		s.Install(v.Path)
+		l.Forget()
+		old := s.Ask()
+		s.WaitLine(v.Line)
+		l.WaitMore(100)
+		if now := s.FilePid(); now != old {
+			s.t.Fatalf("%s: the PID file names %d, and %d serves", v.Name, now, old)
+		}
+		l.Pause()
+		if v.Dies {
+			l.allow(v.Name, all)
+		}
+	}
+	s.Install(good)
+	s.Upgrade()
+	l.WaitMore(100)
+	l.Stop()
+}
