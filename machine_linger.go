@@ -42,7 +42,8 @@ type lingerer struct {
 func (m *machine) mayLinger() bool {
 	c := &m.child
 	return m.limits.processes > 0 && m.state == draining && m.drain == running && m.stop == notStopping && !m.program.ends &&
-		m.hold != held && len(m.later) == 0 && !m.leaveLater &&
+		m.hold != held &&
+		len(m.later) == 0 && !m.leaveLater &&
 		c.stage == accepting && c.keeps && !c.deaf && !c.orderly && !c.alone
 }
 

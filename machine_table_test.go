@@ -145,6 +145,30 @@ var situations = []struct {
 	{"exclusive, draining, for a child that waits for it", func(w *sim) {
 		w.excl("ready upgrade launch leave line claimsExclusive")
 	}},
+	{"exclusive, draining, not to linger: the child does not wait for it", func(w *sim) {
+		w.mayLinger()
+		w.excl("ready upgrade launch line claims accept probation pong")
+	}},
+	{"exclusive, draining, to linger", func(w *sim) {
+		w.mayLinger()
+		w.excl("ready upgrade launch line claimsExclusive drained released accept moved probation pong settled")
+	}},
+	{"exclusive, draining, not to linger: a stop was postponed", func(w *sim) {
+		w.mayLinger()
+		w.excl("ready upgrade launch line claimsExclusive drained released accept stop probation pong")
+	}},
+	{"exclusive, lingering", func(w *sim) {
+		w.mayLinger()
+		w.excl("ready upgrade launch line claimsExclusive drained released accept moved probation pong settled leashMade pong")
+	}},
+	{"exclusive, releasing, the parent lingers", func(w *sim) { w.exclBesideLingering("") }},
+	{"exclusive, acquiring, the parent lingers", func(w *sim) { w.exclBesideLingering("drained released exit") }},
+}
+
+func (w *sim) exclBesideLingering(names string) {
+	w.mayLinger()
+	w.m.parent, w.m.parentPid = parentAlive, 6
+	w.excl("ready parentLingers upgrade launch line claimsExclusive " + names)
 }
 
 func (w *sim) mayLinger() { w.wants, w.m.limits.processes = true, 1 }

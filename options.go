@@ -149,7 +149,8 @@ func LameDuck(d time.Duration) Option {
 // A process that lingers accepts nothing, has no listener and no PID file, and does not
 // take over again if a new one dies. When the service is told to stop, each of those that
 // linger is given its DrainTimeout, and so it is when no process of the service is left
-// that it could hear of. A stop signal to its own pid ends it alone.
+// that it could hear of. A stop signal to its own pid ends it alone. A process never lingers
+// with [Exclusive] state: what is begun is finished before that is released.
 func Linger(d time.Duration, processes int) Option {
 	return func(o *options) error {
 		switch {

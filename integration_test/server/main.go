@@ -102,6 +102,7 @@ func serve() error {
 	}
 	opts = append(opts, startOptions()...)
 	opts = append(opts, socketOptions()...)
+	opts = append(opts, exclusiveOptions()...)
 	if *execPath != "" {
 		opts = append(opts, grace.Executable(*execPath))
 	}

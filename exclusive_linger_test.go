@@ -1,0 +1,103 @@
+//go:build unix
+
+package grace
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// lingersSoon lets a generation linger as soon as it drains.
+func (g *generation) lingersSoon() { g.post(func() { g.m.limits.settle = 0 }) }
+
+// lingering is how many processes linger, as g knows it.
+func (g *generation) lingering() int {
+	n := make(chan int, 1)
+	g.post(func() { n <- len(g.m.lingerers) })
+	return receive(g.house.t, n, "the loop")
+}
+
+// TestExclusiveBesideLingering: a generation without a vault lingers, while the vault comes
+// back from one that fails, and goes to another.
+func TestExclusiveBesideLingering(t *testing.T) {
+	b := newBank(t, Linger(time.Hour, 2), IdleGrace(10*time.Millisecond))
+	b.plain[1] = true
+	fails := errors.New("no")
+	b.v.fail = func(call string) error {
+		if call == "3 acquire" {
+			return fails
+		}
+		return nil
+	}
+	first := b.first()
+	first.lingersSoon()
+	stream := b.visit(t)
+	stream.send("/slow")
+	receive(t, b.slow, "the slow request")
+	if err := receive(t, first.upgrade(), "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	second := b.next()
+	first.await(lingering)
+	until(t, "the second generation to hear of it", func() bool { return second.lingering() == 1 })
+	idle := b.visit(t)
+	idle.ask("2")
+
+	wantErr(t, receive(t, second.upgrade(), "the upgrade to one that fails"), ErrExited)
+	b.next()
+	idle.ask("2")
+	second.await(serving)
+	first.await(lingering)
+
+	if err := receive(t, second.upgrade(), "the next upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	last := b.next()
+	idle.ask("4")
+	receive(t, second.Done(), "Done of the second generation")
+	first.await(lingering)
+	if n := last.lingering(); n != 1 {
+		t.Errorf("the last generation knows of %d that linger, want 1", n)
+	}
+	b.v.want(t, "2 acquire", "2 release", "3 acquire", "2 acquire", "2 release", "4 acquire")
+	close(b.go1)
+	stream.reads("1")
+	receive(t, first.Done(), "Done of the first generation")
+	last.askStop()
+	receive(t, last.Done(), "Done of the last generation")
+	if calls := b.v.calls(); len(calls) != 7 || calls[6] != "4 release" {
+		t.Errorf("the calls were %q, want %q at the end, and no other", calls, "4 release")
+	}
+}
+
+// TestExclusiveHeldDoesNotLinger: the new generation has no vault, so that the old one
+// keeps it to its end. It does not linger, and the next upgrade waits for that end.
+func TestExclusiveHeldDoesNotLinger(t *testing.T) {
+	b := newBank(t, Linger(time.Hour, 2), IdleGrace(10*time.Millisecond))
+	b.plain[2] = true
+	first := b.first()
+	first.lingersSoon()
+	stream := b.visit(t)
+	stream.send("/slow")
+	receive(t, b.slow, "the slow request")
+	if err := receive(t, first.upgrade(), "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	second := b.next()
+	done := second.upgrade()
+	until(t, "the next upgrade to be asked for", func() bool {
+		pending := make(chan bool, 1)
+		second.post(func() { pending <- second.m.pending || second.m.state == upgrading })
+		return receive(t, pending, "the loop")
+	})
+	first.await(draining)
+	b.v.want(t, "1 acquire")
+	close(b.go1)
+	stream.reads("1")
+	if err := receive(t, done, "the next upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	b.visit(t).ask("3")
+	b.v.want(t, "1 acquire", "1 release", "3 acquire")
+}
