@@ -1,0 +1,5 @@
+//go:build !boringcrypto
+
+package tls13
+
+const boring = false
