@@ -134,7 +134,9 @@ func (s *State) ConnectionState() (tls.ConnectionState, error) {
 // of a zero ConnectionState panics. This one is of a connection, not a real one, that is
 // configured for renegotiation, with which crypto/tls exports nothing.
 func noExporter() tls.ConnectionState {
-	return tls.Server(nil, &tls.Config{Renegotiation: tls.RenegotiateFreelyAsClient}).ConnectionState()
+	cs := tls.Server(nil, &tls.Config{Renegotiation: tls.RenegotiateFreelyAsClient}).ConnectionState()
+	cs.TLSUnique = nil // it has none in TLS 1.3: RFC 9266
+	return cs
 }
 
 // An encoded State is a byte that names the version, and fields: a tag, the length as
