@@ -9,7 +9,6 @@ import (
 	"os"
 	"reflect"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -365,11 +364,9 @@ func TestTakenBack(t *testing.T) {
 // connection goes over with what that Read has of a record.
 func TestReadIsWoken(t *testing.T) {
 	p := connect(t, clientConfig(), serverConfig())
-	var reads atomic.Int32
 	ended := make(chan error, 1)
 	go func() {
 		_, err := p.server.Read(make([]byte, 10))
-		reads.Add(1)
 		ended <- err
 	}()
 	p.server.SetReadDeadline(time.Unix(1, 0))

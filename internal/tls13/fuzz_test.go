@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 // FuzzRecords lets crypto/tls and the record layer of this package serve the same client,
@@ -244,4 +246,26 @@ func errText(err error) string {
 		return ""
 	}
 	return err.Error()
+}
+
+// TestRecordsAtRandom is FuzzRecords for those who do not fuzz.
+func TestRecordsAtRandom(t *testing.T) {
+	seed := time.Now().UnixNano()
+	random := rand.New(rand.NewPCG(uint64(seed), 0))
+	for i := range 150 {
+		b := make([]byte, 3+random.IntN(120))
+		for j := range b {
+			b[j] = byte(random.Uint32())
+			if random.IntN(3) > 0 { // more of what ends nothing
+				b[j] = byte(random.IntN(opRest + 1))
+			}
+		}
+		if !t.Run("", func(t *testing.T) {
+			d := &duel{scene: newScene(t), t: t, in: bytes.NewReader(b), piece: 1 << 20, buffer: 1000}
+			for d.step() {
+			}
+		}) {
+			t.Fatalf("run %d of seed %d: %#v", i, seed, b)
+		}
+	}
 }
