@@ -2,11 +2,14 @@ package tls13
 
 import (
 	"bytes"
+	"crypto/sha3"
 	"crypto/tls"
 	"errors"
+	"hash"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"reflect"
 	"strings"
 	"testing"
@@ -87,6 +90,33 @@ func TestUnknownCryptoTLS(t *testing.T) {
 		if len(at) == 0 {
 			t.Error("a struct without fields")
 		}
+	}
+}
+
+// TestSecretIsInUse: a secret from which the cipher's IV does not follow is not believed.
+func TestSecretIsInUse(t *testing.T) {
+	p := connect(t, clientConfig(), serverConfig())
+	l := get(tlsLayout())(t)
+	v := view{reflect.ValueOf(p.server).Elem(), l.conn}
+	right := get(suiteOf(get(Extract(p.server))(t).Suite))(t)
+	other := &suite{right.id, right.keyLen, right.size, sha3of(right.size)}
+	for _, direction := range []string{"in", "out"} {
+		if _, err := l.half(right, v.get(direction)); err != nil {
+			t.Error(err)
+		}
+		if _, err := l.half(other, v.get(direction)); err == nil || !strings.Contains(err.Error(), "trafficSecret is not the one that cipher uses") {
+			t.Errorf("%s: %v", direction, err)
+		}
+	}
+}
+
+// sha3of is another hash of this size.
+func sha3of(size int) func() hash.Hash {
+	return func() hash.Hash {
+		if size == sha3.New256().Size() {
+			return sha3.New256()
+		}
+		return sha3.New384()
 	}
 }
 
@@ -381,4 +411,14 @@ func TestReadIsWoken(t *testing.T) {
 	s := p.extract(t)
 	check(t, p.below.SetReadDeadline(time.Now().Add(patience)))
 	talk(t, p.client, resume(t, p.below, s))
+}
+
+// TestFIPS: a process that is to use a validated module deals with no keys by itself.
+func TestFIPS(t *testing.T) {
+	cmd := exec.Command(get(os.Executable())(t), "-test.run", "^TestSelfCheck$")
+	cmd.Env = append(os.Environ(), "GODEBUG=fips140=on")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "in FIPS 140 mode TLS connections are not moved") {
+		t.Errorf("%v, and the check said:\n%s", err, out)
+	}
 }

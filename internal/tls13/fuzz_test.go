@@ -121,6 +121,9 @@ func (d *duel) step() bool {
 		}
 		return true
 	case opKeyUpdate:
+		if len(d.hand) > 0 && !strict {
+			return d.handshake(len(d.hand))
+		}
 		m := []byte{handKeyUpdate, 0, 0, 1, byte(d.byte())}
 		part := d.byte()
 		if part > 5 && strict {
