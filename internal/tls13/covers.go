@@ -146,13 +146,15 @@ func certificateOf(config *tls.Config, hello *tls.ClientHelloInfo) (*tls.Certifi
 	case 1:
 		return &config.Certificates[0], nil
 	}
-	if name := strings.ToLower(hello.ServerName); config.NameToCertificate != nil {
-		if cert, ok := config.NameToCertificate[name]; ok {
+	//lint:ignore SA1019 crypto/tls looks there first, deprecated or not
+	byName := config.NameToCertificate
+	if name := strings.ToLower(hello.ServerName); byName != nil {
+		if cert, ok := byName[name]; ok {
 			return cert, nil
 		}
 		labels := strings.Split(name, ".")
 		labels[0] = "*"
-		if cert, ok := config.NameToCertificate[strings.Join(labels, ".")]; ok && name != "" {
+		if cert, ok := byName[strings.Join(labels, ".")]; ok && name != "" {
 			return cert, nil
 		}
 	}

@@ -243,8 +243,8 @@ func (c *Conn) sendAlert(a tls.AlertError) error {
 	return c.alert(a)
 }
 
-// fill reads until n bytes of the wire are there. An error that may pass, such as a
-// timeout, loses none of those that have come.
+// fill reads until n bytes of the wire are there. After a timeout it can be called again,
+// and none of those that have come are lost.
 func (c *Conn) fill(n int) error {
 	for c.in.end-c.in.start < n {
 		c.in.makeRoom(n)
@@ -256,7 +256,7 @@ func (c *Conn) fill(n int) error {
 		if err == io.EOF && c.in.end > c.in.start {
 			err = io.ErrUnexpectedEOF
 		}
-		if e, ok := err.(net.Error); ok && e.Temporary() {
+		if e, ok := err.(net.Error); ok && e.Timeout() {
 			return err
 		}
 		return c.in.fail(err)

@@ -117,7 +117,9 @@ func retried(cs *tls.ConnectionState) *bool {
 // can't be read.
 func (s *State) ConnectionState() (tls.ConnectionState, error) {
 	cs := noExporter()
-	cs.Version, cs.HandshakeComplete, cs.NegotiatedProtocolIsMutual = tls.VersionTLS13, true, true
+	cs.Version, cs.HandshakeComplete = tls.VersionTLS13, true
+	//lint:ignore SA1019 a handler may still look at it
+	cs.NegotiatedProtocolIsMutual = true
 	cs.CipherSuite, cs.CurveID, cs.ServerName, cs.NegotiatedProtocol = s.Suite, s.Curve, s.ServerName, s.ALPN
 	cs.DidResume, cs.ECHAccepted, *retried(&cs) = s.Resumed, s.ECH, s.Retried
 	for i, der := range s.Certificates {
