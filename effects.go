@@ -162,6 +162,9 @@ func (p performer) beginDrain(move bool) {
 		m = p.u.child.mover
 	}
 	d := serve.NewDrain(m)
+	if move {
+		d.LetRest(p.u.opt.drainTimeout)
+	}
 	p.u.drain = d
 	limit := p.u.opt.drainTimeout
 	if p.u.m.mayLinger() { // it is to come that far

@@ -42,6 +42,7 @@ type options struct {
 	executable    string
 	dir           string
 	move          bool
+	moveTLS       bool
 	idleGrace     time.Duration
 	acquire       func(context.Context) error // nil: there is no exclusive state
 	release       func(context.Context) error
@@ -172,11 +173,24 @@ func MoveConns(yes bool) Option {
 	return func(o *options) error { o.move = yes && sockets.CanMove; return nil }
 }
 
+// MoveTLS sets whether connections over TLS 1.3 that speak HTTP/1 are moved as well:
+// those of [Upgrader.HTTPS], ServeTLS and ListenAndServe on a TCP listener of
+// Upgrader.Listen, if the new process serves TLS there, has this option too, and a
+// certificate for the name that the client has asked for. Their clients notice nothing, not even
+// a handshake. Default false: the keys of a connection are read from crypto/tls, which does not
+// give them away, and cross a socket between the two processes; docs/tls.md says what that
+// means. If this process's crypto/tls is not known well enough, or in FIPS 140 mode, that is logged,
+// and nothing is moved. MoveConns(false) switches it off.
+func MoveTLS(yes bool) Option {
+	return func(o *options) error { o.moveTLS = yes; return nil }
+}
+
 // IdleGrace is how long a connection that can't be moved may stay idle once its
 // process wants to end; a request that comes in that time is answered, with
 // "Connection: close". It is also how long a client may then take for a TLS
 // handshake, and from one byte to the next of a request's header. Default 5
-// seconds.
+// seconds. An idle TLS connection of a process that has handed over may stay longer: almost
+// as long as [DrainTimeout], since only that process waits for it.
 func IdleGrace(d time.Duration) Option {
 	return positive("IdleGrace", d, func(o *options) { o.idleGrace = d })
 }

@@ -74,7 +74,7 @@ func joinParent(h *handover, limit time.Duration) (*parent, error) {
 // run listens to the parent until it is proven to be dead, and posts what it says.
 // socks has the listeners for connections that come this way; over ends this process.
 func (p *parent) run(log *slog.Logger, socks *sockets.Set, over <-chan struct{}, post func(event) bool) {
-	r := &sockets.Receiver{Ch: p.ch, Find: socks.Taker, Held: map[uint32]sockets.Received{}}
+	r := &sockets.Receiver{Ch: p.ch, Find: socks.Taker, Held: map[uint32]*sockets.Received{}}
 	p.ch.Run(func(m control.Message) {
 		switch m.Type {
 		case sockets.MsgConns:

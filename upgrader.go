@@ -150,7 +150,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	if u.parent == nil {
 		<-u.signals
 	}
-	u.host = &serve.Host{Socks: u.socks, Log: u.log, Stopping: u.ctx, IdleGrace: o.idleGrace, Move: o.move, Took: u.takes}
+	u.host = &serve.Host{Socks: u.socks, Log: u.log, Stopping: u.ctx, IdleGrace: o.idleGrace, Move: o.move, MoveTLS: o.moveTLS, Took: u.takes}
 	if err := u.takePIDFile(); err != nil {
 		var running *RunningError
 		if errors.As(err, &running) {

@@ -46,11 +46,14 @@ func startMoverAs(t testing.TB, c proctest.Command) *mover {
 }
 
 // upgrade begins one, and gives the new pid once it serves.
-func (m *mover) upgrade() int {
+func (m *mover) upgrade() int { return m.upgradeOf(m.Pid()) }
+
+// upgradeOf is upgrade of the generation with this pid.
+func (m *mover) upgradeOf(pid int) int {
 	m.t.Helper()
-	m.Signal(m.Pid(), syscall.SIGUSR2)
-	pid, _ := strconv.Atoi(m.WaitLine(`msg="grace: serving" from=\d+ pid=(\d+)`)[1])
-	return pid
+	m.Signal(pid, syscall.SIGUSR2)
+	next, _ := strconv.Atoi(m.WaitLine(`msg="grace: serving" from=\d+ pid=(\d+)`)[1])
+	return next
 }
 
 // drained waits for the report of the old process's drain.

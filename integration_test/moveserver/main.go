@@ -6,6 +6,7 @@
 //	nomove      MoveConns(false)
 //	wrap        the listener is wrapped by one that counts
 //	tls         it speaks TLS
+//	movetls     MoveTLS(true)
 //	hiddentls   so does the listener, and one around it that counts hides it
 //	without     it has no such listener
 //	sockopts    TCP_NODELAY and keep-alives are off
@@ -71,7 +72,7 @@ func main() {
 }
 
 func run() error {
-	u, err := grace.New(grace.MoveConns(!does("nomove")), grace.Probation(*probation), grace.IdleGrace(*idle), grace.DrainTimeout(*drain))
+	u, err := grace.New(grace.MoveConns(!does("nomove")), grace.MoveTLS(does("movetls")), grace.Probation(*probation), grace.IdleGrace(*idle), grace.DrainTimeout(*drain))
 	if err != nil {
 		return err
 	}

@@ -63,7 +63,21 @@ type outgoing struct {
 	sent  func(error) // may be nil
 	until time.Time   // zero: it may take as long as the channel is there
 	begun bool        // some of it is written, and it can't be taken back
+	whole []byte      // all of a frame that is secret
 }
+
+// newOutgoing makes one of m.
+func newOutgoing(m Message, sent func(error)) *outgoing {
+	o := &outgoing{frame: m.Frame(), fds: m.FDs, sent: sent}
+	if m.Secret {
+		clear(m.Payload)
+		o.whole = o.frame
+	}
+	return o
+}
+
+// wipe is called when o is written, or will not be.
+func (o *outgoing) wipe() { clear(o.whole) }
 
 var (
 	// ErrNotSent means that the kernel took nothing of a message in time.
@@ -119,17 +133,19 @@ func (c *Channel) Send(m Message) { c.SendThen(m, nil) }
 // SendThen sends m, and calls sent when m was written, or can't be any more; that may
 // be before SendThen returns.
 func (c *Channel) SendThen(m Message, sent func(error)) {
-	c.enqueue(&outgoing{frame: m.Frame(), fds: m.FDs, sent: sent})
+	c.enqueue(newOutgoing(m, sent))
 }
 
 // SendWithin is sendThen with a limit: it calls sent with ErrNotSent or ErrCutShort if m is
 // not written when d is over.
 func (c *Channel) SendWithin(d time.Duration, m Message, sent func(error)) {
-	o := &outgoing{frame: m.Frame(), fds: m.FDs, sent: sent, until: time.Now().Add(d)}
+	o := newOutgoing(m, sent)
+	o.until = time.Now().Add(d)
 	// The message before it may be stuck for longer. Once the writer has o, the writer
 	// keeps the limit.
 	timer := time.AfterFunc(d, func() {
 		if c.withdraw(o) {
+			o.wipe()
 			sent(c.notSent())
 		}
 	})
@@ -160,6 +176,7 @@ func (c *Channel) enqueue(o *outgoing) {
 		}
 		return
 	}
+	o.wipe()
 	if err != nil {
 		c.fail(err)
 	}
@@ -240,6 +257,7 @@ func (c *Channel) fail(err error) {
 	}
 	c.mu.Unlock()
 	for _, o := range queue {
+		o.wipe()
 		if o.sent != nil {
 			o.sent(err)
 		}
@@ -258,6 +276,7 @@ func (c *Channel) writeLoop() {
 			continue
 		}
 		err := c.writeOut(o)
+		o.wipe()
 		if o.sent != nil {
 			o.sent(err)
 		}
@@ -404,7 +423,9 @@ func (c *Channel) parse() (m Message, ok bool, err error) {
 	nfds := int(c.in[1])
 	m.Type = Type(c.in[0])
 	m.Payload = append([]byte(nil), c.in[frameHeader:frameHeader+size]...)
-	c.in = append(c.in[:0], c.in[frameHeader+size:]...)
+	rest := append(c.in[:0], c.in[frameHeader+size:]...)
+	clear(c.in[len(rest):]) // it may have been secret
+	c.in = rest
 	if cap(c.in) > keptBuffer && len(c.in) < keptBuffer {
 		c.in = append(make([]byte, 0, keptBuffer), c.in...)
 	}

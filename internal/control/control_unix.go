@@ -121,6 +121,7 @@ func (c *Channel) receive() error {
 		return io.EOF
 	}
 	c.in = append(c.in, c.buf[:n]...)
+	clear(c.buf[:n])
 	if n == len(c.buf) && n < largeRead {
 		c.buf = make([]byte, largeRead)
 	}

@@ -19,6 +19,9 @@ type Message struct {
 	Type    Type
 	Payload []byte
 	FDs     []int
+	// Secret is true if no copy of the payload is to be left: what is sent is
+	// overwritten, the sender's own too, as soon as the kernel has it.
+	Secret bool
 }
 
 const (

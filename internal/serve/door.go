@@ -31,6 +31,7 @@ type door struct {
 	config       *tls.Config     // of HTTPS; nil if the listener may do TLS itself
 	tickets      *sessionTickets // of config; nil if its ticket keys are not ours
 	unencrypted  bool            // HTTP/2 without TLS is spoken here
+	moves        bool            // what does TLS 1.3 and HTTP/1 can be moved
 
 	out chan accepted
 
@@ -131,6 +132,10 @@ type handshaker interface {
 
 // meet sees to a connection that was accepted.
 func (d *door) meet(c net.Conn) {
+	if _, ok := c.(*sockets.TLSConn); ok { // it was moved, and its handshake was elsewhere
+		d.give(c)
+		return
+	}
 	if d.config != nil {
 		d.tickets.renew()
 		c = tls.Server(c, d.config)
@@ -201,7 +206,7 @@ func (d *door) attend(c net.Conn, look func() (http2 bool, err error)) {
 		return
 	}
 	if !http2 {
-		over = !d.give(c)
+		over = !d.give(d.enclose(c))
 		return
 	}
 	if err := d.s.serveHTTP2(c); errors.Is(err, http.ErrServerClosed) {

@@ -46,6 +46,7 @@ type Report struct {
 // A drain is one run of all drainers.
 type Drain struct {
 	Mover  *sockets.Mover // nil if there is no successor
+	rest   time.Time      // until when a client may keep a connection that can't move, if it sends nothing; see LetRest
 	ctx    context.Context
 	cancel context.CancelFunc // calls the drain off: a roll back
 	cut    chan struct{}      // closed when the time is up
@@ -62,6 +63,14 @@ func NewDrain(m *sockets.Mover) *Drain {
 	d := &Drain{Mover: m, cut: make(chan struct{}), begun: time.Now()}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d
+}
+
+// LetRest lets connections that can't move wait for one more request, and say with its
+// answer that it is the last, almost as long as a drain of this limit may last: a new
+// process serves, so that nothing but this process waits for them. The rest of the
+// time is for the answers.
+func (d *Drain) LetRest(limit time.Duration) {
+	d.rest = d.begun.Add(limit - min(limit/10, time.Second))
 }
 
 func (d *Drain) Run(servers []Drainer, limit time.Duration) {

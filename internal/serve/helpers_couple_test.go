@@ -59,6 +59,9 @@ func newSide(t testing.TB, m *manifest.Manifest, fd int, h http.Handler, setting
 		if c.wrap != nil {
 			ln = c.wrap(ln)
 		}
+		if c.host != nil {
+			c.host(u.Host)
+		}
 	}
 	s.srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		select {
@@ -67,10 +70,14 @@ func newSide(t testing.TB, m *manifest.Manifest, fd int, h http.Handler, setting
 		}
 		return ctx
 	}
-	serve := u.HTTP(s.srv, ln)
+	serve := u.HTTP
+	if s.srv.TLSConfig != nil {
+		serve = func(srv *http.Server, ln net.Listener) func() error { return u.HTTPS(srv, ln, "", "") }
+	}
+	execute := serve(s.srv, ln)
 	s.http = u.httpServer(s.srv)
 	go func() {
-		serve()
+		execute()
 		close(s.done)
 	}()
 	t.Cleanup(func() {
@@ -85,7 +92,8 @@ func newSide(t testing.TB, m *manifest.Manifest, fd int, h http.Handler, setting
 type configured struct {
 	http.Handler
 	configure func(*http.Server)
-	wrap      func(net.Listener) net.Listener // may be nil
+	wrap      func(net.Listener) net.Listener // may be nil, as the next
+	host      func(*Host)
 }
 
 // open begins to accept.
@@ -123,7 +131,7 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	p.mover = sockets.NewMover(p.old.ch, socks)
 	p.mover.Patience = wait.Limit // for tests of something else
 	p.mover.Learn(p.new.u.Socks.Claims())
-	p.recv = &sockets.Receiver{Ch: p.new.ch, Find: p.new.u.Socks.Taker, Held: map[uint32]sockets.Received{}}
+	p.recv = &sockets.Receiver{Ch: p.new.ch, Find: p.new.u.Socks.Taker, Held: map[uint32]*sockets.Received{}}
 	t.Cleanup(func() { p.old.ch.Close(); p.new.ch.Close() })
 	return p
 }

@@ -18,11 +18,13 @@ type Host struct {
 	Stopping  context.Context // ends when this process begins to stop
 	IdleGrace time.Duration
 	Move      bool // connections may move to a new process, and come from an old one
+	MoveTLS   bool // those over TLS 1.3 as well
 
 	// Took is called when a server takes moved connections of one more protocol on l.
 	Took func(l *sockets.Listener, protocol string)
 
 	rule   idleRule
+	tls    tlsRule
 	drains drainSignal
 	now    func() time.Time // of session tickets; nil: time.Now
 

@@ -33,7 +33,8 @@ func (h *Host) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile string
 	s := h.httpServer(srv)
 	s.seesWrapper(ln)
 	own := h.listensWith(&s.conns, ln)
-	return func() error { return s.serveTLS(ln, own, certFile, keyFile) }
+	taker := s.takesTLS(ln)
+	return func() error { return s.serveTLS(ln, own, taker, certFile, keyFile) }
 }
 
 // An httpServer drains an *http.Server without losing a request, which
@@ -64,6 +65,7 @@ type httpServer struct {
 	doubts   atomic.Bool // doubted has some
 	wraps    atomic.Bool // some of its listeners are not ours, but wrap one
 	peeks    atomic.Bool // some of its connections are a peekedConn
+	movesTLS atomic.Bool // some of its connections are a sockets.TLSConn
 
 	// srv serves HTTP/1. It is a copy of user, so that user can be shut down as soon as a
 	// drain begins: that calls what was registered with RegisterOnShutdown, and would close
@@ -287,15 +289,31 @@ func (s *httpServer) letGo(t *sockets.Track) {
 
 // release offers a connection to the new process, or lets it end here.
 func (s *httpServer) release(t *sockets.Track, m *sockets.Mover) {
-	if !m.Accepts(t.Listener, sockets.ProtocolHTTP1) || !t.IsDirect() || !t.Offer(m) {
+	if m.Accepts(t.Listener, t.Protocol()) && t.IsDirect() && t.Offer(m) {
+		return
+	}
+	if t.IsTLS() {
+		t.FinishBy(s.host.IdleGrace, s.restUntil())
+	} else {
 		t.Finish(s.host.IdleGrace)
 	}
+}
+
+// restUntil is until when a connection that can't move may wait for a request.
+func (s *httpServer) restUntil() time.Time {
+	if d := s.draining.Load(); d != nil {
+		return d.rest
+	}
+	return time.Time{}
 }
 
 func (s *httpServer) Drain(d *Drain) Report {
 	m := d.Mover
 	if m != nil && !s.host.idleRuleHolds() {
 		m = nil
+	}
+	if m != nil && s.movesTLS.Load() && !s.host.tlsRuleHolds() {
+		m.BarTLS()
 	}
 	s.mu.Lock()
 	s.mover = m // first: code that sees draining relies on it

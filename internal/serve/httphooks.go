@@ -28,7 +28,7 @@ func (s *httpServer) serveHTTP(ln net.Listener, own []*sockets.Listener) error {
 }
 
 // serveTLS serves ln as [net/http.Server.ServeTLS] does.
-func (s *httpServer) serveTLS(ln net.Listener, own []*sockets.Listener, certFile, keyFile string) error {
+func (s *httpServer) serveTLS(ln net.Listener, own []*sockets.Listener, taker *tlsTaker, certFile, keyFile string) error {
 	http1, http2, _, err := speaks(s.template)
 	if err != nil {
 		return err
@@ -38,6 +38,7 @@ func (s *httpServer) serveTLS(ln net.Listener, own []*sockets.Listener, certFile
 		return err
 	}
 	d.tickets = s.host.tickets(own, d.config)
+	taker.serve(d, http1)
 	return s.serveDoor(d, own)
 }
 
@@ -82,6 +83,7 @@ func (s *httpServer) contextOf(ctx context.Context, c net.Conn) context.Context 
 	if conn != nil {
 		c = conn.NetConn()
 	}
+	c = sessionOf(c)
 	if known := s.arrivals.context(c); known != nil {
 		if conn != nil && conn.Hidden() != nil {
 			known = context.WithValue(known, tlsStateKey{}, conn.Hidden())

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
 
@@ -20,6 +21,7 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	if conn := http2conn.Of(c); conn != nil {
 		c = conn.NetConn()
 	}
+	c = sessionOf(c)
 	if state == http.StateNew && s.arrivals.remove(c) {
 		return // the door has told the hooks of it
 	}
@@ -62,10 +64,12 @@ func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 
 // begin is called for each new connection, for one of ours before its first Read.
 func (s *httpServer) begin(c net.Conn, t *sockets.Track) {
-	direct := false
+	direct := t.Protocol() == sockets.ProtocolTLS
 	switch c.(type) {
 	case *sockets.TCPConn, *sockets.UnixConn, *sockets.MemConn:
 		direct = true
+	case interface{ ConnectionState() tls.ConnectionState }:
+		t.SetTLS()
 	}
 	t.SetKnown(direct)
 	if s.ends() {

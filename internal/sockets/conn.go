@@ -40,6 +40,8 @@ func TrackOf(c net.Conn) *Track {
 			return &v.Track
 		case *MemConn:
 			return &v.Track
+		case *TLSConn:
+			return &v.tcp.Track
 		case interface{ NetConn() net.Conn }:
 			c = v.NetConn()
 		default:
@@ -48,8 +50,8 @@ func TrackOf(c net.Conn) *Track {
 	}
 }
 
-// read is Read on the inner connection.
-func (t *Track) read(p []byte) (int, error) {
+// read is Read on c: the inner connection, or TLS over it.
+func (t *Track) read(c net.Conn, p []byte) (int, error) {
 	size := int32(min(len(p), math.MaxInt32))
 	for {
 		t.mu.Lock()
@@ -57,7 +59,7 @@ func (t *Track) read(p []byte) (int, error) {
 			return n, err
 		}
 		t.mu.Unlock()
-		n, err := t.Inner.Read(p)
+		n, err := c.Read(p)
 		t.mu.Lock()
 		if t.progress == progressNone {
 			t.keep(p[:n])
@@ -232,6 +234,34 @@ func (t *Track) SetKnown(direct bool) {
 	if direct {
 		t.origin.set(originDirect)
 	}
+}
+
+// SetTLS notes that TLS is spoken over the connection.
+func (t *Track) SetTLS() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.origin.set(originTLS)
+}
+
+// Protocol is the one that a server of net/http speaks over the connection:
+// ProtocolHTTP1, or ProtocolTLS if it can be moved, and otherwise "".
+func (t *Track) Protocol() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case !t.origin.has(originTLS):
+		return ProtocolHTTP1
+	case t.Detour.tls != nil:
+		return ProtocolTLS
+	}
+	return ""
+}
+
+// IsTLS reports whether TLS is spoken over the connection.
+func (t *Track) IsTLS() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.origin.has(originTLS)
 }
 
 func (t *Track) IsDirect() bool {

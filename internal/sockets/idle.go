@@ -23,8 +23,8 @@ func (t *Track) bound() time.Duration {
 	return 0
 }
 
-// cap lets a Read wait as long as bound allows, but no longer than the server
-// does.
+// cap lets a Read wait as long as bound allows, and for a request until rest, but no
+// longer than the server does.
 func (t *Track) cap() error {
 	bound := t.bound()
 	if bound == 0 {
@@ -32,6 +32,9 @@ func (t *Track) cap() error {
 		return nil
 	}
 	end := time.Now().Add(bound)
+	if t.rest.After(end) && t.progress != progressBegun {
+		end = t.rest
+	}
 	if !t.Want.IsZero() && t.Want.Before(end) {
 		end = t.Want
 	}
@@ -48,15 +51,19 @@ func (t *Track) uncap() {
 }
 
 // Finish sets how long the connection may be idle from now on; 0 takes that back.
-func (t *Track) Finish(grace time.Duration) {
+func (t *Track) Finish(grace time.Duration) { t.FinishBy(grace, time.Time{}) }
+
+// FinishBy is Finish for a connection that may wait for its next request until rest,
+// if that is later.
+func (t *Track) FinishBy(grace time.Duration, rest time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.life == lifeMoving { // its descriptor may be that of another track by now
 		return
 	}
-	if grace != t.grace {
+	if grace != t.grace || !rest.Equal(t.rest) {
 		t.ownDetour()
-		t.grace = grace
+		t.grace, t.rest = grace, rest
 	}
 	if grace > 0 && t.reading > 0 && t.mayBlock() {
 		t.unblock()

@@ -29,7 +29,7 @@ type Listener struct {
 	// state does not take it.
 	reopening sync.Mutex
 
-	mu    sync.Mutex // guards inner, shut, given, detains, detained, takes and spared
+	mu    sync.Mutex // guards inner, shut, given, detains, detained, takes, cover and spared
 	inner Opened
 	shut  bool       // inner is closed, and may be opened again
 	given []net.Conn // to be accepted besides those of the socket
@@ -38,6 +38,7 @@ type Listener struct {
 	detains  bool
 	detained int
 	takes    string // the protocol of connections that are moved to us
+	cover    Cover  // of TLS connections; see Cover
 	// spared is called by Close in place of closing the socket; see Spare.
 	spared func()
 	// mayReturn is true if accepting ends for an upgrade, which may be rolled
@@ -157,10 +158,18 @@ func (l *Listener) next() net.Conn {
 // copy of it.
 func (l *Listener) TakeBack(t *Track, unread []byte, m *Mover, shared bool) {
 	t.Inner.SetDeadline(time.Time{})
-	c := Tracked(t.Inner, l, unread, t, m) // takes t's place in l.Live
 	t.mu.Lock()
 	p := t.past()
 	t.mu.Unlock()
+	var c net.Conn
+	if over := t.overTLS(); over == nil {
+		c = Tracked(t.Inner, l, unread, t, m) // takes t's place in l.Live
+	} else if tc, err := over.comeBack(l, m); err == nil {
+		c = tc
+	} else { // not reached: the TLS was taken out a moment before
+		t.Inner.Close()
+		return
+	}
 	back := TrackOf(c)
 	back.come(p)
 	back.mu.Lock()

@@ -23,7 +23,7 @@ func NewMemConn(onRead func(n int), onClose func(leaving bool)) (c *MemConn, cli
 	return c, client
 }
 
-func (c *MemConn) Read(p []byte) (int, error)        { return c.Track.read(p) }
+func (c *MemConn) Read(p []byte) (int, error)        { return c.Track.read(c.Track.Inner, p) }
 func (c *MemConn) SetReadDeadline(t time.Time) error { return c.Track.setReadDeadline(t) }
 
 func (c *MemConn) SetWriteDeadline(t time.Time) error { return c.Track.setWriteDeadline(t) }

@@ -1,10 +1,8 @@
 package sockets
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"sync"
 	"time"
@@ -12,6 +10,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/manifest"
+	"github.com/julofinance/grace/v3/internal/tls13"
 )
 
 // When a connection may move at all is decided where it is read: see mayLeave and
@@ -70,7 +69,7 @@ func Move(c net.Conn, unread []byte) error {
 	}
 	t.mu.Lock()
 	m, ending := t.Mover, t.ending
-	ok := m != nil && !t.life.isOver() && t.phase == PhaseOther && len(unread)+len(t.unread) <= maxUnread
+	ok := m != nil && !t.life.isOver() && t.phase == PhaseOther && t.Detour.tls == nil && len(unread)+len(t.unread) <= maxUnread
 	var rest []byte
 	if ok {
 		rest = append(append(rest, unread...), t.unread...)
@@ -116,6 +115,7 @@ type Mover struct {
 	writing bool // a message is with the channel, and not written yet
 	window  int  // messages not answered yet
 	moved   int
+	noTLS   bool // no TLS connection is moved: that was logged
 }
 
 type Moving struct {
@@ -124,6 +124,7 @@ type Moving struct {
 	socket int
 	custom bool // its options must be kept
 	past   past
+	tls    bool // Unread is the TLS of the connection: see tlsconn.go
 	Unread []byte
 	fd     int
 	at     time.Time // when it was written; zero before
@@ -165,7 +166,7 @@ func (m *Mover) Accepts(l *Listener, proto string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	i, ok := m.sockets[l]
-	return ok && !m.over && m.takes[i] == proto
+	return ok && !m.over && m.takes[i] == proto && !(m.noTLS && proto == ProtocolTLS)
 }
 
 // move takes t, from which no Read is under way; false if it can't.
@@ -173,6 +174,13 @@ func (m *Mover) move(t *Track, unread []byte) bool {
 	n, err := fd.Of(t.Inner)
 	if err != nil {
 		return false
+	}
+	over := t.overTLS()
+	if over != nil {
+		if unread, err = over.leave(); err != nil {
+			m.sayNoTLS(t, err)
+			return false
+		}
 	}
 	t.mu.Lock()
 	custom, p := t.origin.has(originCustom), t.past()
@@ -185,7 +193,7 @@ func (m *Mover) move(t *Track, unread []byte) bool {
 		return false
 	}
 	m.nextID++
-	m.queue = append(m.queue, &Moving{ID: m.nextID, t: t, socket: i, custom: custom, past: p, Unread: unread, fd: n})
+	m.queue = append(m.queue, &Moving{ID: m.nextID, t: t, socket: i, custom: custom, past: p, tls: over != nil, Unread: unread, fd: n})
 	m.flush()
 	held := m.held
 	m.mu.Unlock()
@@ -193,6 +201,36 @@ func (m *Mover) move(t *Track, unread []byte) bool {
 		t.Listener.Live.remove(t, false)
 	}
 	return true
+}
+
+// wipe forgets a TLS that was encoded: the message has it, and the track.
+func (c *Moving) wipe() {
+	if c.tls {
+		clear(c.Unread)
+		c.Unread = nil
+	}
+}
+
+// BarTLS lets no TLS connection move any more.
+func (m *Mover) BarTLS() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.noTLS = true
+}
+
+// sayNoTLS logs why the TLS of a connection can't be moved, if it is for a reason that
+// may be that of every other connection, and none was logged before.
+func (m *Mover) sayNoTLS(t *Track, err error) {
+	if !errors.Is(err, tls13.ErrUnknown) {
+		return // half a message has come, say: the connection is served on
+	}
+	m.mu.Lock()
+	first := !m.noTLS
+	m.noTLS = true
+	m.mu.Unlock()
+	if first {
+		t.Listener.socks.Log.Warn("grace: a TLS connection can't be moved; TLS connections are finished here", "err", err)
+	}
 }
 
 // flush sends the next of the queue, if the window allows. While one message is
@@ -214,8 +252,12 @@ func (m *Mover) flush() {
 	}
 	m.writing = true
 	m.window++
+	msg := EncodeConns(batch)
+	for _, c := range batch {
+		c.wipe()
+	}
 	// Not here: a failed channel answers at once, and m.mu is held.
-	go m.ch.SendWithin(m.Patience, EncodeConns(batch), func(err error) { m.onWritten(batch, err) })
+	go m.ch.SendWithin(m.Patience, msg, func(err error) { m.onWritten(batch, err) })
 }
 
 // onWritten: a message was written, or could not be. In that case its connections
@@ -274,6 +316,7 @@ func (m *Mover) withdraw(batch []*Moving) (back []*Moving) {
 
 func (m *Mover) takeBack(back []*Moving) {
 	for _, c := range back {
+		c.wipe()
 		c.t.Listener.TakeBack(c.t, c.Unread, m, c.shared)
 	}
 }
@@ -339,6 +382,7 @@ func (m *Mover) OnTook(ids, refused []uint32) {
 	m.mu.Unlock()
 	for _, c := range gone {
 		c.t.Inner.Close() // the socket lives on in the new process
+		c.t.forgetTLS()
 	}
 	m.ch.Send(control.Message{Type: MsgVerdict, Payload: encodeIDs(yours, mine)})
 	for _, c := range gone {
@@ -391,98 +435,6 @@ func (m *Mover) Count() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.moved
-}
-
-// A message of connections is a list of: id, index of the socket, length of
-// the unread bytes, milliseconds until its read deadline (0 if there is none),
-// each as 4 bytes, big-endian; the bytes. Descriptors are in the same order. The
-// index has customBit if the options of the connection may differ from those of
-// a new one, freshBit if no request has reached a server of net/http, postBit if
-// the last one was a POST.
-const (
-	customBit = 1 << 31
-	freshBit  = 1 << 30
-	postBit   = 1 << 29
-
-	ConnHeader = 16
-)
-
-func EncodeConns(batch []*Moving) control.Message {
-	m := control.Message{Type: MsgConns}
-	for _, c := range batch {
-		m.Payload = binary.BigEndian.AppendUint32(m.Payload, c.ID)
-		socket := uint32(c.socket)
-		if c.custom {
-			socket |= customBit
-		}
-		if c.past.source == sourceFresh {
-			socket |= freshBit
-		}
-		if c.past.post {
-			socket |= postBit
-		}
-		left := uint32(0)
-		if ms := c.past.left.Milliseconds(); ms <= math.MaxUint32 {
-			left = uint32(ms)
-		}
-		m.Payload = binary.BigEndian.AppendUint32(m.Payload, socket)
-		m.Payload = binary.BigEndian.AppendUint32(m.Payload, uint32(len(c.Unread)))
-		m.Payload = binary.BigEndian.AppendUint32(m.Payload, left)
-		m.Payload = append(m.Payload, c.Unread...)
-		m.FDs = append(m.FDs, c.fd)
-	}
-	return m
-}
-
-func decodeConns(b []byte) (batch []Moving, err error) {
-	for len(b) > 0 {
-		if len(b) < ConnHeader {
-			return nil, errBadMessage
-		}
-		socket := binary.BigEndian.Uint32(b[4:])
-		c := Moving{
-			ID: binary.BigEndian.Uint32(b), socket: int(socket &^ (customBit | freshBit | postBit)), custom: socket&customBit != 0,
-			past: past{source: sourceIdle, post: socket&postBit != 0, left: time.Duration(binary.BigEndian.Uint32(b[12:])) * time.Millisecond},
-		}
-		if socket&freshBit != 0 {
-			c.past.source = sourceFresh
-		}
-		n := binary.BigEndian.Uint32(b[8:])
-		b = b[ConnHeader:]
-		if uint64(n) > uint64(len(b)) { // above 2^31 it is negative as an int of 32 bit
-			return nil, errBadMessage
-		}
-		c.Unread = append([]byte(nil), b[:int(n)]...)
-		b = b[int(n):]
-		batch = append(batch, c)
-	}
-	return batch, nil
-}
-
-var errBadMessage = fmt.Errorf("%w: a message on the control channel is cut short", control.ErrProtocol)
-
-// encodeIDs encodes two lists of ids: the length of the first, then all of both,
-// 4 bytes each.
-func encodeIDs(a, b []uint32) []byte {
-	p := binary.BigEndian.AppendUint32(nil, uint32(len(a)))
-	for _, ids := range [2][]uint32{a, b} {
-		for _, id := range ids {
-			p = binary.BigEndian.AppendUint32(p, id)
-		}
-	}
-	return p
-}
-
-func DecodeIDs(p []byte) (a, b []uint32, err error) {
-	if len(p) < 4 || len(p)%4 != 0 || uint64(binary.BigEndian.Uint32(p)) > uint64(len(p)/4-1) {
-		return nil, nil, errBadMessage
-	}
-	n := int(binary.BigEndian.Uint32(p))
-	var ids []uint32
-	for p = p[4:]; len(p) > 0; p = p[4:] {
-		ids = append(ids, binary.BigEndian.Uint32(p))
-	}
-	return ids[:n], ids[n:], nil
 }
 
 // Pending counts the connections that are on their way, and of them those whose

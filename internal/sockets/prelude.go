@@ -160,7 +160,7 @@ func (t *Track) continued(d time.Time) time.Time {
 			d = t.until
 		}
 		t.until = time.Time{}
-		if t.grace == 0 && t.lingers == 0 && t.stays == nil && t.First == nil {
+		if t.grace == 0 && t.lingers == 0 && t.stays == nil && t.First == nil && t.tls == nil {
 			t.Detour = &noDetour // as all others have
 		}
 	}

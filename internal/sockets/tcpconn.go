@@ -19,12 +19,17 @@ type TCPConn struct {
 }
 
 // Read is [net.TCPConn.Read].
-func (c *TCPConn) Read(p []byte) (int, error) { return c.Track.read(p) }
+func (c *TCPConn) Read(p []byte) (int, error) {
+	if c.Track.below.Load() != noTLS {
+		return c.readBelow(p)
+	}
+	return c.Track.read(c.Track.Inner, p)
+}
 
 // Write is [net.TCPConn.Write].
 func (c *TCPConn) Write(p []byte) (int, error) {
-	if c.Track.muted {
-		return c.Track.swallow(p)
+	if c.Track.muted || c.Track.below.Load() != noTLS {
+		return c.writeBelow(p)
 	}
 	return c.TCPConn.Write(p)
 }

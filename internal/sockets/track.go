@@ -3,6 +3,7 @@ package sockets
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -12,7 +13,7 @@ import (
 // processor's cache.
 //
 // mu guards all of it but Listener and Inner, which are set before the connection
-// is given out, place and muted.
+// is given out, place, muted and below.
 type Track struct {
 	Listener *Listener
 	Inner    net.Conn
@@ -21,8 +22,9 @@ type Track struct {
 	request
 	life life
 	origin
-	ending bool  // the process ends, and no process takes the connection: a Read returns ErrMove all the same. Never with a Mover
-	place  int32 // in Listener.Live, from 1; 0 if it is not there. Live.mu guards it
+	ending bool          // the process ends, and no process takes the connection: a Read returns ErrMove all the same. Never with a Mover
+	place  int32         // in Listener.Live, from 1; 0 if it is not there. Live.mu guards it
+	below  atomic.Uint32 // noTLS, openTLS or shutTLS
 	deadline
 
 	Mover *Mover // takes it to the new process as soon as it may move
@@ -49,6 +51,9 @@ const (
 
 // isOver reports whether Close was called, or Move.
 func (l life) isOver() bool { return l >= lifeClosed }
+
+// isOpen reports whether Close is to close the connection, and not to move it.
+func (l life) isOpen() bool { return l == lifeOpen || l == lifeClosed }
 
 // A request is what is known of the request that is read or answered, and of the
 // Reads that are pending.
@@ -163,6 +168,8 @@ const (
 	originKnown
 	// originDirect: that server has the connection itself, not a wrapper of it.
 	originDirect
+	// originTLS: TLS is spoken over it.
+	originTLS
 )
 
 func (o *origin) has(f originFlags) bool { return o.flags&f != 0 }
@@ -174,6 +181,8 @@ func (o *origin) clear(f originFlags)    { o.flags &^= f }
 type Detour struct {
 	unread  []byte // comes before what the kernel has
 	grace   time.Duration
+	rest    time.Time     // until when it may wait for a request, if that is later than grace
+	tls     *TLSConn      // above it
 	lingers time.Duration // after its last answer, if that is on the way
 	play    *play         // while muted
 	First   []byte        // of a connection of a live that keeps them: see proof.go

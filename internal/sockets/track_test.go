@@ -92,7 +92,7 @@ func TestWakeIsTakenBack(t *testing.T) {
 			for _, read := range c.reads {
 				inner.reads = append(inner.reads, read(track))
 			}
-			if _, err := track.read(make([]byte, FullSlice)); !errors.Is(err, c.err) {
+			if _, err := track.read(track.Inner, make([]byte, FullSlice)); !errors.Is(err, c.err) {
 				t.Errorf("Read: %v, want %v", err, c.err)
 			}
 			var set []string

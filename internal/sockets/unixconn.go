@@ -14,7 +14,7 @@ type UnixConn struct {
 }
 
 // Read is [net.UnixConn.Read].
-func (c *UnixConn) Read(p []byte) (int, error) { return c.Track.read(p) }
+func (c *UnixConn) Read(p []byte) (int, error) { return c.Track.read(c.Track.Inner, p) }
 
 // Write is [net.UnixConn.Write].
 func (c *UnixConn) Write(p []byte) (int, error) {

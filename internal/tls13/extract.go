@@ -77,6 +77,13 @@ func extract(c *tls.Conn, closed bool, held []byte) (State, error) {
 	return s, nil
 }
 
+// Movable reports what can be said before a connection is extracted: whether cs, of a
+// handshake that is over, is that of a connection for which Extract is made.
+func Movable(cs *tls.ConnectionState) bool {
+	_, err := suiteOf(cs.CipherSuite)
+	return allowed() == nil && err == nil && cs.Version == tls.VersionTLS13 && (cs.NegotiatedProtocol == "" || cs.NegotiatedProtocol == protoHTTP1)
+}
+
 // allowed reports whether this process may deal with keys by itself: not one that is to
 // use a validated module for that.
 func allowed() error {
