@@ -4,6 +4,7 @@ package integration_test
 
 import (
 	"context"
+	"crypto/tls"
 	"testing"
 	"time"
 
@@ -128,6 +129,24 @@ func TestLosslessTLS(t *testing.T) {
 		t.Errorf("%d connections were moved, %d ended with Connection: close; want none and some\n%v", total.Moved, total.Announced, rep)
 	}
 	mustCutNone(t, s)
+}
+
+// TestLosslessMovedTLS is the same with MoveTLS: each client keeps the connection with
+// which it has begun, and the one handshake of it.
+func TestLosslessMovedTLS(t *testing.T) {
+	s := startLoadServer(t, "tls", "--", "-movetls")
+	config := s.tlsConfig()
+	config.MinVersion = tls.VersionTLS13
+	far := startHTTPLoad(t, httpload.Config{Addr: s.addr["tls"], Delay: netDelay, Kinds: kinds(2, short...), TLS: config})
+	near := startHTTPLoad(t, httpload.Config{Addr: s.addr["tls"], Kinds: kinds(2, short...), TLS: config})
+	waitAnswers(t, far, 1)
+	n := rounds(100)
+	s.upgrades(n)
+	waitAnswers(t, near, 1)
+	mustLoseNone(t, near, n, true)
+	rep := mustLoseNone(t, far, n, true)
+	mustCutNone(t, s)
+	t.Logf("%d upgrades:\n%v", n, rep)
 }
 
 // TestLosslessUnix is the same over a unix socket: its connections move too.

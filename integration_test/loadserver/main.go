@@ -28,6 +28,7 @@ var (
 	unix      = flag.String("unix", "", "serve plaintext HTTP/1 on this unix socket")
 	limited   = flag.String("limited", "", "serve plaintext HTTP/1 on this address, through a listener that wraps ours")
 	most      = flag.Int("most", 1000, "how many connections -limited lets in at once")
+	moveTLS   = flag.Bool("movetls", false, "MoveTLS(true), and HTTP/1.1 only over TLS")
 	certs     = flag.String("certs", "", "directory with cert.pem and key.pem")
 )
 
@@ -55,7 +56,7 @@ func dieWithTest() {
 
 func run() error {
 	readSickness()
-	opts := append(healthOptions(), grace.PIDFile(*pidFile), grace.Probation(*probation), grace.DrainTimeout(*drain))
+	opts := append(healthOptions(), grace.PIDFile(*pidFile), grace.Probation(*probation), grace.DrainTimeout(*drain), grace.MoveTLS(*moveTLS))
 	u, err := grace.New(opts...)
 	if err != nil {
 		return err
@@ -94,7 +95,12 @@ func listen(u *grace.Upgrader) (err error) {
 	add("unix", "unix", *unix, http1)
 	add("limited", "tcp", *limited, func(ln net.Listener) { http1(limit(ln, *most)) })
 	add("tls", "tcp", *tls, func(ln net.Listener) {
-		u.HTTPS(hooked("tls"), ln, *certs+"/cert.pem", *certs+"/key.pem")
+		srv := hooked("tls")
+		if *moveTLS {
+			srv.Protocols = new(http.Protocols)
+			srv.Protocols.SetHTTP1(true)
+		}
+		u.HTTPS(srv, ln, *certs+"/cert.pem", *certs+"/key.pem")
 	})
 	add("h2c", "tcp", *h2c, func(ln net.Listener) {
 		srv := hooked("h2c")

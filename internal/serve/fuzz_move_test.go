@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"testing"
 
@@ -137,7 +138,7 @@ func FuzzMove(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		newPlan(data).run(t)
+		newPlan(data).run(t, newCouple(t, sums), (*couple).dial)
 	})
 }
 
@@ -149,15 +150,21 @@ func TestMoveAtRandom(t *testing.T) {
 		for i := range data {
 			data[i] = byte(rand.Uint32())
 		}
-		t.Run(hex.EncodeToString(data), func(t *testing.T) { newPlan(data).run(t) })
+		t.Run(hex.EncodeToString(data), func(t *testing.T) { newPlan(data).run(t, newCouple(t, sums), (*couple).dial) })
 	}
 }
 
-func (p plan) run(t *testing.T) {
-	c := newCouple(t, sums)
+// run does what the plan says with the client that dial gives. One that has flush may hold
+// back a part of what it is given until then.
+func (p plan) run(t *testing.T, c *couple, dial func(*couple) net.Conn) {
 	c.runOld()
 	c.runNew()
-	conn := c.dial()
+	conn := dial(c)
+	flush := func() {
+		if f, ok := conn.(interface{ flush() error }); ok {
+			f.flush()
+		}
+	}
 	wait.For(t, c.old.seen, "the old process to accept")
 	answers := make(chan string, len(p.ends)+1)
 	go func() {
@@ -199,13 +206,16 @@ func (p plan) run(t *testing.T) {
 			t.Fatalf("send: %v", err)
 		}
 		if sent = cut.at; cut.wait {
+			flush()
 			want(sent)
 		}
 	}
+	flush()
 	if drained != nil {
 		wait.For(t, drained, "the connection to move")
 	}
 	fmt.Fprint(conn, "GET /last HTTP/1.1\r\nHost: grace\r\n\r\n")
+	flush()
 	if a, w := wait.For(t, answers, "the last answer"), "new "+sum("/last", nil)+" <nil>"; a != w {
 		t.Fatalf("the last request: got %q, want %q", a, w)
 	}

@@ -63,7 +63,11 @@ func newSide(t testing.TB, m *manifest.Manifest, fd int, h http.Handler, setting
 			c.host(u.Host)
 		}
 	}
+	user := s.srv.ConnContext
 	s.srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if user != nil {
+			ctx = user(ctx, c)
+		}
 		select {
 		case s.seen <- c:
 		default:

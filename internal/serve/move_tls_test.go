@@ -369,16 +369,13 @@ func TestHooksOverTLS(t *testing.T) {
 		c.configure = func(srv *http.Server) {
 			configure(srv)
 			srv.ConnState = func(c net.Conn, s http.ConnState) { states <- fmt.Sprintf("%s %v %T", side, s, c) }
+			srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+				below := c.(interface{ NetConn() net.Conn }).NetConn()
+				return context.WithValue(ctx, key{}, fmt.Sprintf("%T %T", c, below))
+			}
 		}
 		return c
 	})
-	for _, s := range []*side{p.old, p.new} {
-		user := s.http.connContext
-		s.http.connContext = func(ctx context.Context, c net.Conn) context.Context {
-			below := c.(interface{ NetConn() net.Conn }).NetConn()
-			return user(context.WithValue(ctx, key{}, fmt.Sprintf("%T %T", c, below)), c)
-		}
-	}
 	p.runOld()
 	p.runNew()
 	c := p.dialTLS(w.client)
