@@ -27,9 +27,9 @@ import (
 // nothing, and srv's timeouts count on as if it had stayed; ConnState says closed
 // here and new there. Others are finished:
 // HTTP/1 responses say "Connection: close", HTTP/2 connections get GOAWAY, an
-// idle connection is left open for [IdleGrace] before it is closed, and a
-// hijacked one is waited for. [DrainTimeout] cuts off the rest, unless the process lingers:
-// see [Linger].
+// idle connection is left open for [IdleGrace] before it is closed, one over TLS
+// longer, and a hijacked one is waited for. [DrainTimeout] cuts off the rest, unless the
+// process lingers: see [Linger].
 //
 // What was registered with RegisterOnShutdown is called when the drain begins, as by
 // Shutdown, or, if srv itself serves HTTP/2, when those clients know that they are to go
@@ -47,6 +47,10 @@ func (u *Upgrader) HTTP(srv *http.Server, ln net.Listener) (execute func() error
 // keys are handed over and rotate, unless srv.TLSConfig has keys of its own, WrapSession,
 // UnwrapSession or SessionTicketsDisabled; or verifies client certificates in a way that a
 // resumed session would get around, see docs/tls.md.
+//
+// With [MoveTLS], connections over TLS 1.3 that speak HTTP/1 are moved as plaintext ones of
+// HTTP are. In the new process such a connection is no *tls.Conn; it has ConnectionState and
+// NetConn.
 func (u *Upgrader) HTTPS(srv *http.Server, ln net.Listener, certFile, keyFile string) (execute func() error, interrupt func(error)) {
 	if srv == nil || ln == nil {
 		return u.actor(nilServer("HTTPS"))

@@ -5,7 +5,7 @@
 //
 // # Where a behaviour is proven
 //
-//	a request or a connection is lost    loss_*, upgrade, accept, drain, move, move_full, socket
+//	a request or a connection is lost    loss_*, upgrade, accept, drain, move, move_tls, move_full, socket
 //	an upgrade that fails                broken, start, slow_exec, fault, enfile, inflight
 //	a new process that dies or hangs     rollback, rollback_matrix, fault, stuck
 //	a new process that does not work     sick

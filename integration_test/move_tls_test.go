@@ -5,7 +5,14 @@ package integration_test
 import (
 	"bufio"
 	"crypto/tls"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
 	"testing"
+
+	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
 // startTLSMover starts a moveserver whose TLS connections move.
@@ -47,5 +54,73 @@ func TestMoveOverTLS(t *testing.T) {
 	}
 	for _, c := range clients {
 		c.mustAsk(t, pid)
+	}
+}
+
+// TestMoveOverTLSInFIPSMode: nothing moves there, one line of each old process says so, and
+// the connection is served to its next request.
+func TestMoveOverTLSInFIPSMode(t *testing.T) {
+	args := []string{"-cert", certificate(t), "-in1", "tls,movetls", "-in2", "tls,movetls", "-idlegrace", "10ms"}
+	m := startMoverAs(t, proctest.Command{Path: proctest.Build(t, moveServerPackage), Args: args, Env: []string{"GODEBUG=fips140=on"}})
+	c := m.dialTLS()
+	c.mustAsk(t, m.Pid())
+	m.upgrade()
+	m.WaitLine(`msg="grace: no TLS connection is moved, they are finished here" .*FIPS`)
+	if a := c.mustAsk(t, m.Pid()); !a.closes {
+		t.Error("the answer does not say Connection: close")
+	}
+	if moved, finished, cut := m.drained(); moved != 0 || finished != 1 || cut != 0 {
+		t.Errorf("%d connections moved, %d finished, %d cut off; want 0, 1, 0", moved, finished, cut)
+	}
+}
+
+// TestMoveOpenSSL: a client of OpenSSL's stays connected over three upgrades, and changes its
+// keys before and after each, by itself and so that the server has to.
+func TestMoveOpenSSL(t *testing.T) {
+	openssl := needTool(t, "openssl", "openssl")
+	m := startTLSMover(t)
+	cmd := exec.CommandContext(t.Context(), openssl, "s_client", "-connect", m.addr, "-servername", "grace", "-tls1_3", "-alpn", "http/1.1", "-no_ign_eof")
+	out := &logtest.Buffer{}
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, proctest.Limit
+	in, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	await := func(text string, n int) {
+		t.Helper()
+		if !proctest.Poll(proctest.Limit, func() bool { return strings.Count(out.String(), text) >= n }) {
+			t.Fatalf("openssl has not printed %q %d times:\n%s", text, n, out)
+		}
+	}
+	await("Verify return code", 1) // lines are read from now on
+	updates := 0
+	ask := func(pid int) {
+		t.Helper()
+		for _, command := range []string{"K", "k"} {
+			updates++
+			io.WriteString(in, command+"\n")
+			await("KEYUPDATE", updates)
+		}
+		io.WriteString(in, "GET / HTTP/1.1\r\nHost: grace\r\n\r\n")
+		await(fmt.Sprintf("\n%d ", pid), 1)
+	}
+	pid := m.Pid()
+	ask(pid)
+	for range 3 {
+		old := pid
+		pid = m.upgradeOf(pid)
+		if moved, finished, cut := m.drained(); moved != 1 || finished != 0 || cut != 0 {
+			t.Fatalf("%d connections moved, %d finished, %d cut off; want 1, 0, 0", moved, finished, cut)
+		}
+		ask(pid)
+		m.WaitGone(old)
+	}
+	if n := strings.Count(out.String(), "CONNECTED("); n != 1 {
+		t.Errorf("openssl has connected %d times", n)
 	}
 }

@@ -13,6 +13,7 @@
 //     server that serves those of HTTP/2
 //   - httpclone.go, anchor.go: copies of the program's http.Server, and how its own
 //     Shutdown and Close reach them
+//   - movetls.go: connections over TLS that move
 //   - tickets.go: keys of TLS session tickets that outlive the process
 //   - goodbye.go: the answer that is the last of a connection
 //   - wrapped.go, proof.go, foreign.go: connections that come through another listener's

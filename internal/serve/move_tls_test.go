@@ -401,3 +401,22 @@ func TestHooksOverTLS(t *testing.T) {
 	}
 	p.await("no connection to be left", func() bool { return len(p.new.l.Live.All()) == 0 })
 }
+
+// Code of the program that has kept the *tls.Conn writes to it while the connection is on
+// its way: nothing of that reaches the client, since the new process seals the same number.
+func TestNothingIsWrittenWhileTLSMoves(t *testing.T) {
+	w := newTLSWorld(t)
+	p := newCouple(t, w.over(saysSide))
+	c, r := p.askTLS(w.client)
+	moving := wait.For(t, p.old.seen, "the connection").(*tls.Conn)
+	_, done := p.drain()
+	p.awaitMoves(1) // the channel is not read yet
+	if _, err := moving.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Write: %v, want %v", err, net.ErrClosed)
+	}
+	moving.Close()
+	p.runOld()
+	p.runNew()
+	wait.For(t, done, "the connection to move")
+	wantAnswer(t, c, r, "", "new")
+}

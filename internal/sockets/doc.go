@@ -14,7 +14,8 @@
 //   - track.go, conn.go, tcpconn.go, unixconn.go, close.go, deadline.go, idle.go, first.go, live.go:
 //     a Track, which is below each accepted connection and sees when it may be moved,
 //     and all of a listener's
-//   - move.go, hold.go, receive.go, prelude.go, mark.go: how connections move to another process,
+//   - tlsconn.go: TLS over a connection that moves
+//   - move.go, hold.go, message.go, receive.go, prelude.go, mark.go: how connections move to another process,
 //     and how they begin there
 //   - probe.go, queue.go: a connection that the old process gives to the new one to see
 //     whether it serves, and whether it accepts at all

@@ -8,7 +8,7 @@ import (
 )
 
 // TestOrder is the order in which two processes are to call this package: see
-// docs/tls-move.draft.md. The new process refuses first, and takes the connection then.
+// internal/sockets/tlsconn.go. The new process refuses first, and takes the connection then.
 func TestOrder(t *testing.T) {
 	p := connect(t, clientConfig(), serverConfig())
 	check(t, SelfCheck())
