@@ -420,3 +420,25 @@ func TestNothingIsWrittenWhileTLSMoves(t *testing.T) {
 	wait.For(t, done, "the connection to move")
 	wantAnswer(t, c, r, "", "new")
 }
+
+// The new process dies when it has received a connection, and the upgrade is rolled back:
+// the old one serves it on, as often as the client asks, until the next one takes it.
+func TestTLSIsRolledBack(t *testing.T) {
+	w := newTLSWorld(t)
+	p := newCouple(t, w.over(saysSide))
+	p.runOld()
+	c, r := p.askTLS(w.client)
+	wait.For(t, p.old.seen, "the connection")
+	d, done := p.drain()
+	p.awaitWritten()
+	p.new.ch.Close()
+	wait.For(t, p.old.seen, "the connection to come back")
+	d.cancel()
+	wait.For(t, done, "the drain to end")
+	for range 3 {
+		wantAnswer(t, c, r, "", "old")
+	}
+	if n := p.mover.Count(); n != 0 {
+		t.Errorf("%d connections moved, want none", n)
+	}
+}

@@ -79,12 +79,20 @@ func newTLSConn(session net.Conn, tcp *TCPConn) *TLSConn {
 	return c
 }
 
-// Session returns the *tls.Conn of a connection that was accepted here, and else c.
+// Session returns the *tls.Conn of a connection that was accepted here, and else c; also
+// if it has come back: for a program that has seen its end it is another one.
 func (c *TLSConn) Session() net.Conn {
-	if s, ok := c.session.(*tls.Conn); ok {
+	if s, ok := c.session.(*tls.Conn); ok && c.under() == c.tcp {
 		return s
 	}
 	return c
+}
+
+// under returns the connection that TLS reads and writes. It is tcp, but for a connection
+// that has come back with its TLS untouched: then tcp, with a Track that begins anew, has
+// taken its place for all else.
+func (c *TLSConn) under() *TCPConn {
+	return c.session.(interface{ NetConn() net.Conn }).NetConn().(*TCPConn)
 }
 
 // Read reads what TLS has decrypted.
@@ -104,14 +112,25 @@ func (c *TLSConn) Close() error {
 	t.mu.Lock()
 	passes := t.life.isOpen() && !t.muted
 	t.mu.Unlock()
-	if passes {
+	if !passes {
+		return t.close()
+	}
+	if c.under() == c.tcp {
 		return c.session.Close() // which closes the connection below it
 	}
+	c.tcp.SetWriteDeadline(time.Now().Add(closePatience))
+	c.session.Close()
 	return t.close()
 }
 
+// closePatience is how long close_notify may take, as in crypto/tls.
+const closePatience = 5 * time.Second
+
 // CloseWrite sends close_notify.
 func (c *TLSConn) CloseWrite() error {
+	if c.under() != c.tcp {
+		c.tcp.SetWriteDeadline(time.Now().Add(closePatience))
+	}
 	if s, ok := c.session.(interface{ CloseWrite() error }); ok {
 		return s.CloseWrite()
 	}
@@ -164,7 +183,8 @@ func (t *Track) overTLS() *TLSConn {
 // error, and left is nil, then nothing has changed.
 func (c *TLSConn) leave() (encoded []byte, err error) {
 	gone := &departed{told: c.ConnectionState()}
-	c.tcp.Track.below.Store(shutTLS)
+	under := &c.under().Track
+	under.below.Store(shutTLS)
 	switch s := c.session.(type) {
 	case *tls.Conn:
 		gone.state, err = tls13.Extract(s)
@@ -172,7 +192,7 @@ func (c *TLSConn) leave() (encoded []byte, err error) {
 		gone.state, err = s.Extract()
 	}
 	if err != nil {
-		c.tcp.Track.below.Store(openTLS)
+		under.below.Store(openTLS)
 		return nil, err
 	}
 	c.left = gone
@@ -181,28 +201,17 @@ func (c *TLSConn) leave() (encoded []byte, err error) {
 
 // comeBack serves on a connection that was on its way to the new process: see TakeBack.
 func (c *TLSConn) comeBack(l *Listener, stays *Mover) (*TLSConn, error) {
-	if c.left == nil {
-		c.tcp.Track.reopen(c, stays)
-		return c, nil
-	}
 	tcp := Tracked(c.tcp.Track.Inner, l, nil, &c.tcp.Track, stays).(*TCPConn)
-	session, err := tls13.New(tcp, &c.left.state, c.left.told)
-	if err != nil {
-		l.Live.remove(&tcp.Track, false)
-		return nil, err
+	session := c.session
+	if c.left != nil {
+		s, err := tls13.New(tcp, &c.left.state, c.left.told)
+		if err != nil {
+			l.Live.remove(&tcp.Track, false)
+			return nil, err
+		}
+		session = s
 	}
 	return newTLSConn(session, tcp), nil
-}
-
-// reopen makes the track that of a connection which the server has not closed but for
-// moving, and which has not moved.
-func (t *Track) reopen(c *TLSConn, stays *Mover) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.request, t.life = request{}, lifeOpen
-	t.deadline = deadline{flags: t.deadline.flags & deadlineExposed}
-	t.origin.clear(originKnown | originDirect)
-	t.Mover, t.Detour = nil, &Detour{tls: c, stays: stays}
 }
 
 // forgetTLS wipes what is left of a connection that is the new process's.
