@@ -13,12 +13,13 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/proctest"
 	"github.com/julofinance/grace/v3/internal/testing/logtest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // startTLSMover starts a moveserver whose TLS connections move.
 func startTLSMover(t testing.TB, args ...string) *mover {
 	t.Helper()
-	return startMover(t, append([]string{"-cert", certificate(t), "-in1", "tls,movetls", "-in2", "tls,movetls"}, args...)...)
+	return startMover(t, append([]string{"-cert", tlstest.File(t), "-in1", "tls,movetls", "-in2", "tls,movetls"}, args...)...)
 }
 
 // dialTLS makes a connection with one handshake, which is not made again.
@@ -60,7 +61,7 @@ func TestMoveOverTLS(t *testing.T) {
 // TestMoveOverTLSInFIPSMode: nothing moves there, one line of each old process says so, and
 // the connection is served to its next request.
 func TestMoveOverTLSInFIPSMode(t *testing.T) {
-	args := []string{"-cert", certificate(t), "-in1", "tls,movetls", "-in2", "tls,movetls", "-idlegrace", "10ms"}
+	args := []string{"-cert", tlstest.File(t), "-in1", "tls,movetls", "-in2", "tls,movetls", "-idlegrace", "10ms"}
 	m := startMoverAs(t, proctest.Command{Path: proctest.Build(t, moveServerPackage), Args: args, Env: []string{"GODEBUG=fips140=on"}})
 	c := m.dialTLS()
 	c.mustAsk(t, m.Pid())

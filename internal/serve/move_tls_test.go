@@ -21,6 +21,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/control"
 	"github.com/julofinance/grace/v3/internal/sockets"
 	"github.com/julofinance/grace/v3/internal/testing/logtest"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
@@ -35,7 +36,7 @@ func newTLSWorld(t testing.TB) *tlsWorld {
 	roots := x509.NewCertPool()
 	w := &tlsWorld{client: &tls.Config{RootCAs: roots, ServerName: "a.test", MinVersion: tls.VersionTLS13}}
 	for _, config := range []**tls.Config{&w.old, &w.new} {
-		c := certify(t, x509.Certificate{DNSNames: []string{"a.test"}, IsCA: true}, nil)
+		c := tlstest.Issue(t, x509.Certificate{DNSNames: []string{"a.test"}, IsCA: true}, nil)
 		roots.AddCert(c.Leaf)
 		*config = &tls.Config{Certificates: []tls.Certificate{c}}
 	}
@@ -84,10 +85,10 @@ func saysTLS(side string) http.Handler {
 }
 
 func TestMoveTLS(t *testing.T) {
-	ca := certify(t, x509.Certificate{IsCA: true, KeyUsage: x509.KeyUsageCertSign}, nil)
+	ca := tlstest.Issue(t, x509.Certificate{IsCA: true, KeyUsage: x509.KeyUsageCertSign}, nil)
 	cas := x509.NewCertPool()
 	cas.AddCert(ca.Leaf)
-	asClient := certify(t, x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, &ca)
+	asClient := tlstest.Issue(t, x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, &ca)
 	verify := func(c *tls.Config) { c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, cas }
 	for _, c := range []struct {
 		name   string
