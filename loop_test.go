@@ -42,7 +42,8 @@ var loopMayCall = map[string]string{
 // harmless are functions that wait for nothing, of packages most of which do.
 var harmless = strings.Fields(`Getpid Getppid Getenv LookupEnv Environ NewSyscallError Error Unwrap String Is Sys
 	Network Addr LocalAddr RemoteAddr SplitHostPort JoinHostPort SyscallConn Control SetDeadline SetReadDeadline SetWriteDeadline
-	Signal Signaled Exited ExitStatus UnixRights NsecToTimeval Nano ClockGettime Getsid`)
+	Signal Signaled Exited ExitStatus UnixRights NsecToTimeval Nano ClockGettime Getsid
+	CipherSuiteName`)
 
 // calledLater are functions of this module that let another goroutine call what they
 // are given.

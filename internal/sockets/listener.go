@@ -167,7 +167,7 @@ func (l *Listener) TakeBack(t *Track, unread []byte, m *Mover, shared bool) {
 	} else if tc, err := over.comeBack(l, m); err == nil {
 		c = tc
 	} else { // not reached: the TLS was taken out a moment before
-		t.Inner.Close()
+		go t.Inner.Close() // may wait, if the program has set SO_LINGER
 		return
 	}
 	back := TrackOf(c)
