@@ -14,7 +14,8 @@ import (
 // process has taken over, and its probation is over, or the service was told to stop. It is
 // for what would not end by itself, or must not go on beside the new process: long
 // streams, queue consumers, timers. For a request's handler there is the function
-// [Draining].
+// [Draining]. With [Exclusive] state it is closed before the new process takes over: when
+// this one stops accepting, to release it.
 //
 // A drain after an upgrade can be called off: the new process dies, and this one serves on.
 // Then it is as if the drain had not been, and Draining returns another channel, which is

@@ -31,6 +31,10 @@ const (
 	EventRefused
 	// EventStarted: new runs; Peer is its pid.
 	EventStarted
+	// EventPaused: this process accepts nothing, and finishes what it has begun, so that
+	// new, Peer, can have the Exclusive state. EventHandedOver follows, or EventFailed or
+	// EventRolledBack.
+	EventPaused
 	// EventHandedOver: new, Peer, accepts; this process has stopped accepting, and stands
 	// by. Took is the time since new was started.
 	EventHandedOver
@@ -60,7 +64,7 @@ const (
 
 var eventNames = [...]string{
 	EventReady: "ready", EventAlone: "alone", EventAsked: "asked", EventRefused: "refused",
-	EventStarted: "started", EventHandedOver: "handed over", EventSick: "sick",
+	EventStarted: "started", EventPaused: "paused", EventHandedOver: "handed over", EventSick: "sick",
 	EventRolledBack: "rolled back", EventFailed: "failed", EventLameDuck: "lame duck", EventDraining: "draining",
 	EventLingering: "lingering", EventDrained: "drained", EventStopped: "stopped",
 }
@@ -152,6 +156,8 @@ func (p performer) eventOf(n notice, err error) Event {
 		e.Kind = EventRefused
 	case noticeStarted:
 		e.Kind, e.Peer = EventStarted, u.m.child.pid
+	case noticeReleasing:
+		e.Kind, e.Peer = EventPaused, u.m.child.pid
 	case noticeStandingBy, noticeHeirServes:
 		e.Kind, e.Peer, e.Took = EventHandedOver, u.m.child.pid, time.Since(u.child.launched)
 	case noticeSick:

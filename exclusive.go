@@ -156,6 +156,7 @@ func (x *exclusive) releaseLast(u *Upgrader) {
 func (p performer) pause() {
 	u := p.u
 	u.pausedAt = time.Now()
+	u.host.SetDraining(true) // a stream that would never end is in the way
 	u.socks.Pause()
 	var m *sockets.Mover
 	if u.opt.move {

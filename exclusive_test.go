@@ -16,8 +16,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // A vault is exclusive state, of which the test knows who has it.
@@ -100,6 +98,8 @@ type bank struct {
 	go1   chan struct{} // lets it return
 	plain map[int]bool  // generations that know of no vault
 	tls   *tls.Config   // nil: plaintext
+	// stream serves /stream.
+	stream http.HandlerFunc
 }
 
 func newBank(t *testing.T, opts ...Option) *bank {
@@ -145,6 +145,10 @@ func (b *bank) handler(g *generation) http.Handler {
 			case <-b.go1:
 			case <-r.Context().Done():
 			}
+		}
+		if r.URL.Path == "/stream" {
+			b.stream(w, r)
+			return
 		}
 		b.v.mu.Lock()
 		defer b.v.mu.Unlock()
@@ -471,72 +475,6 @@ func TestExclusiveStopped(t *testing.T) {
 				receive(t, next.Done(), "Done of the second generation")
 			}
 			b.v.want(t, c.calls...)
-		})
-	}
-}
-
-// TestExclusiveTLS: what can't move is finished, and the clients' next connections wait.
-func TestExclusiveTLS(t *testing.T) {
-	for _, http2 := range []bool{false, true} {
-		t.Run(fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {
-			cert, trusts := tlstest.Certificate(t)
-			b := newBank(t)
-			b.tls = &tls.Config{Certificates: []tls.Certificate{cert}}
-			first := b.first()
-			client := &http.Client{Transport: &http.Transport{TLSClientConfig: trusts.Clone(), ForceAttemptHTTP2: http2}, Timeout: limit}
-			defer client.CloseIdleConnections()
-			get := func(path string) <-chan string {
-				answer := make(chan string, 1)
-				go func() {
-					resp, err := client.Get("https://" + b.addr.String() + path)
-					if err != nil {
-						answer <- err.Error()
-						return
-					}
-					defer resp.Body.Close()
-					body, _ := io.ReadAll(resp.Body)
-					answer <- fmt.Sprintf("%s HTTP/%d", body, resp.ProtoMajor)
-				}()
-				return answer
-			}
-			want := " HTTP/1"
-			if http2 {
-				want = " HTTP/2"
-			}
-			busy := get("/slow")
-			receive(t, b.slow, "the slow request")
-			done := first.upgrade()
-			first.await(releasing)
-			other := b.visit(t)
-			trusts.ServerName = "127.0.0.1"
-			late := &visitor{t, tls.Client(other.Conn, trusts.Clone()), nil}
-			late.in = bufio.NewReader(late.Conn)
-			answered := make(chan struct{})
-			go func() {
-				defer close(answered)
-				fmt.Fprint(late, "GET / HTTP/1.1\r\nHost: bank\r\n\r\n")
-			}()
-			b.v.want(t, "1 acquire")
-			close(b.go1)
-			if got := receive(t, busy, "the slow answer"); got != "1"+want {
-				t.Errorf("got %q, want %q", got, "1"+want)
-			}
-			receive(t, answered, "the handshake of the connection that came in the pause")
-			// An Accept, or a stream, may have been under way: then the first generation
-			// has answered, while it had the vault.
-			if resp, err := http.ReadResponse(late.in, nil); err != nil || resp.StatusCode != http.StatusOK {
-				t.Error("the connection that came in the pause:", resp, err)
-			}
-			if got := receive(t, get("/"), "the next answer"); got != "1"+want && got != "2"+want {
-				t.Errorf("got %q, want an answer", got)
-			}
-			if err := receive(t, done, "Upgrade"); err != nil {
-				t.Error(err)
-			}
-			if got := receive(t, get("/"), "the last answer"); got != "2"+want {
-				t.Errorf("got %q, want %q", got, "2"+want)
-			}
-			b.v.want(t, "1 acquire", "1 release", "2 acquire")
 		})
 	}
 }

@@ -217,6 +217,8 @@ func (m *machine) on(e event) {
 		m.onParentGone()
 	case evParentLingers:
 		m.onParentLingers()
+	case evLingererStuck:
+		m.onLingererStuck(e)
 	case evLingererGone:
 		m.onLingererGone(e)
 	case evLeashMade:

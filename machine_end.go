@@ -329,7 +329,7 @@ func (m *machine) drained() {
 // left of a service whose main process exits: the child, and those that linger, are
 // to drain in peace.
 func (m *machine) mustHold() bool {
-	others := m.child.went() || len(m.lingerers) > 0
+	others := m.child.went() || m.lingering() > 0
 	return m.child.stage == launching || m.stop == stopService && others && m.do.hasServiceManager()
 }
 

@@ -76,8 +76,9 @@ type (
 	}
 	evStop          struct{ stopRequest }
 	evParentGone    struct{}
-	evParentLingers struct{} // it has said so
-	evLingererGone  struct { // an older process that lingered has ended
+	evParentLingers struct{}          // it has said so
+	evLingererStuck struct{ pid int } // it was told to end, and has had its time since then
+	evLingererGone  struct {          // an older process that lingered has ended
 		pid int
 	}
 	evLeashMade struct { // or not
@@ -238,6 +239,7 @@ const (
 	noticeParentLingers
 	noticeTooMany
 	noticeLingererGone
+	noticeLingererStuck
 	noticeReleasing
 	noticePauseCuts
 	noticePauseRefuses
@@ -285,6 +287,7 @@ func (n notice) String() string {
 		noticeParentLingers: "parent lingers",
 		noticeTooMany:       "too many linger",
 		noticeLingererGone:  "lingerer gone",
+		noticeLingererStuck: "lingerer stuck",
 		noticeReleasing:     "releasing",
 		noticePauseCuts:     "pause cuts",
 		noticePauseRefuses:  "pause refuses",

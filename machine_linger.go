@@ -32,8 +32,19 @@ const (
 
 // A lingerer is an older process that lingers.
 type lingerer struct {
-	pid  int
-	told bool // to end
+	pid   int
+	told  bool // to end
+	stuck bool // it did not end in time: it is waited for no more
+}
+
+// lingering counts the older processes that are waited for.
+func (m *machine) lingering() (n int) {
+	for _, l := range m.lingerers {
+		if !l.stuck {
+			n++
+		}
+	}
+	return n
 }
 
 // mayLinger reports whether this process is to linger once its drain has settled. One that
@@ -193,9 +204,8 @@ func (m *machine) onParentLingers() {
 func (m *machine) trimLingerers() {
 	for i := range max(0, len(m.lingerers)-m.limits.processes) {
 		if l := &m.lingerers[i]; !l.told {
-			l.told = true
 			m.do.sayOfLingerer(noticeTooMany, l.pid)
-			m.do.endLingerer(l.pid, false)
+			m.endLingerer(l, false)
 		}
 	}
 }
@@ -204,8 +214,29 @@ func (m *machine) trimLingerers() {
 func (m *machine) endLingerers(now bool) {
 	for i := range m.lingerers {
 		if l := &m.lingerers[i]; now || !l.told {
-			l.told = true
-			m.do.endLingerer(l.pid, now)
+			m.endLingerer(l, now)
+		}
+	}
+}
+
+// endLingerer tells l to end. It may take its DrainTimeout, and its program some time to
+// exit; if it hangs, nothing waits for it any longer.
+func (m *machine) endLingerer(l *lingerer, now bool) {
+	if !l.told {
+		m.do.after(m.limits.drain+m.limits.exit(), evLingererStuck{l.pid})
+	}
+	l.told = true
+	m.do.endLingerer(l.pid, now)
+}
+
+func (m *machine) onLingererStuck(e evLingererStuck) {
+	for i := range m.lingerers {
+		if l := &m.lingerers[i]; l.pid == e.pid && l.told && !l.stuck {
+			l.stuck = true
+			m.do.sayOfLingerer(noticeLingererStuck, e.pid)
+			m.settle()
+			m.endHold()
+			return
 		}
 	}
 }

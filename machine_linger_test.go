@@ -1,5 +1,10 @@
 package grace
 
+import (
+	"slices"
+	"testing"
+)
+
 // What the machine does to linger: see machine_test.go.
 
 func (w *sim) makeLeash() {
@@ -20,4 +25,19 @@ func (w *sim) pullLeash(stop, now bool)      { w.effect("pull leash: stop %v %v"
 func (w *sim) endLingerer(pid int, now bool) { w.effect("tell lingerer %d: end %v", pid, now) }
 func (w *sim) sayOfLingerer(n notice, pid int) {
 	w.effect("say %v %d", n, pid)
+}
+
+// TestLingererThatDoesNotEnd: it was told to, and an upgrade waits for it, but not for ever.
+func TestLingererThatDoesNotEnd(t *testing.T) {
+	w := newSim(false, false, false)
+	w.m.parent, w.m.parentPid = parentAlive, 6
+	w.to("ready parentLingers parentGone")
+	w.on(evUpgrade{w.request()})
+	if w.m.state != serving || !w.m.pending {
+		t.Errorf("a process lingers, none may, and the state is %v; want that the upgrade waits", w.m.state)
+	}
+	w.to("lingererStuck")
+	if w.m.state != upgrading || !slices.Contains(w.did, "say lingerer stuck 6") {
+		t.Errorf("it does not end, the state is %v, and the effects are %q; want that the upgrade begins", w.m.state, w.did)
+	}
 }

@@ -86,6 +86,11 @@ var situations = []struct {
 		w.to("ready parentLingers")
 		w.on(evUpgrade{w.request()})
 	}},
+	{"serving, an upgrade waits for one that was told to end", func(w *sim) {
+		w.m.parent, w.m.parentPid = parentAlive, 6
+		w.to("ready parentLingers parentGone")
+		w.on(evUpgrade{w.request()})
+	}},
 	{"draining, over", func(w *sim) { w.to("ready upgrade launch line claims accept probation pong drained") }},
 	{"draining, told to stop", func(w *sim) { w.to("ready stop") }},
 	{"draining, told to stop by the program", func(w *sim) { w.to("ready shutdown") }},
@@ -210,6 +215,7 @@ var kinds = []struct {
 	{"parentStuck", func(w *sim) event { return evParentStuck{} }},
 	{"parentLingers", func(w *sim) event { return evParentLingers{} }},
 	{"lingererGone", func(w *sim) event { return evLingererGone{6} }},
+	{"lingererStuck", func(w *sim) event { return evLingererStuck{6} }},
 	{"settled", func(w *sim) event { return evSettled{w.m.child.id} }},
 	{"leashMade", func(w *sim) event { return evLeashMade{id: w.m.child.id} }},
 	{"noLeash", func(w *sim) event { return evLeashMade{w.m.child.id, errors.New("EMFILE")} }},

@@ -97,8 +97,9 @@ func (m *machine) inTheWay() string {
 		return "what the last upgrade had taken is back in place"
 	case m.parent == parentAlive, m.parent == parentFinished:
 		return fmt.Sprintf("the old process, pid %d, is gone", m.parentPid)
-	case len(m.lingerers) > m.limits.processes:
-		return fmt.Sprintf("an older process that lingers, pid %d, is gone", m.lingerers[0].pid)
+	case m.lingering() > m.limits.processes:
+		i := slices.IndexFunc(m.lingerers, func(l lingerer) bool { return !l.stuck })
+		return fmt.Sprintf("an older process that lingers, pid %d, is gone", m.lingerers[i].pid)
 	}
 	return ""
 }

@@ -149,6 +149,9 @@ func (p performer) sayOfLingerer(n notice, pid int) {
 	switch n {
 	case noticeTooMany:
 		u.log.Info("grace: more processes linger than may; the oldest is told to end", "old", pid, "lingering", len(u.m.lingerers), "most", u.opt.lingerProcesses)
+	case noticeLingererStuck:
+		u.log.Warn("grace: an old process that lingered was told to end, and has not; it is waited for no more", "old", pid, "lingering", u.m.lingering(),
+			"hint", "see what its program does after Done is closed, or Serve or Run has returned; end it, by SIGKILL if need be")
 	case noticeLingererGone:
 		u.log.Info("grace: an old process that lingered is gone", "old", pid, "lingering", len(u.m.lingerers))
 	}
