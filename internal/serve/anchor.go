@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/sockets"
@@ -15,10 +16,10 @@ import (
 // The program may shut its server down, or close it, by itself. net/http ends the
 // connections of that one server then, but they are with copies of it.
 //
-// So the user's server has one connection of its own, in memory: the anchor. Its request is answered when no copy has a connection any
-// more, and so Shutdown waits for these as well, as long as its context lets it;
-// RegisterOnShutdown tells that Shutdown was called. Close closes the anchor, and
-// that closes the copies.
+// So the user's server has one connection of its own, in memory: the anchor. Its request
+// is answered when no copy has a connection any more, and so Shutdown waits for these as
+// well, as long as its context lets it; RegisterOnShutdown tells that Shutdown was called.
+// Close closes the anchor, and that closes the copies.
 
 // anchorHost is the host of the anchor's request, which has preludeURI.
 const anchorHost = "anchor"
@@ -29,6 +30,9 @@ type anchor struct {
 	held  chan struct{} // closed when the handler has the request
 	over  chan struct{} // closed when that is to be answered
 	end   sync.Once
+
+	raised atomic.Bool   // net/http has the connection
+	gone   chan struct{} // closed when it is done with that
 }
 
 // hold is the handler of the anchor's request.
@@ -98,8 +102,30 @@ func (l *anchorListener) Accept() (net.Conn, error) {
 func (l *anchorListener) Close() error   { return nil }
 func (l *anchorListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// raiseAnchor is called before a copy serves, and before the user's server is shut down. s.mu is not held: code that holds the server's lock may need it. A
-// server without HTTP/1 can't have an anchor.
+// anchorState hears what net/http says of the anchor's connection. After StateClosed it
+// does not look at the user's server any more, which may be the program's again.
+func (s *httpServer) anchorState(state http.ConnState) {
+	switch state {
+	case http.StateNew: // before Serve returns
+		s.anchor.raised.Store(true)
+	case http.StateClosed:
+		close(s.anchor.gone)
+	}
+}
+
+// awaitGone waits until net/http is done with the anchor, or ctx ends.
+func (a *anchor) awaitGone(ctx context.Context) {
+	if a.raised.Load() {
+		select {
+		case <-a.gone:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// raiseAnchor is called before a copy serves, and before the user's server is shut down.
+// s.mu is not held: code that holds the server's lock may need it. A server without HTTP/1
+// can't have an anchor.
 func (s *httpServer) raiseAnchor() {
 	s.anchor.raise.Do(func() {
 		if p := s.template.Protocols; p != nil && !p.HTTP1() && *p != (http.Protocols{}) {

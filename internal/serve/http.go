@@ -102,7 +102,7 @@ func (h *Host) httpServer(srv *http.Server) *httpServer {
 		host: h, user: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
 		finished: make(chan struct{}), resumed: make(chan struct{}), userEnded: make(chan struct{}),
-		anchor: anchor{held: make(chan struct{}), over: make(chan struct{})}, copies: map[*http.Server]bool{}, http2: map[*http2conn.Conn]*twin{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}, lingers: lingerFor,
+		anchor: anchor{held: make(chan struct{}), over: make(chan struct{}), gone: make(chan struct{})}, copies: map[*http.Server]bool{}, http2: map[*http2conn.Conn]*twin{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}, lingers: lingerFor,
 	}
 	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
 	s.template = clone(srv)
@@ -406,5 +406,6 @@ func (s *httpServer) End() {
 	for _, t := range s.conns.tracks() {
 		t.Cut()
 	}
+	s.anchor.awaitGone(ctx)
 	close(s.finished)
 }

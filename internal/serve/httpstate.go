@@ -13,6 +13,7 @@ import (
 
 func (s *httpServer) connState(c net.Conn, state http.ConnState) {
 	if _, ok := c.(*anchorConn); ok {
+		s.anchorState(state)
 		return
 	}
 	if state == http.StateClosed {
