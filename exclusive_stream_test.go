@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
@@ -118,4 +119,31 @@ func TestExclusiveTLS(t *testing.T) {
 			b.v.want(t, "1 acquire", "1 release", "2 acquire")
 		})
 	}
+}
+
+// TestExclusiveMovesTLS: with MoveTLS an idle TLS connection is held, and comes back if the
+// upgrade fails, or moves.
+func TestExclusiveMovesTLS(t *testing.T) {
+	cert, trusts := tlstest.Certificate(t)
+	trusts.ServerName = "127.0.0.1"
+	b := newBank(t, MoveTLS(true), IdleGrace(time.Minute))
+	b.tls = &tls.Config{Certificates: []tls.Certificate{cert}}
+	b.v.fail = func(call string) error {
+		if call == "2 acquire" {
+			return errors.New("no")
+		}
+		return nil
+	}
+	first := b.first()
+	idle := b.visit(t)
+	idle.Conn = tls.Client(idle.Conn, trusts)
+	idle.in = bufio.NewReader(idle.Conn)
+	idle.ask("1")
+	wantErr(t, receive(t, first.upgrade(), "Upgrade"), ErrExited)
+	idle.ask("1")
+	if err := receive(t, first.upgrade(), "Upgrade"); err != nil {
+		t.Error(err)
+	}
+	idle.ask("3")
+	b.v.want(t, "1 acquire", "1 release", "2 acquire", "1 acquire", "1 release", "3 acquire")
 }
