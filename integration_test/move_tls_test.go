@@ -80,7 +80,7 @@ func TestMoveOverTLSInFIPSMode(t *testing.T) {
 func TestMoveOpenSSL(t *testing.T) {
 	openssl := needTool(t, "openssl", "openssl")
 	m := startTLSMover(t)
-	cmd := exec.CommandContext(t.Context(), openssl, "s_client", "-connect", m.addr, "-servername", "localhost", "-tls1_3", "-alpn", "http/1.1", "-no_ign_eof")
+	cmd := exec.CommandContext(t.Context(), openssl, "s_client", "-connect", m.addr, "-servername", "grace", "-tls1_3", "-alpn", "http/1.1", "-no_ign_eof")
 	out := &logtest.Buffer{}
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, proctest.Limit
 	in, err := cmd.StdinPipe()

@@ -27,9 +27,10 @@ func Certificate(t testing.TB) (tls.Certificate, *tls.Config) {
 	return s.TLS.Certificates[0], s.Client().Transport.(*http.Transport).TLSClientConfig
 }
 
-// Local is the template of a certificate for 127.0.0.1 and localhost that clients can trust.
+// Local is the template of a certificate for 127.0.0.1, and for the name grace, that
+// clients can trust.
 func Local() x509.Certificate {
-	return x509.Certificate{DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true}
+	return x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"grace"}, IsCA: true}
 }
 
 // Issue gives a certificate, signed by parent or else by itself, with a new key. It is
