@@ -8,15 +8,10 @@ import (
 	"flag"
 	"fmt"
 	"net"
-	"os/exec"
 	"regexp"
 	"strings"
-	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 
-	httpload "github.com/julofinance/grace/v3/internal/load"
 	"github.com/julofinance/grace/v3/internal/proctest"
 	"github.com/julofinance/grace/v3/internal/testing/http2test"
 )
@@ -28,7 +23,7 @@ var http2Upgrades = flag.Int("http2-upgrades", 10, "how many upgrades TestLossle
 // fail.
 func TestLosslessHTTP2Clients(t *testing.T) {
 	s := startLoadServer(t, "tls", "h2c")
-	clients := []*http2Client{}
+	clients := []*lossClient{}
 	for _, way := range []string{"tls", "h2c"} {
 		clients = append(clients,
 			startPosts(t, "posts, "+way, s, way, 8),
@@ -39,7 +34,7 @@ func TestLosslessHTTP2Clients(t *testing.T) {
 	}
 	// meet waits until each client has opened a connection more than before, and so has
 	// met the process that serves now; and until it had answers.
-	came := map[*http2Client][2]int{}
+	came := map[*lossClient][2]int{}
 	meet := func() {
 		t.Helper()
 		for _, c := range clients {
@@ -56,81 +51,15 @@ func TestLosslessHTTP2Clients(t *testing.T) {
 		s.upgrade()
 	}
 	meet()
-	for _, c := range clients {
-		c.end()
-	}
-	for _, c := range clients {
-		c.work.Wait()
-		note := c.after()
-		t.Logf("%-20s %7d answers, %5d connections, %d requests lost%s", c.name, c.answered.Load(), c.relay.Accepted(), len(c.lost), note)
-		for _, why := range c.lost[:min(3, len(c.lost))] {
-			t.Errorf("%s: lost: %s", c.name, why)
-		}
-	}
+	reportLosses(t, clients)
 	mustCutNone(t, s)
 	t.Logf("%d upgrades", *http2Upgrades)
 }
 
-// An http2Client asks again and again until it is to end.
-type http2Client struct {
-	name     string
-	relay    *httpload.Relay
-	least    int // how many answers show that it is at work
-	answered atomic.Int64
-	ended    atomic.Bool
-	work     sync.WaitGroup
-	after    func() (note string) // is called when its work is done
-
-	mu   sync.Mutex
-	lost []string
-}
-
-// newHTTP2Client makes one whose way to the server is the relay's.
-func newHTTP2Client(t testing.TB, name string, s *loadServer, way string) *http2Client {
-	t.Helper()
-	relay, err := httpload.NewRelay("tcp", s.addr[way], netDelay)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &http2Client{name: name, relay: relay, least: 10, after: func() string { return "" }}
-	t.Cleanup(func() {
-		c.end()
-		relay.Close()
-		c.work.Wait()
-	})
-	return c
-}
-
-func (c *http2Client) end() { c.ended.Store(true) }
-
-func (c *http2Client) hasLost() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.lost) > 0
-}
-
-// again lets n goroutines call f until the client is to end, or has lost something: f
-// returns how many answers there were, and what is wrong.
-func (c *http2Client) again(n int, f func() (answers int, err error)) {
-	for range n {
-		c.work.Go(func() {
-			for !c.ended.Load() && !c.hasLost() {
-				answers, err := f()
-				c.answered.Add(int64(answers))
-				if err != nil {
-					c.mu.Lock()
-					c.lost = append(c.lost, err.Error())
-					c.mu.Unlock()
-				}
-			}
-		})
-	}
-}
-
 // startPosts sends bodies that can't be sent again.
-func startPosts(t testing.TB, name string, s *loadServer, way string, n int) *http2Client {
+func startPosts(t testing.TB, name string, s *loadServer, way string, n int) *lossClient {
 	t.Helper()
-	c := newHTTP2Client(t, name, s, way)
+	c := newLossClient(t, name, s, way)
 	client := http2test.NewClient(func() (net.Conn, error) {
 		conn, err := net.DialTimeout("tcp", c.relay.Addr(), proctest.Limit)
 		if err == nil && way == "tls" {
@@ -159,9 +88,9 @@ func postOnce(client *http2test.Client) (int, error) {
 
 // startGRPCFront puts nginx before the server, and sends the same through it. What nginx
 // answers for the server, 502 say, is no answer.
-func startGRPCFront(t testing.TB, name string, s *loadServer, way string) *http2Client {
+func startGRPCFront(t testing.TB, name string, s *loadServer, way string) *lossClient {
 	t.Helper()
-	c := newHTTP2Client(t, name, s, way)
+	c := newLossClient(t, name, s, way)
 	front := startNginxAs(t, map[string]string{"tls": nginxGRPCS, "h2c": nginxGRPC}[way], c.relay.Addr())
 	client := http2test.NewClient(func() (net.Conn, error) { return net.DialTimeout("tcp", front, proctest.Limit) })
 	client.Limit = proctest.Limit
@@ -173,10 +102,10 @@ func startGRPCFront(t testing.TB, name string, s *loadServer, way string) *http2
 // startH2load runs h2load, which is done when its connections were told to go away. It
 // counts as failed also what it had ready, and did not send when it read GOAWAY: so what
 // was sent is counted on the way, and all of it must have been answered.
-func startH2load(t testing.TB, name string, s *loadServer, way string) *http2Client {
+func startH2load(t testing.TB, name string, s *loadServer, way string) *lossClient {
 	t.Helper()
 	h2load := needTool(t, "h2load", "nghttp2-client")
-	c := newHTTP2Client(t, name, s, way)
+	c := newLossClient(t, name, s, way)
 	tap := newHTTP2Tap(t, s, way, c.relay.Addr())
 	c.least = 1
 	url := map[string]string{"tls": "https", "h2c": "http"}[way] + "://" + tap.ln.Addr().String() + "/sized?n=1000"
@@ -206,10 +135,10 @@ var h2loadCounts = regexp.MustCompile(`requests: (\d+) total, \d+ started, \d+ d
 // startCurl runs curl: over TLS with many requests on one connection; without with one,
 // since curl 7.88 fails at the second with any server, and with a body that comes from
 // a pipe.
-func startCurl(t testing.TB, name string, s *loadServer, way string) *http2Client {
+func startCurl(t testing.TB, name string, s *loadServer, way string) *lossClient {
 	t.Helper()
 	curl := needTool(t, "curl", "curl")
-	c := newHTTP2Client(t, name, s, way)
+	c := newLossClient(t, name, s, way)
 	n, args := 100, []string{"--http2", "-d", "a body", "https://" + c.relay.Addr() + "/echo?[1-100]"}
 	if way == "h2c" {
 		n, args = 1, []string{"--http2-prior-knowledge", "-X", "POST", "-T", "-", "http://" + c.relay.Addr() + "/echo"}
@@ -230,12 +159,4 @@ func startCurl(t testing.TB, name string, s *loadServer, way string) *http2Clien
 		return n, nil
 	})
 	return c
-}
-
-// command is one that ends with the test process.
-func command(path string, args ...string) *exec.Cmd {
-	cmd := exec.Command(path, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = proctest.Limit
-	return cmd
 }

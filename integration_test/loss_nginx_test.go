@@ -158,6 +158,18 @@ const (
 			proxy_request_buffering off;
 			proxy_buffering off;
 		}`
+	nginxHTTPS = `
+		listen %[2]s;
+		location / {
+			proxy_pass https://app;
+			proxy_http_version 1.1;
+			proxy_set_header Connection "";
+			proxy_next_upstream off;
+			proxy_ssl_protocols TLSv1.3;
+			proxy_ssl_conf_command Ciphersuites TLS_AES_256_GCM_SHA384;
+			proxy_ssl_name grace;
+			proxy_ssl_server_name on;
+		}`
 	nginxGRPC = `
 		listen %[2]s http2;
 		location / {

@@ -1,0 +1,284 @@
+//go:build linux
+
+package integration_test
+
+import (
+	_ "embed"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	httpload "github.com/julofinance/grace/v3/internal/load"
+	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
+)
+
+var tlsUpgrades = flag.Int("tls-upgrades", 10, "how many upgrades TestLosslessMovedTLSClients makes")
+
+// TestLosslessMovedTLSClients upgrades under the clients of HTTPS that people run, all at
+// once, none of which sends a request a second time, each through a relay of its own. Not
+// one request may fail, and those that keep their connections have at the end the ones
+// with which they have begun, over which each of the processes has answered.
+func TestLosslessMovedTLSClients(t *testing.T) {
+	s := startLoadServer(t, "tls", "--", "-movetls")
+	clients := []*tlsClient{
+		startCurls(t, s),
+		startScript(t, s, "Node https.Agent", needTool(t, "node", "nodejs"), "-e", nodeScript),
+		startScript(t, s, "Python http.client", needTool(t, "python3", "python3"), "-c", pythonScript),
+		startTLSFront(t, s, "nginx", func(addr string) string { return startNginxAs(t, nginxHTTPS, addr) }),
+		startTLSFront(t, s, "HAProxy", func(addr string) string { return startHAProxy(t, addr) }),
+	}
+	lost := false
+	meet := func() {
+		t.Helper()
+		pid := s.filePid()
+		for _, c := range clients {
+			proctest.WaitFor(t, 2*proctest.Limit, fmt.Sprintf("answers of process %d to %s", pid, c.name), func() bool {
+				return c.met(pid) || c.hasLost()
+			})
+			lost = lost || c.hasLost()
+		}
+	}
+	meet()
+	n := 0
+	for ; n < *tlsUpgrades && !lost; n++ {
+		s.upgrade()
+		meet()
+	}
+	all := []*lossClient{}
+	for _, c := range clients {
+		all = append(all, c.lossClient)
+	}
+	reportLosses(t, all)
+	for _, c := range clients {
+		c.mustHaveKept(t, n+1)
+	}
+	mustCutNone(t, s)
+	t.Logf("%d upgrades: %d connections moved, %d finished", n, s.drained("moved"), s.drained("finished"))
+}
+
+// A tlsClient is one that keeps its connections if it can.
+type tlsClient struct {
+	*lossClient
+	sockets int // how many it keeps; 0: as many as it likes
+	met     func(pid int) bool
+
+	// Of those that keep them; lossClient.mu guards what follows.
+	servedBy map[int][]string // by the number of the socket: the pids that have answered
+	kept     int              // sockets at the end
+}
+
+// newTLSClient makes one that keeps its sockets.
+func newTLSClient(t testing.TB, s *loadServer, name string, sockets int) *tlsClient {
+	t.Helper()
+	c := &tlsClient{lossClient: newLossClient(t, name, s, "tls"), sockets: sockets, servedBy: map[int][]string{}}
+	c.met = func(pid int) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, pids := range c.servedBy {
+			if pids[len(pids)-1] != strconv.Itoa(pid) {
+				return false
+			}
+		}
+		return len(c.servedBy) == sockets
+	}
+	return c
+}
+
+// answer counts an answer of the process pid over a socket.
+func (c *tlsClient) answer(socket int, pid string) {
+	c.answered.Add(1)
+	if socket >= c.sockets {
+		c.lose("a connection has ended, and another was opened")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if pids := c.servedBy[socket]; len(pids) == 0 || pids[len(pids)-1] != pid {
+		c.servedBy[socket] = append(pids, pid)
+	}
+}
+
+// mustHaveKept checks, where the client is one that keeps its connections, that it has
+// opened no others, and that each of the processes has answered over each.
+func (c *tlsClient) mustHaveKept(t testing.TB, processes int) {
+	t.Helper()
+	if c.sockets == 0 {
+		return
+	}
+	if opened := c.relay.Accepted(); opened != c.sockets || c.kept != c.sockets {
+		t.Errorf("%s: %d connections were opened, and %d are there at the end; want %d", c.name, opened, c.kept, c.sockets)
+	}
+	for socket, pids := range c.servedBy {
+		if len(pids) != processes {
+			t.Errorf("%s: over socket %d %d processes have answered, want %d", c.name, socket, len(pids), processes)
+		}
+	}
+}
+
+// startCurls runs three of curl, each with all its requests on one connection, which is
+// idle for some time or hardly any.
+func startCurls(t testing.TB, s *loadServer) *tlsClient {
+	t.Helper()
+	curl := needTool(t, "curl", "curl")
+	rates := []string{"1000/s", "100/s", "20/s"}
+	c := newTLSClient(t, s, "curl --http1.1", len(rates))
+	for i, rate := range rates {
+		cmd := command(curl, "-sSkN", "--max-time", "30", "--http1.1", "--tlsv1.3", "--tls13-ciphers", "TLS_AES_256_GCM_SHA384",
+			"--rate", rate, "-d", "a body", "-w", ` %{http_version} %{http_code} %{num_connects} %header{x-pid}\n`,
+			"https://"+c.relay.Addr()+"/echo?[1-1000000000]")
+		connects := "1" // curl sends again by itself, on a new connection, if one that it has kept breaks
+		c.runs(t, cmd, func() { cmd.Process.Signal(syscall.SIGTERM) }, func(line string) {
+			pid, ok := strings.CutPrefix(line, "a body 1.1 200 "+connects+" ")
+			if !ok {
+				c.lose(fmt.Sprintf("curl has got %q, on %s new connections", line, connects))
+				return
+			}
+			connects = "0"
+			c.answer(i, pid)
+		})
+	}
+	c.after = func() string {
+		c.kept = len(c.servedBy) // each has opened but the first
+		return fmt.Sprintf(", %d kept", c.kept)
+	}
+	return c
+}
+
+//go:embed clients/https.js
+var nodeScript string
+
+//go:embed clients/https.py
+var pythonScript string
+
+// startScript runs a program that keeps four sockets: a line for each answer has the number of
+// the socket, the process that has answered, and what was agreed upon in the handshake.
+func startScript(t testing.TB, s *loadServer, name string, how ...string) *tlsClient {
+	t.Helper()
+	c := newTLSClient(t, s, name, 4)
+	_, port, _ := net.SplitHostPort(c.relay.Addr())
+	cmd := command(how[0], append(how[1:], port, "grace", strconv.Itoa(c.sockets))...)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.runs(t, cmd, func() { stdin.Close() }, func(line string) {
+		var socket int
+		var pid, version, cipher string
+		if n, _ := fmt.Sscanf(line, "ok %d %s %s %s", &socket, &pid, &version, &cipher); n == 4 && version == "TLSv1.3" && strings.Contains(cipher, "GCM") {
+			c.answer(socket, pid)
+			return
+		}
+		c.mu.Lock()
+		n, _ := fmt.Sscanf(line, "kept %d", &c.kept)
+		c.mu.Unlock()
+		if n != 1 {
+			c.lose(line)
+		}
+	})
+	c.after = func() string { return fmt.Sprintf(", %d kept", c.kept) }
+	return c
+}
+
+// startTLSFront puts a reverse proxy before the server, and posts through it. It is given the
+// relay's address, and gives its own.
+func startTLSFront(t testing.TB, s *loadServer, name string, start func(addr string) string) *tlsClient {
+	t.Helper()
+	c := &tlsClient{lossClient: newLossClient(t, name, s, "tls")}
+	run := startHTTPLoad(t, httpload.Config{Addr: start(c.relay.Addr()), Kinds: kinds(8, httpload.KeepAlive)})
+	take := func(rep httpload.Report) httpload.Report {
+		for _, l := range rep.Losses[len(c.lost):] {
+			c.lose(l.String())
+		}
+		return rep
+	}
+	answered := 0 // until the process before
+	c.met = func(pid int) bool {
+		rep := take(run.Snapshot())
+		if n := len(rep.Pids); n == 0 || rep.Pids[n-1] != pid || rep.Total().Answered < answered+c.least {
+			return false
+		}
+		answered = rep.Total().Answered
+		return true
+	}
+	c.after = func() string {
+		c.answered.Store(int64(take(run.Stop()).Total().Answered))
+		return ", of 8 clients"
+	}
+	return c
+}
+
+// startHAProxy puts HAProxy in front of addr, and gives its own address. It keeps
+// connections, sends nothing twice, and has a socket that we have bound.
+func startHAProxy(t testing.TB, addr string) string {
+	t.Helper()
+	path := needTool(t, "haproxy", "haproxy")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	socket, err := ln.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	config := filepath.Join(t.TempDir(), "haproxy.cfg")
+	if err := os.WriteFile(config, fmt.Appendf(nil, haproxyConfig, addr), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "-db", "-f", config)
+	cmd.ExtraFiles = []*os.File{socket} // fd@3
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = time.Second
+	out := &logtest.Buffer{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); cmd.Wait() }()
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-time.After(proctest.Limit):
+			cmd.Process.Kill()
+			t.Errorf("HAProxy has not stopped within %v", proctest.Limit)
+		}
+		if t.Failed() {
+			t.Logf("HAProxy says:\n%s", out)
+		}
+	})
+	return ln.Addr().String()
+}
+
+const haproxyConfig = `
+global
+	nbthread 1
+	log stdout format raw local0
+defaults
+	mode http
+	log global
+	option httplog
+	option dontlog-normal
+	retries 0
+	retry-on none
+	no option redispatch
+	timeout connect 30s
+	timeout client 30s
+	timeout server 30s
+frontend front
+	bind fd@3
+	default_backend app
+backend app
+	http-reuse always
+	server app %s ssl verify none alpn http/1.1 sni str(grace) ssl-min-ver TLSv1.3 ciphersuites TLS_AES_256_GCM_SHA384
+`
