@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"strconv"
@@ -102,6 +103,27 @@ func TestUpgradesLoseNothing(t *testing.T) {
 		t.Errorf("%d lines have colours, where there is no terminal", n)
 	}
 	leavesNothing(t, p, tmp)
+}
+
+// TestTLSBothWays: a connection over TLS moves from process to process, or the client is
+// told to open another one.
+func TestTLSBothWays(t *testing.T) {
+	for _, moves := range []bool{true, false} {
+		t.Run(fmt.Sprintf("movetls=%t", moves), func(t *testing.T) {
+			p, tmp := startDemo(t, "-upgrades", "3", "-kinds", "tls", fmt.Sprintf("-movetls=%t", moves))
+			exits(t, p, 0)
+			line(t, p, `^lost: 0 of [1-9]`)
+			//                              answered lost opened same closed idle resent moved
+			want := `^tls +1 +[1-9]\d* +0 +1 +1 +0 +0 +0 +[1-9]`
+			if !moves {
+				want = `^tls +1 +[1-9]\d* +0 +([2-9]|\d\d+) +0 +[1-9]\d* +0 +0 +0 `
+			}
+			if p.Count(want) != 1 {
+				t.Errorf("no line matches %q", want)
+			}
+			leavesNothing(t, p, tmp)
+		})
+	}
 }
 
 // The demo would be worth nothing if it could not see a loss.

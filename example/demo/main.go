@@ -7,6 +7,7 @@
 //	make demo ARGS="-how restart"   what it is like without
 //	make demo ARGS="-break 3"       every third new version is broken
 //	make demo ARGS="-kinds tls=16,http2=8"
+//	make demo ARGS="-movetls"       connections over TLS move too
 //
 // The clients of the kinds tls and http2 speak TLS, the others none.
 //
@@ -42,6 +43,7 @@ type config struct {
 	kinds     string
 	delay     time.Duration
 	think     time.Duration
+	moveTLS   bool
 	verbose   bool
 }
 
@@ -91,6 +93,7 @@ func parse(args []string) (cfg config, kinds map[load.Kind]int, err error) {
 	f.StringVar(&cfg.kinds, "kinds", strings.Join(names, ","), "kinds of clients; KIND=N for another number of them")
 	f.DurationVar(&cfg.delay, "delay", 2*time.Millisecond, "network delay each way, made by a relay; 0: no relay")
 	f.DurationVar(&cfg.think, "think", 40*time.Millisecond, "longest pause of a client between two requests")
+	f.BoolVar(&cfg.moveTLS, "movetls", false, "the server has the option MoveTLS: connections of the kind tls move, and are not told to close")
 	f.BoolVar(&cfg.verbose, "v", false, "show what the server logs")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {

@@ -26,6 +26,7 @@ func serve(args []string) error {
 	pidFile := f.String("pidfile", "", "")
 	probation := f.Duration("probation", time.Second, "")
 	drain := f.Duration("drain", 30*time.Second, "")
+	moveTLS := f.Bool("movetls", false, "")
 	sabotage := f.String("sabotage", "", "file that breaks the next version")
 	f.Parse(args)
 	go func() {
@@ -37,7 +38,7 @@ func serve(args []string) error {
 	if how == "starting" {
 		panic("this version is broken")
 	}
-	u, err := grace.New(grace.PIDFile(*pidFile), grace.Probation(*probation), grace.DrainTimeout(*drain), grace.Logger(log))
+	u, err := grace.New(grace.PIDFile(*pidFile), grace.Probation(*probation), grace.DrainTimeout(*drain), grace.MoveTLS(*moveTLS), grace.Logger(log))
 	if err != nil {
 		return err
 	}

@@ -69,6 +69,7 @@ func (s *service) start() error {
 	args := []string{
 		self, "server", "-addr", s.addr, "-tls", s.tlsAddr, "-cert", s.path("cert"), "-pidfile", s.path("pid"), "-sabotage", s.path("sabotage"),
 		"-probation", s.cfg.probation.String(), "-drain", s.cfg.drain.String(),
+		fmt.Sprintf("-movetls=%t", s.cfg.moveTLS),
 	}
 	// A process group of its own: Ctrl-C is for the demo, which ends the load first.
 	p, err := os.StartProcess(self, args, &os.ProcAttr{
