@@ -175,7 +175,8 @@ func MoveConns(yes bool) Option {
 
 // MoveTLS sets whether connections over TLS 1.3 that speak HTTP/1 are moved as well:
 // those of [Upgrader.HTTPS], ServeTLS and ListenAndServe on a TCP listener of
-// Upgrader.Listen, if the new process serves TLS there, has this option too, and a
+// Upgrader.Listen, and of [Upgrader.HTTP] on what [crypto/tls.NewListener] makes of one, if
+// the new process serves TLS there in any of these ways, has this option too, and a
 // certificate for the name that the client has asked for. Their clients notice nothing, not even
 // a handshake. Default false: the keys of a connection are read from crypto/tls, which does not
 // give them away, and cross a socket between the two processes; docs/tls.md says what that

@@ -17,9 +17,16 @@ import (
 )
 
 // startTLSMover starts a moveserver whose TLS connections move.
-func startTLSMover(t testing.TB, args ...string) *mover {
+func startTLSMover(t testing.TB) *mover {
 	t.Helper()
-	return startMover(t, append([]string{"-cert", tlstest.File(t), "-in1", "tls,movetls", "-in2", "tls,movetls"}, args...)...)
+	return startTLSMoverBy(t, "tls", "tls")
+}
+
+// startTLSMoverBy has how the first process and the others do TLS: by HTTPS, "tls", or by a
+// listener of the program, "tlslistener".
+func startTLSMoverBy(t testing.TB, first, next string) *mover {
+	t.Helper()
+	return startMover(t, "-cert", tlstest.File(t), "-in1", first+",movetls", "-in2", next+",movetls")
 }
 
 // dialTLS makes a connection with one handshake, which is not made again.
@@ -55,6 +62,30 @@ func TestMoveOverTLS(t *testing.T) {
 	}
 	for _, c := range clients {
 		c.mustAsk(t, pid)
+	}
+}
+
+// TestMoveOverTLSListener: a listener of the program that does TLS is seen through, in the
+// old process and the new one, whatever the other one has.
+func TestMoveOverTLSListener(t *testing.T) {
+	for _, c := range [][2]string{{"tlslistener", "tlslistener"}, {"tls", "tlslistener"}, {"tlslistener", "tls"}} {
+		t.Run(c[0]+" to "+c[1], func(t *testing.T) {
+			m := startTLSMoverBy(t, c[0], c[1])
+			asked, idle := m.dialTLS(), m.dialTLS()
+			pid := m.Pid()
+			asked.mustAsk(t, pid)
+			for range 3 {
+				old := pid
+				pid = m.upgradeOf(pid)
+				if moved, finished, cut := m.drained(); moved != 2 || finished != 0 || cut != 0 {
+					t.Fatalf("process %d: %d connections moved, %d finished, %d cut off; want 2, 0, 0", old, moved, finished, cut)
+				}
+				asked.mustAsk(t, pid)
+				m.WaitGone(old)
+			}
+			idle.mustAsk(t, pid)
+			m.dialTLS().mustAsk(t, pid)
+		})
 	}
 }
 

@@ -104,12 +104,15 @@ func run() error {
 		if i == 0 && does("wrap") {
 			ln = &counting{Listener: ln}
 		}
-		if i == 0 && does("hiddentls") {
+		if i == 0 && (does("hiddentls") || does("tlslistener")) {
 			pair, err := tls.LoadX509KeyPair(*cert, *cert)
 			if err != nil {
 				return err
 			}
-			ln = &counting{Listener: tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{pair}})}
+			ln = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}})
+			if does("hiddentls") {
+				ln = &counting{Listener: ln}
+			}
 		}
 		if i == 0 && does("tls") {
 			u.HTTPS(&http.Server{Handler: srv.Handler, TLSConfig: &tls.Config{}}, ln, *cert, *cert)

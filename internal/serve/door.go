@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/sockets"
+	"github.com/julofinance/grace/v3/internal/tls13"
 )
 
 // A door accepts connections whose protocol is not known before something has
@@ -29,6 +30,7 @@ type door struct {
 	net.Listener // the user's
 	s            *httpServer
 	config       *tls.Config     // of HTTPS; nil if the listener may do TLS itself
+	through      *tls13.Listener // the user's, if what it does is known; connections come from below it
 	tickets      *sessionTickets // of config; nil if its ticket keys are not ours
 	unencrypted  bool            // HTTP/2 without TLS is spoken here
 	moves        bool            // what does TLS 1.3 and HTTP/1 can be moved
@@ -94,7 +96,7 @@ func (v *visit) Close() error {
 func (d *door) run(closed chan struct{}) {
 	for {
 		resumed := d.s.whenResumed()
-		c, err := d.Listener.Accept()
+		c, err := d.accept()
 		if err == nil {
 			d.meet(c)
 		} else {
@@ -123,6 +125,15 @@ func (d *door) run(closed chan struct{}) {
 	}
 }
 
+// accept accepts from the user's listener; below TLS, where that can be, since a connection
+// that was moved has its TLS.
+func (d *door) accept() (net.Conn, error) {
+	if d.through != nil {
+		return d.through.Below.Accept()
+	}
+	return d.Listener.Accept()
+}
+
 // A handshaker is a *tls.Conn, or what takes its place.
 type handshaker interface {
 	net.Conn
@@ -139,6 +150,15 @@ func (d *door) meet(c net.Conn) {
 	if d.config != nil {
 		d.tickets.renew()
 		c = tls.Server(c, d.config)
+	}
+	if d.through != nil {
+		over, err := d.through.Server(c)
+		if err != nil { // not reached: Through has tried it
+			d.s.logf("http: TLS can't be served to %v: %v", c.RemoteAddr(), err)
+			c.Close()
+			return
+		}
+		c = over
 	}
 	if h, ok := c.(handshaker); ok && reflect.TypeOf(c).Comparable() {
 		ctx := d.greet(c)

@@ -18,6 +18,11 @@ import (
 // HTTP returns what serves srv on ln.
 func (h *Host) HTTP(srv *http.Server, ln net.Listener) (execute func() error) {
 	s := h.httpServer(srv)
+	if through := h.seeThrough(ln); through != nil {
+		own := h.listensWith(&s.conns, through.Below)
+		taker := s.takesTLS(through.Below)
+		return func() error { return s.serveThrough(ln, own, taker, through) }
+	}
 	own := h.listensWith(&s.conns, ln)
 	if l, ours := ln.(*sockets.Listener); !ours {
 		s.doubt(own)

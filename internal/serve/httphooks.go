@@ -7,6 +7,7 @@ import (
 
 	"github.com/julofinance/grace/v3/internal/http2conn"
 	"github.com/julofinance/grace/v3/internal/sockets"
+	"github.com/julofinance/grace/v3/internal/tls13"
 )
 
 // serveHTTP serves ln as [net/http.Server.Serve] does.
@@ -39,6 +40,16 @@ func (s *httpServer) serveTLS(ln net.Listener, own []*sockets.Listener, taker *t
 	}
 	d.tickets = s.host.tickets(own, d.config)
 	taker.serve(d, http1)
+	return s.serveDoor(d, own)
+}
+
+// serveThrough serves ln, a listener of crypto/tls that was seen through, as
+// [net/http.Server.Serve] does.
+func (s *httpServer) serveThrough(ln net.Listener, own []*sockets.Listener, taker *tlsTaker, through *tls13.Listener) error {
+	p := s.template.Protocols
+	d := newDoor(s, ln)
+	d.through = through
+	taker.serve(d, p == nil || p.HTTP1())
 	return s.serveDoor(d, own)
 }
 

@@ -28,6 +28,7 @@ import (
 // A tlsWorld has the configurations of two servers, and of a client that trusts both.
 type tlsWorld struct {
 	old, new, client *tls.Config
+	byListener       bool // TLS is done by a listener of the program
 }
 
 // newTLSWorld gives servers with different certificates for the same name.
@@ -47,12 +48,23 @@ func newTLSWorld(t testing.TB) *tlsWorld {
 func (w *tlsWorld) over(h func(side string) http.Handler) func(side string) http.Handler {
 	return func(side string) http.Handler {
 		config := map[string]*tls.Config{"old": w.old, "new": w.new}[side]
-		return configured{
+		c := configured{
 			Handler:   h(side),
 			configure: func(srv *http.Server) { srv.TLSConfig = config },
 			host:      func(h *Host) { h.MoveTLS = true },
 		}
+		if w.byListener && config != nil {
+			c.configure = func(*http.Server) {}
+			c.wrap = func(ln net.Listener) net.Listener { return tls.NewListener(ln, config) }
+		}
+		return c
 	}
+}
+
+// ways runs a test with servers that do TLS by HTTPS, and by a listener of the program.
+func ways(t *testing.T, name string, f func(t *testing.T, byListener bool)) {
+	t.Run(name, func(t *testing.T) { f(t, false) })
+	t.Run(name+", by a listener", func(t *testing.T) { f(t, true) })
 }
 
 // dialTLS gives a client whose handshake is over.
@@ -94,16 +106,17 @@ func TestMoveTLS(t *testing.T) {
 		name   string
 		change func(w *tlsWorld)
 		says   string
+		https  bool // by HTTPS only
 	}{
-		{"one name", func(w *tlsWorld) {}, `TLS 1.3 "a.test" chains=0 complete=true`},
+		{"one name", func(w *tlsWorld) {}, `TLS 1.3 "a.test" chains=0 complete=true`, false},
 		{"no name", func(w *tlsWorld) {
 			w.client.ServerName, w.client.InsecureSkipVerify = "", true
-		}, `TLS 1.3 "" chains=0 complete=true`},
+		}, `TLS 1.3 "" chains=0 complete=true`, false},
 		{"a client certificate", func(w *tlsWorld) {
 			verify(w.old)
 			verify(w.new)
 			w.client.Certificates = []tls.Certificate{asClient}
-		}, `TLS 1.3 "a.test" chains=1 complete=true`},
+		}, `TLS 1.3 "a.test" chains=1 complete=true`, true},
 		{"the new certificate by a function", func(w *tlsWorld) {
 			cert := w.new.Certificates[0]
 			w.new = &tls.Config{GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -112,11 +125,15 @@ func TestMoveTLS(t *testing.T) {
 				}
 				return &cert, nil
 			}}
-		}, `TLS 1.3 "a.test" chains=0 complete=true`},
-		{"another suite", func(w *tlsWorld) { w.client.CurvePreferences = []tls.CurveID{tls.CurveP256} }, `TLS 1.3 "a.test" chains=0 complete=true`},
+		}, `TLS 1.3 "a.test" chains=0 complete=true`, false},
+		{"another suite", func(w *tlsWorld) { w.client.CurvePreferences = []tls.CurveID{tls.CurveP256} }, `TLS 1.3 "a.test" chains=0 complete=true`, false},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		ways(t, c.name, func(t *testing.T, byListener bool) {
+			if byListener && c.https {
+				return
+			}
 			w := newTLSWorld(t)
+			w.byListener = byListener
 			c.change(w)
 			p := newCouple(t, w.over(saysTLS))
 			p.runOld()
@@ -152,29 +169,39 @@ func TestTLSThatStays(t *testing.T) {
 		change   func(w *tlsWorld)
 		set      func(p *couple)
 		says     string // in a log line of one of the two
+		shaken   string // that in place of says, if a handshake is tried; empty: the same
 		comeBack bool   // it was offered, and is served anew
 	}{
 		{name: "the self-check fails", set: func(p *couple) {
 			p.old.u.tls.check = func() error { return errors.New("crypto/tls is another") }
 		}, says: `msg="grace: no TLS connection is moved, they are finished here" err="crypto/tls is another"`},
 		{name: "another name", change: func(w *tlsWorld) {
-			w.new.Certificates[0].Leaf.DNSNames = []string{"b.test"}
+			w.new.Certificates[0] = tlstest.Issue(t, x509.Certificate{DNSNames: []string{"b.test"}}, nil)
 		}, says: "a TLS connection that was to be moved here can't be served", comeBack: true},
 		{name: "the new process asks for client certificates", change: func(w *tlsWorld) {
 			w.new.ClientAuth = tls.RequireAnyClientCert
-		}, says: "this configuration requires one", comeBack: true},
+		}, says: "this configuration requires one", shaken: "client didn't provide a certificate", comeBack: true},
 		{name: "a function of the new one panics", change: func(w *tlsWorld) {
 			w.new.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { panic("no config") }
 		}, says: "no config", comeBack: true},
-		{name: "the new one serves TLS 1.2", change: func(w *tlsWorld) { w.new.MaxVersion = tls.VersionTLS12 }, says: "MaxVersion", comeBack: true},
+		{name: "the new one serves TLS 1.2", change: func(w *tlsWorld) { w.new.MaxVersion = tls.VersionTLS12 }, says: "MaxVersion", shaken: "unsupported versions", comeBack: true},
 		{name: "TLS 1.2", change: func(w *tlsWorld) {
 			w.client.MinVersion, w.client.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 		}},
 		{name: "the new one is plaintext", change: func(w *tlsWorld) { w.new = nil }},
+		{name: "it has a client certificate", change: func(w *tlsWorld) {
+			w.old.ClientAuth, w.client.Certificates = tls.RequestClientCert, w.new.Certificates
+			if w.byListener {
+				w.new.ClientAuth = tls.RequestClientCert
+			}
+		}, says: "this configuration asks for none", shaken: "can't be verified anew", comeBack: true},
 		{name: "the new one does not want them", set: func(p *couple) { p.new.l.Take("") }, comeBack: true},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		ways(t, c.name, func(t *testing.T, byListener bool) {
 			w := newTLSWorld(t)
+			if w.byListener = byListener; byListener && c.shaken != "" {
+				c.says = c.shaken
+			}
 			if c.change != nil {
 				c.change(w)
 			}

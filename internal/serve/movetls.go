@@ -41,9 +41,10 @@ func (h *Host) tlsRuleHolds() bool {
 
 // A tlsTaker takes TLS connections that are moved to a listener.
 type tlsTaker struct {
-	ready  chan struct{} // closed when what follows is known
-	config *tls.Config   // by which a door serves
-	http1  bool          // it serves HTTP/1
+	ready   chan struct{}   // closed when what follows is known
+	config  *tls.Config     // by which a door serves, or else
+	through *tls13.Listener // what does
+	http1   bool            // it serves HTTP/1
 }
 
 // takesTLS lets connections move to ln, and from there; nil if they may not.
@@ -65,7 +66,7 @@ func (t *tlsTaker) serve(d *door, http1 bool) {
 		return
 	}
 	d.moves = true
-	t.config, t.http1 = d.config, http1
+	t.config, t.through, t.http1 = d.config, d.through, http1
 	close(t.ready)
 }
 
@@ -80,7 +81,26 @@ func (t *tlsTaker) covers(ctx context.Context, c net.Conn, s *tls13.State) (tls.
 	if !t.http1 {
 		return tls.ConnectionState{}, errors.New("the server does not speak HTTP/1")
 	}
+	if t.through != nil {
+		return t.through.Covers(ctx, c, s)
+	}
 	return tls13.Covers(ctx, c, s, t.config)
+}
+
+// seeThrough returns ln as a listener of crypto/tls around one of ours; nil if it is none,
+// or connections over TLS don't move anyway.
+func (h *Host) seeThrough(ln net.Listener) *tls13.Listener {
+	if !h.MoveTLS || !h.Move {
+		return nil
+	}
+	through := tls13.Through(ln)
+	if through == nil {
+		return nil
+	}
+	if _, ours := through.Below.(*sockets.Listener); !ours {
+		return nil
+	}
+	return through
 }
 
 // enclose returns what net/http is given of c, whose handshake is over.
