@@ -39,6 +39,7 @@
 //	server        what most tests run: its flags say what it serves, a file how it misbehaves
 //	loadserver    what the loss_* tests put under load, in every way that net/http serves
 //	moveserver    connections of other protocols, which move
+//	clients       clients of HTTPS in Node and Python, for loss_tls_clients
 //	benchserver   what the benchmarks of an upgrade replace
 //	badchild      a new process that breaks the protocol
 //	inflight      uses up what the kernel allows of descriptors under way

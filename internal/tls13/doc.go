@@ -7,6 +7,8 @@
 //	                                              Covers: would its configuration serve it?
 //	                                              New: a *Conn
 //
+// Covers is a method of [Listener] where a listener of crypto/tls hides the configuration.
+//
 // The package knows nothing of sockets, processes or servers. It reads what crypto/tls
 // keeps to itself by reflection, writes nothing there, and uses neither unsafe nor
 // linkname. A crypto/tls that is not exactly as one of those that it knows is an error
