@@ -136,3 +136,15 @@ func TestListenerCoversInTime(t *testing.T) {
 		t.Errorf("after %v: %v, want %v", time.Since(begun), err, context.Canceled)
 	}
 }
+
+// BenchmarkListenerCovers is what one connection costs a new process whose TLS is done by
+// a listener of the program's.
+func BenchmarkListenerCovers(b *testing.B) {
+	l := Through(tls.NewListener(&named{}, serverConfig()))
+	s := plainState()
+	for b.Loop() {
+		if _, err := l.Covers(b.Context(), client{}, &s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
