@@ -33,6 +33,7 @@ type child struct {
 	mover    *sockets.Mover
 	claims   atomic.Pointer[manifest.Claims] // what it has claimed last; nil: nothing yet
 	probes   atomic.Bool                     // it takes connections for a health check
+	give     func(*net.UnixConn)             // saves the state for it; nil: there is none to be saved
 	launched time.Time
 
 	ctx  context.Context // ends when it is dead, or this process begins to stop
@@ -133,6 +134,10 @@ func (c *child) watch(post func(event)) {
 	channelRead := make(chan struct{})
 	c.ch.Run(func(m control.Message) {
 		defer func() { fd.CloseAll(m.FDs) }()
+		if m.Type == msgState {
+			m.FDs = c.onState(m.FDs)
+			return
+		}
 		if e := c.event(m); e != nil {
 			post(e)
 		}

@@ -61,6 +61,7 @@ func (p performer) launch(id int) {
 			launched := evLaunched{err: err}
 			if err == nil {
 				c.ctx, c.over = context.WithCancel(p.u.ctx)
+				c.give = p.u.stateGiver(c.proc.Pid())
 				p.u.child = c
 				c.watch(func(e event) { p.u.happen(e) })
 				launched.pid, launched.age = c.proc.Pid(), time.Since(c.launched)

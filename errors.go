@@ -54,6 +54,11 @@ var (
 	// Run if that was to have the state back.
 	ErrExclusive = errors.New("the exclusive state did not change hands")
 
+	// ErrState means that the state of [CarryState] was not carried over: save has failed
+	// or was not finished in time, the old process has died, or restore has failed. It is
+	// in the errors that restore reads, and in the one of Ready if restore has failed.
+	ErrState = errors.New("the old process's state was not carried over")
+
 	// ErrRolledBack means that the new process died after it was ready, and that this
 	// one accepts connections again.
 	ErrRolledBack = errors.New("the new process died after it was ready; rolled back")

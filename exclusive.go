@@ -75,6 +75,7 @@ type exclusive struct {
 	limit            time.Duration
 	turn             chan struct{} // holds one while either runs
 	acquired         bool          // by acquireFirst, for the goroutine of Ready
+	began            time.Time     // when acquireFirst did, for the same
 }
 
 func (o *options) exclusiveState() *exclusive {
@@ -126,6 +127,7 @@ func (x *exclusive) acquireFirst(u *Upgrader) error {
 	if x == nil {
 		return nil
 	}
+	x.began = time.Now()
 	if err := x.call(u.ctx, u, "acquire", x.acquire); err != nil {
 		if u.ctx.Err() != nil {
 			return fmt.Errorf("grace: Ready: %w", ErrStopped)
@@ -135,6 +137,9 @@ func (x *exclusive) acquireFirst(u *Upgrader) error {
 	x.acquired = true
 	return nil
 }
+
+// left is how much of the time for acquireFirst is left: the old process waits no longer.
+func (x *exclusive) left() time.Duration { return x.limit - time.Since(x.began) }
 
 // releaseUnused is release in a process that has acquired, and does not serve after all.
 func (x *exclusive) releaseUnused(u *Upgrader) {

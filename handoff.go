@@ -12,11 +12,13 @@ import (
 // so that the new process has everything from its first moment, whatever becomes
 // of the old one. The rest is a conversation of typed messages, in this order:
 //
+//	new -> old  state      the old one's state in memory is wanted; with a socket on which that is saved
 //	new -> old  claims     the sockets that it took, and whether it waits for exclusive state
 //	new -> old  "ready 1"  on the readiness pipe
 //	old                    if it has exclusive state that new waits for: accepts no more, finishes, releases it
 //	old -> new  go         the old process has decided: it won't kill the new one for being late
-//	new                    acquires that state, also from an old process that knows of none
+//	new                    acquires that state, also from an old process that knows of none, and asks now
+//	                       for state in memory, which does not change any more
 //	new -> old  accepting  the PID file is switched, the new process accepts; the claims, if they have changed
 //	old                    stops accepting; probation begins
 //
@@ -58,6 +60,7 @@ const (
 	msgPing   control.Type = 'Q' // old -> new: is the goroutine that owns the state well?
 	msgPong   control.Type = 'O' // new -> old: its answer
 	msgLinger control.Type = 'L' // old -> new: the old process lingers; with the new one's end of its leash
+	msgState  control.Type = 'D' // new -> old: save your state on the socket that comes with this, see CarryState
 	msgHanded control.Type = 'H' // new -> old: a third process serves; with a payload, no more
 )
 

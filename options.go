@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -48,6 +49,9 @@ type options struct {
 	release       func(context.Context) error
 	exclusive     time.Duration
 	cutAtRelease  bool
+	carries       bool // CarryState was given
+	saveState     func(context.Context, io.Writer) error
+	restoreState  func(context.Context, io.Reader) error
 
 	lingerProcesses int
 }

@@ -94,7 +94,7 @@ func TestSignalOptions(t *testing.T) {
 func TestErrorsCanBeToldApart(t *testing.T) {
 	all := []error{
 		ErrNotSupported, ErrStopped, ErrHandedOver, ErrRefused, ErrStart, ErrExited, ErrReadyTimeout,
-		ErrProtocol, ErrRolledBack, ErrUnhealthy, ErrAlreadyRunning, ErrUpgraderExists, ErrPathInUse,
+		ErrProtocol, ErrRolledBack, ErrUnhealthy, ErrAlreadyRunning, ErrUpgraderExists, ErrPathInUse, ErrState,
 	}
 	cause := errors.New("the cause")
 	for _, reason := range all {

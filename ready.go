@@ -91,10 +91,15 @@ func (u *Upgrader) accept() error {
 }
 
 // handshake agrees with the old process that it is this process's turn now:
-// claims, the line, go, the exclusive state, and the PID file. If the old process is
+// the state in memory, claims, the line, go, the exclusive state, and the PID file. If the old process is
 // dead it is our turn in any case.
 func (u *Upgrader) handshake() error {
 	p := u.parent
+	if u.exclusive == nil {
+		if err := u.takeState(u.opt.readyTimeout / 2); err != nil {
+			return err
+		}
+	}
 	p.claims.Store(true) // before it is looked up: nothing falls between
 	c := u.socks.Claims()
 	p.told = c.Sockets
@@ -115,6 +120,9 @@ func (u *Upgrader) handshake() error {
 	}
 	if err == nil {
 		err = u.exclusive.acquireFirst(u)
+	}
+	if err == nil && u.exclusive != nil {
+		err = u.takeState(u.exclusive.left())
 	}
 	<-u.signals
 	if !takes {

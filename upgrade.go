@@ -147,7 +147,7 @@ func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {
 func (u *Upgrader) manifest(socks []*sockets.Socket) *manifest.Manifest {
 	m := &manifest.Manifest{
 		Version: protocolVersion, Pid: os.Getpid(), Generation: u.generation + 1,
-		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.Manager(), Sockets: make([]manifest.Entry, 0, len(socks)),
+		Dir: u.home.dir, Path: u.home.path, Binary: u.home.real, Systemd: u.notify.Manager(), Carries: u.opt.saveState != nil, Sockets: make([]manifest.Entry, 0, len(socks)),
 	}
 	for _, s := range socks {
 		e := s.Entry

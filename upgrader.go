@@ -43,8 +43,9 @@ type Upgrader struct {
 	events chan func()
 	over   chan struct{} // closed when no event is handled any more
 
-	checking  atomic.Bool  // BeforeUpgrade runs
-	cut       atomic.Int64 // connections that the last drain has cut off
+	saving    chan struct{} // holds one while save of CarryState runs
+	checking  atomic.Bool   // BeforeUpgrade runs
+	cut       atomic.Int64  // connections that the last drain has cut off
 	readyOnce sync.Once
 	readyErr  error
 	extras    extras                // files and connections
@@ -131,6 +132,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	u := &Upgrader{
 		opt: o, log: o.log, sys: sys, generation: 1, word: newWord(&o),
 		done: make(chan struct{}), events: make(chan func()), over: make(chan struct{}),
+		saving: make(chan struct{}, 1),
 	}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
 	if sys.inheritedErr != nil {

@@ -17,6 +17,7 @@ type Manifest struct {
 	Dir        string // working directory of the first start
 	Path       string // binary of the first start
 	Binary     string // where Path led to then
+	Carries    bool   // the old process has state in memory that it saves for the new one
 	// Systemd is there if it is to be told of what happens.
 	Systemd *sdnotify.Manager
 	// Sockets[i] has the descriptor handover.first+i.
@@ -102,6 +103,7 @@ func (m *Manifest) Encode(r *control.Records) {
 	r.Text("dir", m.Dir)
 	r.Text("path", m.Path)
 	r.Text("binary", m.Binary)
+	r.Flag("carries", m.Carries)
 	if s := m.Systemd; s != nil {
 		r.Text("notify", s.Socket)
 		r.Number("watchdog", uint64(s.Watchdog))
@@ -159,6 +161,8 @@ func (m *Manifest) field(f *control.Field) {
 		m.Path = f.Value
 	case "binary":
 		m.Binary = f.Value
+	case "carries":
+		m.Carries = f.Flag()
 	case "notify":
 		m.Systemd = &sdnotify.Manager{Socket: f.Value}
 	case "watchdog":

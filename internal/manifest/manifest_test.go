@@ -15,7 +15,7 @@ func TestRecords(t *testing.T) {
 	for _, want := range []control.Body{
 		&Manifest{Version: 1, Pid: 7, Generation: 3, Dir: "/", Path: "/bin/app", Sockets: []Entry{}},
 		&Manifest{
-			Version: 1, Pid: 1 << 30, Generation: 1000, Dir: odd, Path: odd,
+			Version: 1, Pid: 1 << 30, Generation: 1000, Dir: odd, Path: odd, Carries: true,
 			Systemd: &sdnotify.Manager{Socket: "@x y", Watchdog: 3 * time.Second, Parent: true},
 			Sockets: []Entry{
 				{},
