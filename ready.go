@@ -19,8 +19,8 @@ import (
 // once everything that is needed to serve is there, also by a first process,
 // whose listeners wait for it too. [Upgrader.Actor] and [Serve] call it.
 //
-// An error means that this process must not serve: ReadyCheck's, the PID
-// file's, or ErrStopped. The program should exit; an old process goes on. A
+// An error means that this process must not serve: ReadyCheck's, ErrExclusive, ErrState,
+// the PID file's, or ErrStopped. The program should exit; an old process goes on. A
 // second call does nothing and returns the result of the first.
 func (u *Upgrader) Ready() error {
 	u.readyOnce.Do(func() {

@@ -10,6 +10,7 @@
 //	a new process that dies or hangs     rollback, rollback_matrix, fault, stuck
 //	a new process that does not work     sick
 //	an old process that lingers          linger, linger_exclusive, systemd_linger
+//	state in memory that goes over       carry
 //	an old process that dies             killed, steps, last_stop
 //	signals, and stops                   signals, group, hangup, steps, last_stop, lameduck
 //	sockets that come, go and change     socket, socket_change, socket_binary, packet, nonblock, blocking

@@ -65,6 +65,7 @@ func handlers(u *grace.Upgrader) http.Handler {
 	})
 	mux.HandleFunc("/readyz", grace.Readiness)
 	streamHandlers(mux)
+	carryHandlers(mux)
 	mux.HandleFunc("/hold", hold)
 	mux.Handle("load/", load.Handler()) // for the clients of package load, by their Host
 	mux.HandleFunc("/upgrade", func(w http.ResponseWriter, r *http.Request) {

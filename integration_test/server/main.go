@@ -103,6 +103,7 @@ func serve() error {
 	opts = append(opts, startOptions()...)
 	opts = append(opts, socketOptions()...)
 	opts = append(opts, exclusiveOptions()...)
+	opts = append(opts, carryOptions(m)...)
 	if *execPath != "" {
 		opts = append(opts, grace.Executable(*execPath))
 	}

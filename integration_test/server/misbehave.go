@@ -19,13 +19,14 @@ import (
 //	hang@STEP                do nothing more from this step on
 //	pause@STEP               say "paused at STEP pid=N", go on at SIGUSR1
 //	fail                     the ready check fails
+//	unreadable               the state can't be restored, see carry.go
 //	stop                     the program is told to stop before it listens
 //	panic-after-ready=DELAY  and exit-after-ready=DELAY, kill-after-ready=DELAY,
 //	                         close-after-ready=DELAY: it gives up by itself
 //
 // The steps are start (nothing of the hand-over was read), manifest (it was),
-// listen (the sockets are there) and check (inside the ready check). The first
-// generation does not read the file, and the process that reads it removes it.
+// listen (the sockets are there), check (inside the ready check) and restore (some of the
+// state has come). The first generation does not read the file, and the process that reads it removes it.
 type misbehaviour struct {
 	mode, arg, step string
 }
