@@ -16,8 +16,8 @@ import (
 // CarryState carries state that is in memory from the old process to the new one: caches,
 // counters, rate limits. save is called in the old process and writes the state to w;
 // restore is called in the new one, by [Upgrader.Ready] after ReadyCheck, and reads it from
-// r. It is a stream, of any size: neither process holds more of it than 200 kB, and save
-// goes as fast as restore.
+// r. It is a stream, of any size: no more than some 100 kB of it are on their way at a time,
+// and a save that is faster than restore waits for that.
 //
 // The old process serves on meanwhile, and until the new one accepts. So save must not
 // change the state, which the old process keeps if the upgrade fails, and what changes after

@@ -167,10 +167,10 @@ func TestCarryStateRefused(t *testing.T) {
 		restore func(io.Reader) error
 		why     string
 	}{
-		"an error":            {func(io.Reader) error { return no }, no.Error()},
-		"after some of it":    {func(r io.Reader) error { r.Read(make([]byte, 1)); return no }, no.Error()},
-		"a panic":             {func(io.Reader) error { panic("no such field") }, "no such field"},
-		"it ends its own end": {func(io.Reader) error { runtime.Goexit(); return nil }, "ended its goroutine"},
+		"an error":              {func(io.Reader) error { return no }, no.Error()},
+		"after some of it":      {func(r io.Reader) error { r.Read(make([]byte, 1)); return no }, no.Error()},
+		"a panic":               {func(io.Reader) error { panic("no such field") }, "no such field"},
+		"it ends its goroutine": {func(io.Reader) error { runtime.Goexit(); return nil }, "ended its goroutine"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newTill(t)
@@ -219,7 +219,7 @@ func TestCarryStateNotWhole(t *testing.T) {
 		}, "disk full"},
 		"a panic":               {func(_ *generation, _ context.Context, w io.Writer) error { panic("no such key") }, "no such key"},
 		"it ends its goroutine": {func(_ *generation, _ context.Context, w io.Writer) error { runtime.Goexit(); return nil }, "ended its goroutine"},
-		"it hangs, and heeds its context": {func(_ *generation, ctx context.Context, w io.Writer) error {
+		"it hangs": {func(_ *generation, ctx context.Context, w io.Writer) error {
 			io.WriteString(w, large)
 			<-ctx.Done()
 			return ctx.Err()
@@ -231,8 +231,8 @@ func TestCarryStateNotWhole(t *testing.T) {
 			return nil
 		}, "has died"},
 	} {
-		for _, goesOn := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, and new goes on: %v", name, goesOn), func(t *testing.T) {
+		test := func(goesOn bool) func(*testing.T) {
+			return func(t *testing.T) {
 				timeout := limit
 				if strings.Contains(name, "hangs") {
 					timeout = 2 * time.Second
@@ -280,8 +280,12 @@ func TestCarryStateNotWhole(t *testing.T) {
 				}
 				wantErr(t, receive(t, done, "Upgrade"), ErrExited)
 				askUntil(t, b.addr, "1")
-			})
+			}
 		}
+		t.Run(name, func(t *testing.T) {
+			t.Run("the upgrade fails", test(false))
+			t.Run("new goes on without", test(true))
+		})
 	}
 }
 
@@ -325,6 +329,21 @@ func TestCarryStateHangs(t *testing.T) {
 		close(hangs)
 		b.upgraded(first)
 		b.want(4, "the state")
+	})
+	t.Run("save, and the service is to stop", func(t *testing.T) {
+		b := newTill(t)
+		hangs, began := make(chan struct{}), make(chan bool)
+		defer close(hangs)
+		b.save = func(int, context.Context, io.Writer) error {
+			close(began)
+			<-hangs
+			return nil
+		}
+		first := b.first()
+		first.upgrade()
+		receive(t, began, "save")
+		first.askStop()
+		receive(t, first.Done(), "Done")
 	})
 	t.Run("restore", func(t *testing.T) {
 		b := newTill(t, ReadyTimeout(2*time.Second))
