@@ -131,8 +131,8 @@ func TestOldCannotReadInProbation(t *testing.T) {
 	new := s.successor(old)
 	attach(t, old, "recvmsg", "ENOMEM")
 	got := s.waitResult(result)
-	if !slices.Equal(got.Is, []string{"ErrRolledBack"}) || got.Pid != new || got.Status != "signal: killed" {
-		t.Errorf("Upgrade returned %+v; want ErrRolledBack, %d killed", got, new)
+	if !slices.Equal(got.Is, []string{"ErrRolledBack", "ErrUnhealthy"}) || got.Pid != new || got.Status != "signal: killed" {
+		t.Errorf("Upgrade returned %+v; want ErrRolledBack and ErrUnhealthy, %d killed", got, new)
 	}
 	s.WaitGone(new)
 	if pid := s.servingPid(); pid != old || s.filePid() != old {

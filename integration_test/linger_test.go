@@ -289,7 +289,8 @@ func TestLingerNotify(t *testing.T) {
 // TestLingerMemory: a process that lingers gives its memory back.
 func TestLingerMemory(t *testing.T) {
 	const mib = 200
-	s := startServer(t, "-linger", "5")
+	// The race detector has memory of its own, which it does not give back.
+	s := startServerAs(t, proctest.Command{Path: proctest.Build(t, serverPackage, "-race=false"), Args: []string{"-linger", "5"}})
 	st := s.stream("/websocket")
 	s.mustGet(fmt.Sprintf("/garbage?mib=%d", mib))
 	before := resident(t, st.pid)
