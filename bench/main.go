@@ -29,7 +29,7 @@ type size struct {
 	memoryTurns, conns int           // of memory
 	latencyTurns       int           // of latency
 	latencySlice       time.Duration // each: steady, and with upgrades
-	lossTurns          int           // upgrades of each kind under the load of lost.go
+	lossTurns          int           // upgrades, or reloads, of each kind under the load of lost.go
 }
 
 var whole = size{turns: 100, runs: 5, slices: 60, memoryTurns: 5, conns: 2000, latencyTurns: 10, latencySlice: time.Second, lossTurns: 30}
@@ -47,7 +47,7 @@ type benchmark struct {
 func main() {
 	limit := flag.Duration("limit", 10*time.Minute, "how long all of it may take")
 	flag.IntVar(&whole.turns, "turns", whole.turns, "upgrades of each kind of server, idle and under load")
-	only := flag.String("only", "", "measure only this: upgrades, throughput, memory, latency or lost")
+	only := flag.String("only", "", "measure only this: upgrades, throughput, memory, latency or lost; or reloads, which else is not: what HAProxy and nginx lose")
 	binaries := flag.String("binaries", "", "directory of servers that are built already, plain, grace and tableflip: to compare two versions")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -78,7 +78,7 @@ func run(ctx context.Context, s size, only, binaries string, w io.Writer) (err e
 		return err
 	}
 	defer b.errors.Close()
-	if binaries == "" {
+	if binaries == "" && only != reloads {
 		b.binaries = dir
 		if err := build(ctx, dir); err != nil {
 			return err
@@ -93,6 +93,9 @@ func run(ctx context.Context, s size, only, binaries string, w io.Writer) (err e
 
 func (b *benchmark) measure(s size, only string, w io.Writer) error {
 	t := newTable(w)
+	if only == reloads {
+		return b.reloadRows(t, s)
+	}
 	for _, part := range []struct {
 		name    string
 		measure func(*table) error
