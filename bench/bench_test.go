@@ -114,3 +114,72 @@ func TestQuantile(t *testing.T) {
 		t.Errorf("the median of %v is %v, want 3", v[:4], got)
 	}
 }
+
+// TestReloads makes a short run of what reloads cost the clients of other tools. A tool
+// that is not installed has no numbers, and is named.
+func TestReloads(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	var out strings.Builder
+	if err := run(ctx, short, reloads, "", &out); err != nil {
+		t.Fatalf("%v\n%s", err, &out)
+	}
+	var found, streaming []string
+	for _, f := range fronts {
+		if _, err := f.find(); err == nil {
+			found = append(found, f.name)
+			if f.streams {
+				streaming = append(streaming, f.name)
+			}
+		} else if want := f.name + ": not measured: " + err.Error(); !strings.Contains(out.String(), want) {
+			t.Errorf("no line %q", want)
+		}
+	}
+	columns := map[string][]string{}
+	for line := range strings.Lines(out.String()) {
+		if r := []rune(line); len(r) > 50 {
+			columns[strings.TrimSpace(string(r[:50]))] = strings.Fields(string(r[50:]))
+		}
+	}
+	for name, want := range map[string][]string{
+		"keep-alive POSTs":                 found,
+		"requests of 300 ms":               found,
+		"upgraded streams of 1.5 s":        streaming,
+		"a connection per request":         found,
+		"TLS keep-alive POSTs":             found,
+		"HTTP/2 POSTs":                     found,
+		"which GOAWAY said are not served": found,
+		"all":                              found,
+		"answered, in all":                 found,
+	} {
+		if len(columns[name]) != len(want) {
+			t.Errorf("the numbers %v in the row %q, want those of %v", columns[name], name, want)
+		}
+	}
+	if slices.Contains(columns["answered, in all"], "0") {
+		t.Error("clients of a tool have no answer")
+	}
+	if t.Failed() {
+		t.Log(out.String())
+	}
+	nothingLeft(t)
+}
+
+// TestMissingTool: a tool that is not there is said to be missing, and makes CI fail.
+func TestMissingTool(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	all := fronts
+	fronts = []front{{name: "other", program: "no-such-tool"}}
+	defer func() { fronts = all }()
+	for _, ci := range []string{"", "true"} {
+		t.Setenv("CI", ci)
+		var out strings.Builder
+		err := run(t.Context(), short, reloads, "", &out)
+		if want := "no-such-tool is missing: install the package no-such-tool"; (err != nil) != (ci == "true") ||
+			err != nil && !strings.Contains(err.Error(), want) || err == nil && !strings.Contains(out.String(), want) {
+			t.Errorf("with CI=%s: error %v, and it prints\n%s", ci, err, &out)
+		}
+	}
+	nothingLeft(t)
+}

@@ -45,7 +45,7 @@ type benchmark struct {
 }
 
 func main() {
-	limit := flag.Duration("limit", 10*time.Minute, "how long all of it may take")
+	limit := flag.Duration("limit", 20*time.Minute, "how long all of it may take")
 	flag.IntVar(&whole.turns, "turns", whole.turns, "upgrades of each kind of server, idle and under load")
 	only := flag.String("only", "", "measure only this: upgrades, throughput, memory, latency or lost; or reloads, which else is not: what HAProxy and nginx lose")
 	binaries := flag.String("binaries", "", "directory of servers that are built already, plain, grace and tableflip: to compare two versions")
