@@ -28,6 +28,7 @@ type Listener struct {
 	// for a disk; it is taken before Set.mu and mu. The goroutine that owns the
 	// state does not take it.
 	reopening sync.Mutex
+	parking   atomic.Bool // park is under way
 
 	mu    sync.Mutex // guards inner, shut, given, detains, detained, takes, cover and spared
 	inner Opened
@@ -205,8 +206,12 @@ func (l *Listener) Protocol() string {
 // park closes the socket once its queue is served: no other process serves on it. It
 // can be opened again if the upgrade is rolled back; Accept waits for that, since
 // what wraps the listener may not live on after an error. False if a connection is
-// still to be injected: it wakes the goroutine that accepts.
+// still to be injected: it wakes the goroutine that accepts; and if another goroutine is at
+// it, which may have to wait for the start of a process: the gate tells when it has changed.
 func (l *Listener) park() bool {
+	if !l.parking.CompareAndSwap(false, true) {
+		return false
+	}
 	l.reopening.Lock()
 	l.mu.Lock()
 	to := gate.Parked
@@ -216,13 +221,17 @@ func (l *Listener) park() bool {
 	inner, parked := l.inner, l.Gate.Park(to)
 	l.shut = l.shut || parked
 	l.mu.Unlock()
-	if !parked {
+	over := func() {
 		l.reopening.Unlock()
+		l.parking.Store(false)
+	}
+	if !parked {
+		over()
 		return false
 	}
 	end := func() {
 		l.Sock.unlink() // no client finds the file, but it was kept aside for show
-		l.reopening.Unlock()
+		over()
 	}
 	if l.Sock.tryClose(inner.Listener) {
 		end()
