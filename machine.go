@@ -296,8 +296,7 @@ func (m *machine) on(e event) {
 	case evPauseLate:
 		m.onPauseLate(e)
 	case evMoved:
-		m.moving = false
-		m.stopLater()
+		m.onMoved()
 	case evReleased:
 		m.onReleased(e)
 	case evAcquired:

@@ -131,6 +131,7 @@ func (m *machine) onUnasked(e evUnasked) {
 func (m *machine) well() {
 	m.child.waited = false
 	switch {
+	case m.state == standingBy && m.child.judged && m.moving: // evMoved
 	case m.state == standingBy && m.child.judged:
 		m.do.say(noticeUpgradeDone, nil)
 		m.answer(nil)

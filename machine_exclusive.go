@@ -104,6 +104,15 @@ func (m *machine) onReleased(e evReleased) {
 	}
 }
 
+// onMoved: what waited is the child's, or has come back.
+func (m *machine) onMoved() {
+	m.moving = false
+	m.stopLater()
+	if m.state == standingBy && m.child.judged && !m.child.waited {
+		m.well() // probation was over before
+	}
+}
+
 // takeBack: the child is dead, or gives up. This process accepts again as soon as it
 // has the exclusive state, and tells of err by n then.
 func (m *machine) takeBack(n notice, err error) {

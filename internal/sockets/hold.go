@@ -9,7 +9,7 @@ func (m *Mover) Hold() {
 	m.held = true
 }
 
-// Send sends those that wait, and calls settled when none is on its way any more, in a
+// Send sends those that wait, and calls settled when none is on its way any more, there or back, in a
 // goroutine of its own.
 func (m *Mover) Send(settled func()) {
 	m.mu.Lock()
@@ -21,7 +21,7 @@ func (m *Mover) Send(settled func()) {
 
 // settle is called when less may be on its way than before. m.mu is held.
 func (m *Mover) settle() {
-	if m.settled != nil && len(m.queue)+len(m.sent) == 0 {
+	if m.settled != nil && len(m.queue)+len(m.sent)+m.back == 0 {
 		go m.settled()
 		m.settled = nil
 	}

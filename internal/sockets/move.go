@@ -109,6 +109,7 @@ type Mover struct {
 	over    bool       // nothing is moved any more
 	held    bool       // nothing is sent yet: see Hold
 	settled func()     // see Send
+	back    int        // how many are being taken back
 	nextID  uint32
 	queue   []*Moving
 	sent    map[uint32]*Moving
@@ -294,6 +295,7 @@ func (m *Mover) onWritten(batch []*Moving, err error) {
 func (m *Mover) end() (back []*Moving) {
 	m.over = true
 	back, m.queue = m.queue, nil
+	m.back += len(back)
 	return back
 }
 
@@ -309,6 +311,7 @@ func (m *Mover) withdraw(batch []*Moving) (back []*Moving) {
 		if m.sent[c.ID] == c {
 			delete(m.sent, c.ID)
 			back = append(back, c)
+			m.back++
 		}
 	}
 	return back
@@ -319,6 +322,10 @@ func (m *Mover) takeBack(back []*Moving) {
 		c.wipe()
 		c.t.Listener.TakeBack(c.t, c.Unread, m, c.shared)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.back -= len(back)
+	m.settle()
 }
 
 // giveUp takes back what the new process has not taken. The new process is told
@@ -373,6 +380,7 @@ func (m *Mover) OnTook(ids, refused []uint32) {
 		if c := m.sent[id]; c != nil {
 			delete(m.sent, id)
 			back = append(back, c)
+			m.back++
 		}
 	}
 	m.moved += len(gone)
@@ -400,6 +408,7 @@ func (m *Mover) impatient() {
 		if !c.at.IsZero() && time.Since(c.at) >= m.Patience {
 			delete(m.sent, id)
 			back = append(back, c)
+			m.back++
 		}
 	}
 	first := len(back) > 0 && !m.over
@@ -424,6 +433,7 @@ func (m *Mover) Stop() {
 		if !c.at.IsZero() {
 			delete(m.sent, id)
 			back = append(back, c)
+			m.back++
 		}
 	}
 	m.settle()

@@ -373,6 +373,7 @@ func (s *Set) EndAccept() {
 	for _, sock := range s.all {
 		if sock.Listener != nil {
 			sock.Listener.mayReturn.Store(s.handedOver)
+			sock.Listener.free() // what was to move, and has come back, waits for nothing
 		}
 		switch {
 		case sock.gate == nil:
