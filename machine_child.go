@@ -98,6 +98,12 @@ func (m *machine) killSick(why error) {
 	m.kill(ErrUnhealthy)
 }
 
+// rollsBackSoon reports whether the child, which has accepted, is being killed: when it is
+// dead, or can't be killed, this process accepts again.
+func (m *machine) rollsBackSoon() bool {
+	return m.child.stage == accepting && m.child.killReason != nil && m.stop == notStopping && (m.state == standingBy || m.state == draining)
+}
+
 // rollBackReason is why a child that has accepted is rolled back.
 func (c *childState) rollBackReason() error {
 	if c.killReason == ErrUnhealthy {
@@ -131,6 +137,7 @@ func (m *machine) onUnasked(e evUnasked) {
 func (m *machine) well() {
 	m.child.waited = false
 	switch {
+	case m.rollsBackSoon(): // an answer that was on its way
 	case m.state == standingBy && m.child.judged && m.moving: // evMoved
 	case m.state == standingBy && m.child.judged:
 		m.do.say(noticeUpgradeDone, nil)

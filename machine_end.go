@@ -46,7 +46,7 @@ func (m *machine) stopNow(r stopRequest) {
 		m.endAlone(r)
 		return
 	}
-	if m.state == releasing && (r.leave || m.child.went()) || m.state == standingBy && m.moving {
+	if m.state == releasing && (r.leave || m.child.went()) || m.state == standingBy && m.moving || m.rollsBackSoon() {
 		m.postpone(r)
 		return
 	}
@@ -251,7 +251,7 @@ func (m *machine) onChildStop(e evChildStop) {
 			m.do.say(noticeStopIgnored, nil)
 			return
 		}
-		c.orderly = true
+		c.orderly = !m.rollsBackSoon()
 		m.onStop(stopRequest{at: e.at, now: e.now, passedOn: true})
 		return
 	}

@@ -169,7 +169,8 @@ func (m *machine) lose(err error) {
 
 // postpone keeps a stop that comes when the child was told to go, until it is known
 // whether the child accepts, and has what waits: that is this process's until then, and
-// it could serve none of it. A child that is told to stop takes nothing more.
+// it could serve none of it. A child that is told to stop takes nothing more. Nor could
+// it serve what is in the queues while a sick child is being killed.
 func (m *machine) postpone(r stopRequest) {
 	if r.leave {
 		m.leaveLater = true
