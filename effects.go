@@ -152,7 +152,7 @@ func (p performer) goLame() {
 
 func (p performer) beginDrain(move bool) {
 	begun := Event{Kind: EventDraining}
-	if p.u.m.child.accepted() {
+	if c := &p.u.m.child; c.accepted() && c.stage != leaving {
 		begun.Peer = p.u.m.child.pid
 	}
 	p.u.emit(begun)

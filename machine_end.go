@@ -84,7 +84,7 @@ func (m *machine) stopNow(r stopRequest) {
 		m.do.sayStop(noticeStopBegins, r)
 		m.answerAsked(slices.Clone(m.asked), nil) // how an upgrade by a master succeeds
 	}
-	handedOver := m.state == standingBy || m.state == draining || m.child.went() && m.state != acquiring
+	handedOver := m.state == standingBy || m.state == draining || m.child.went() && m.child.stage != leaving && m.child.killReason == nil && m.state != acquiring
 	if r.leave {
 		m.stop = max(m.stop, stopLeave)
 	} else {
