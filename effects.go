@@ -46,6 +46,7 @@ func (p performer) leaveEnd() {
 func (p performer) reopenGates() {
 	p.u.host.Bar(false)
 	p.u.socks.ReopenGates()
+	p.u.host.SetDraining(false)
 }
 
 func (p performer) mend()   { p.u.socks.MendAll() }
@@ -187,10 +188,7 @@ func (p performer) offer() {
 
 func (p performer) hurryDrain() { p.u.drain.Hurry() }
 
-func (p performer) cancelDrain() {
-	p.u.drain.Cancel()
-	p.u.host.SetDraining(false)
-}
+func (p performer) cancelDrain() { p.u.drain.Cancel() }
 
 func (p performer) resume() {
 	d := p.u.drain
