@@ -229,8 +229,12 @@ func (p performer) endSignals() { p.u.endSignals() }
 // The rest.
 
 func (p performer) restore(callers []reply, n notice, err error) {
+	e := p.eventOf(n, err)
+	if e.Kind != 0 { // now: the event of a drain may follow at once
+		p.u.emit(e)
+	}
 	p.u.restore(func() {
-		p.say(n, err)
+		p.sayToOperator(n, e, err)
 		tell(callers, err)
 	})
 }
