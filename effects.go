@@ -164,6 +164,9 @@ func (p performer) beginDrain(move bool) {
 		m = p.u.child.mover
 	}
 	d := serve.NewDrain(m)
+	if p.u.m.hold == lent {
+		d.Report = p.u.drain.Report // of the pause
+	}
 	if move {
 		d.LetRest(p.u.opt.drainTimeout)
 	}
