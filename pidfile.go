@@ -182,7 +182,7 @@ func (p *pidFile) retake() error {
 	p.wanted.Store(true)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.released || !p.wanted.Load() {
+	if p.released { // also after rest: a stop that has waited for the roll back comes at once
 		return nil
 	}
 	p.force = true
