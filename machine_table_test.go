@@ -142,7 +142,7 @@ var situations = []struct {
 	{"exclusive, acquiring, release runs", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive drained exit") }},
 	{"exclusive, acquiring", func(w *sim) { w.excl("ready upgrade launch line claimsExclusive drained released exit") }},
 	{"exclusive, acquiring, a drain was called off", func(w *sim) {
-		w.excl("ready upgrade launch line claimsExclusive drained released accept probation pong exit")
+		w.excl("ready upgrade launch line claimsExclusive drained released accept moved probation pong exit")
 	}},
 	{"exclusive, acquiring, the child gives up", func(w *sim) {
 		w.excl("ready upgrade launch line claimsExclusive drained released accept childLeaves")
@@ -158,7 +158,7 @@ var situations = []struct {
 		w.mayLinger()
 		w.excl("ready upgrade launch line claimsExclusive drained released accept moved probation pong settled")
 	}},
-	{"exclusive, draining, not to linger: a stop was postponed", func(w *sim) {
+	{"exclusive, standing by, moving, probation is over, a stop was postponed", func(w *sim) {
 		w.mayLinger()
 		w.excl("ready upgrade launch line claimsExclusive drained released accept stop probation pong")
 	}},

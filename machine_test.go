@@ -198,8 +198,17 @@ func (w *sim) on(e event) {
 	if w.pending[what] > 0 {
 		w.pending[what]--
 	}
-	urgent, killed := w.m.hurried, w.m.child.killReason
+	urgent, killed, stop := w.m.hurried, w.m.child.killReason, w.m.stop
 	w.m.on(e)
+	if killed != nil && w.m.child.killReason != nil && w.m.child.stage == accepting && w.m.stop == notStopping && (slices.Contains(w.did, "drain") || slices.Contains(w.did, "finish") || slices.Contains(w.did, "linger")) {
+		w.breaks("this process leaves the service to a child that is being killed")
+	}
+	if w.m.moving && slices.Contains(w.did, "drain") {
+		w.breaks("it drains while what was held is on its way")
+	}
+	if killed != nil && w.m.child.stage == accepting && stop == notStopping && slices.Contains(w.did, "stopping") && !w.open {
+		w.breaks("it stops with its gates shut, and the child is being killed")
+	}
 	if told := slices.Contains(w.did, "say sick"); told != (w.m.child.killReason == ErrUnhealthy && killed == nil) {
 		w.breaks("it was said that the child is sick: %v; it is killed for the reason %v, and was before for %v", told, w.m.child.killReason, killed)
 	}
