@@ -99,6 +99,12 @@ func (m *machine) stopNow(r stopRequest) {
 	}
 	switch {
 	case m.state == holding: // only the child is waited for
+	case m.state == acquiring && r.now && m.hold == lent && m.child.unkillable: // it may have the exclusive state for ever
+		m.refuseAll()
+		m.hurried = m.drain != running
+		if m.state = draining; m.hurried {
+			m.beginDrain(false)
+		}
 	case m.state == resuming, m.state == acquiring, m.state == releasing: // the roll back is finished first
 		m.refuseAll()
 		m.hurried = m.hurried || r.now

@@ -203,7 +203,7 @@ func (w *sim) on(e event) {
 	if killed != nil && w.m.child.killReason != nil && w.m.child.stage == accepting && w.m.stop == notStopping && (slices.Contains(w.did, "drain") || slices.Contains(w.did, "finish") || slices.Contains(w.did, "linger")) {
 		w.breaks("this process leaves the service to a child that is being killed")
 	}
-	if w.m.moving && slices.Contains(w.did, "drain") {
+	if w.m.moving && w.m.child.stage == accepting && slices.Contains(w.did, "drain") {
 		w.breaks("it drains while what was held is on its way")
 	}
 	if killed != nil && w.m.child.stage == accepting && stop == notStopping && slices.Contains(w.did, "stopping") && !w.open {

@@ -93,3 +93,22 @@ func TestMeetStopWhileHungIsKilled(t *testing.T) {
 		t.Errorf("the child is dead, and the state is %v: %q", w.m.state, w.did)
 	}
 }
+
+// A child that can't be killed keeps the exclusive state for ever: who is told to end at once
+// does not wait for that.
+func TestMeetStopWhileUnkillableHasTheState(t *testing.T) {
+	for _, way := range []string{"", " probation pong", " probation pong drained"} {
+		w := newSim(false, false, false)
+		w.excl("ready upgrade launch line claimsExclusive drained released accept moved" + way)
+		w.unkillable = true
+		w.to("sick stop")
+		if w.m.state != acquiring {
+			t.Errorf("after%s: the state is %v, want that it waits", way, w.m.state)
+		}
+		w.to("close")
+		w.settleAll(t)
+		if w.m.state != stopped || len(w.broken) > 0 {
+			t.Errorf("after%s: told to end at once, and the state is %v, %v", way, w.m.state, w.broken)
+		}
+	}
+}
