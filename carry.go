@@ -159,6 +159,15 @@ func (u *Upgrader) takeState(limit time.Duration) error {
 	case err != nil:
 		return fmt.Errorf("grace: %w: restore: %w", ErrState, err)
 	}
+	// What restore has left, if it is only the end: a decoder may not read that.
+	read := s.r.Len()
+	if s.err == nil {
+		io.Copy(io.Discard, s)
+	}
+	if s.r.Len() > read {
+		u.log.Info("grace: restore has not read all of the old process's state; this process goes on", "old", p.m.Pid, "bytes", read, "of", s.r.Len())
+		return nil
+	}
 	if err := s.err; err != nil && err != io.EOF {
 		u.log.Warn("grace: the old process's state was not read whole; this process goes on", "old", p.m.Pid, "bytes", s.r.Len(), "err", err)
 		return nil

@@ -29,7 +29,8 @@ const (
 	EventAsked
 	// EventRefused: no process was started for it. Err says why.
 	EventRefused
-	// EventStarted: new runs; Peer is its pid.
+	// EventStarted: new runs; Peer is its pid. If this process is told to stop then, no other
+	// event of the upgrade may follow.
 	EventStarted
 	// EventPaused: this process accepts nothing, and finishes what it has begun, so that
 	// new, Peer, can have the Exclusive state. EventHandedOver follows, or EventFailed or

@@ -116,7 +116,9 @@ func (m *machine) onceLingering(e event) bool {
 		c := m.child
 		m.do.forget()
 		m.child = childState{id: c.id}
-		m.reportDeath(c, e.failure)
+		if !m.limited { // else the service ends
+			m.reportDeath(c, e.failure)
+		}
 	case evClaims, evSilence, evHungUp, evStuck, evUnasked, evPong, evCheckUp: // the child is on its own
 	default:
 		return false
@@ -162,6 +164,7 @@ func (m *machine) onLeash(e evLeash) {
 	switch {
 	case m.state == stopped:
 		return
+	case e.gone && m.limited: // it ends already: the others were told to as well
 	case e.gone:
 		m.do.say(noticeLeashGone, nil)
 	default:

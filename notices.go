@@ -52,6 +52,10 @@ func (p performer) sayToOperator(n notice, e Event, err error) {
 		u.log.Info("grace: upgrade done; draining", "new", u.m.child.pid, "timeout", u.opt.drainTimeout)
 		u.notify.Status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
 	case noticeFailed:
+		if errors.Is(err, ErrStopped) {
+			u.log.Info("grace: upgrade given up; this process stops", "err", err)
+			break
+		}
 		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "hint", advice(err))
 		u.tellFailed("the upgrade failed", err)
 	case noticeRolledBack:
