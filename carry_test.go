@@ -460,3 +460,22 @@ func TestCarryStateLarge(t *testing.T) {
 type endlessReader struct{}
 
 func (endlessReader) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestCarryStateReadToTheEnd: a restore that has what it wants does not make save fail.
+func TestCarryStateReadToTheEnd(t *testing.T) {
+	b := newTill(t)
+	saved := make(chan error, 1)
+	b.save = func(_ int, _ context.Context, w io.Writer) error {
+		_, err := w.Write(make([]byte, 1<<20))
+		saved <- err
+		return err
+	}
+	b.restore = func(_ int, _ context.Context, r io.Reader) error {
+		_, err := io.ReadFull(r, make([]byte, 10))
+		return err
+	}
+	b.upgraded(b.first())
+	if err := receive(t, saved, "save"); err != nil {
+		t.Errorf("save could not write it all: %v", err)
+	}
+}
