@@ -384,15 +384,15 @@ func TestCarryStateStopped(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newTill(t)
-			ended, restoring := make(chan error, 1), make(chan struct{})
+			ended, saving := make(chan error, 1), make(chan struct{})
 			b.save = func(_ int, ctx context.Context, w io.Writer) error {
 				io.WriteString(w, "some of it")
+				close(saving)
 				<-ctx.Done()
 				ended <- ctx.Err()
 				return ctx.Err()
 			}
 			b.restore = func(n int, ctx context.Context, r io.Reader) error {
-				close(restoring)
 				_, err := io.ReadAll(r)
 				return err
 			}
@@ -402,7 +402,7 @@ func TestCarryStateStopped(t *testing.T) {
 			b.main = func(g *generation) error { made <- g; return main(g) }
 			done := first.upgrade()
 			second := receive(t, made, "the second generation")
-			receive(t, restoring, "restore")
+			receive(t, saving, "save")
 			end(first, second)
 			wantErr(t, receive(t, ended, "the end of save"), context.Canceled)
 			if err := receive(t, done, "Upgrade"); err == nil {
