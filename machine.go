@@ -157,6 +157,7 @@ type machine struct {
 	ended      bool // Done is closed
 	lingers    lingerStage
 	limited    bool       // this process lingers, and has DrainTimeout from when it was told to end
+	told       bool       // it lingers, and the process that serves has told it to end
 	lingerers  []lingerer // older processes that linger, the oldest first
 	restoring  int        // how many roll backs have not put everything back
 

@@ -107,7 +107,7 @@ func (m *machine) onceLingering(e event) bool {
 		m.onLeash(e)
 	case evChildStop: // it was sent before the child knew that this process lingers
 		if !e.leave && !e.early {
-			m.child.orderly = true
+			m.child.orderly, m.told = true, true
 			m.endLingering(e.now)
 		}
 	case evDeaf:
@@ -116,7 +116,7 @@ func (m *machine) onceLingering(e event) bool {
 		c := m.child
 		m.do.forget()
 		m.child = childState{id: c.id}
-		if !m.limited { // else the service ends
+		if !m.told {
 			m.reportDeath(c, e.failure)
 		}
 	case evClaims, evSilence, evHungUp, evStuck, evUnasked, evPong, evCheckUp: // the child is on its own
@@ -164,10 +164,11 @@ func (m *machine) onLeash(e evLeash) {
 	switch {
 	case m.state == stopped:
 		return
-	case e.gone && m.limited: // it ends already: the others were told to as well
+	case e.gone && m.told: // the others were told to end as well
 	case e.gone:
 		m.do.say(noticeLeashGone, nil)
 	default:
+		m.told = true
 		m.do.say(noticeLeashEnds, nil)
 	}
 	m.endLingering(e.now)
