@@ -133,24 +133,7 @@ func (u *Upgrader) takeState(limit time.Duration) error {
 	defer cancel()
 	s := p.askState(ctx)
 	defer s.close()
-	result := make(chan error, 1)
-	go func() {
-		err := errors.New("it has ended its goroutine")
-		defer func() { result <- err }()
-		err = u.callHook(ctx, "CarryState", func(ctx context.Context) error { return u.opt.restoreState(ctx, s) })
-	}()
-	var err error
-	select {
-	case err = <-result:
-	case <-ctx.Done():
-		grace := time.NewTimer(hookGrace)
-		defer grace.Stop()
-		select {
-		case err = <-result:
-		case <-grace.C:
-			return fmt.Errorf("grace: %w: restore has not returned within %v, and does not heed its context", ErrState, limit)
-		}
-	}
+	err := u.callBounded(ctx, "CarryState", "it", limit, func(ctx context.Context) error { return u.opt.restoreState(ctx, s) }, func() {})
 	switch {
 	case u.ctx.Err() != nil:
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)

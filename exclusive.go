@@ -95,27 +95,7 @@ func (x *exclusive) call(ctx context.Context, u *Upgrader, name string, f func(c
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %s: a call before it has still not returned", ErrExclusive, name)
 	}
-	result := make(chan error, 1)
-	go func() {
-		err := errors.New("it has ended its goroutine")
-		defer func() {
-			<-x.turn
-			result <- err
-		}()
-		err = u.callHook(ctx, name, f)
-	}()
-	var err error
-	select {
-	case err = <-result:
-	case <-ctx.Done():
-		grace := time.NewTimer(hookGrace)
-		defer grace.Stop()
-		select {
-		case err = <-result:
-		case <-grace.C:
-			err = fmt.Errorf("it has not returned within %v, and does not heed its context", x.limit)
-		}
-	}
+	err := u.callBounded(ctx, name, "it", x.limit, f, func() { <-x.turn })
 	if err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrExclusive, name, err)
 	}

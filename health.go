@@ -108,26 +108,11 @@ func (c *child) outlast(probation time.Duration) error {
 func (u *Upgrader) check(c *child, h healthCheck, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(c.ctx, patience)
 	defer cancel()
-	result := make(chan error, 1)
-	go func() {
-		err := fmt.Errorf("%s has ended its goroutine", h.name)
-		defer func() { result <- err }()
-		err = u.callHook(ctx, h.name, func(ctx context.Context) error { return h.run(ctx, c) })
-	}()
-	select {
-	case err := <-result:
-		return err
-	case <-ctx.Done():
+	err := u.callBounded(ctx, h.name, h.name, patience, func(ctx context.Context) error { return h.run(ctx, c) }, func() {})
+	if ctx.Err() != nil && !errors.Is(err, errDeaf) { // it may say what it waited for
+		return errors.Join(fmt.Errorf("%s has not returned within %v", h.name, patience), err)
 	}
-	late := fmt.Errorf("%s has not returned within %v", h.name, patience)
-	grace := time.NewTimer(hookGrace) // it may say what it waited for
-	defer grace.Stop()
-	select {
-	case err := <-result:
-		return errors.Join(late, err)
-	case <-grace.C:
-		return fmt.Errorf("%w, and does not heed its context", late)
-	}
+	return err
 }
 
 // run calls the program's function. The connections that it has been given end with ctx,

@@ -180,7 +180,6 @@ func TestMeetPIDFileIsRetakenAtAStop(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- p.retake() }()
 	until(t, "retake", p.wanted.Load)
-	time.Sleep(10 * time.Millisecond)
 	p.rest()
 	p.mu.Unlock()
 	if err := receive(t, done, "retake"); err != nil {

@@ -86,40 +86,14 @@ func (u *Upgrader) mayUpgrade(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, u.opt.readyTimeout)
 	defer cancel()
-	result := make(chan error, 1)
-	go func() {
-		err := errors.New("BeforeUpgrade has ended its goroutine")
-		defer func() { u.checking.Store(false); result <- err }()
-		err = u.callHook(ctx, "BeforeUpgrade", check)
-	}()
-	if err := u.await(ctx, result); err != nil {
+	err := u.callBounded(ctx, "BeforeUpgrade", "BeforeUpgrade", u.opt.readyTimeout, check, func() { u.checking.Store(false) })
+	if errors.Is(err, errDeaf) && u.ctx.Err() != nil {
+		err = ErrStopped
+	}
+	if err != nil {
 		return &UpgradeError{Reason: ErrRefused, Err: err}
 	}
 	return nil
-}
-
-// hookGrace is how long BeforeUpgrade may take to return, and tell what it was
-// doing, when its time is up.
-const hookGrace = time.Second
-
-// await waits for BeforeUpgrade. One that does not heed its context is left
-// behind: it must keep the process neither from serving on nor from ending.
-func (u *Upgrader) await(ctx context.Context, result <-chan error) error {
-	select {
-	case err := <-result:
-		return err
-	case <-ctx.Done():
-	}
-	grace := time.NewTimer(hookGrace)
-	defer grace.Stop()
-	select {
-	case err := <-result:
-		return err
-	case <-u.ctx.Done():
-		return ErrStopped
-	case <-grace.C:
-		return fmt.Errorf("BeforeUpgrade has not returned within %v, and does not heed its context", u.opt.readyTimeout)
-	}
 }
 
 func (u *Upgrader) start(ctx context.Context, id int) (*child, error) {

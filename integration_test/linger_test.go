@@ -19,8 +19,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lingerEvery is for a trial by hand: go test -run TestLingerStreams -v -linger-every 5s.
-var lingerEvery = flag.Duration("linger-every", 0, "pause between the upgrades of TestLingerStreams")
+// lingerEvents is for a trial by hand: with 250, which take 5 seconds,
+//
+//	go test -run TestLingerStreams -v -linger-events 250
+var lingerEvents = flag.Int("linger-events", 1, "events of each event stream between the upgrades of TestLingerStreams")
 
 // TestLingerStreams: streams of each kind, of every generation, over five upgrades. None is
 // cut, no upgrade waits for another, and the PID file names the newest.
@@ -31,7 +33,7 @@ func TestLingerStreams(t *testing.T) {
 	all := s.streams(backend)
 	pids := []int{s.Pid()}
 	for range 5 {
-		time.Sleep(*lingerEvery)
+		mustGoOn(all, *lingerEvents)
 		old := s.filePid()
 		pid := s.upgradeAndLinger()
 		t.Logf("%v from probation's end until the next upgrade may begin", s.took(fmt.Sprintf(`msg="grace: upgrade done; draining" from=%d `, old), fmt.Sprintf(`msg="grace: the old process lingers; this one may be upgraded" from=%d `, pid)))
@@ -39,7 +41,7 @@ func TestLingerStreams(t *testing.T) {
 		all = append(all, s.streams(backend)...)
 		pids = append(pids, pid)
 	}
-	time.Sleep(*lingerEvery)
+	mustGoOn(all, *lingerEvents)
 	mustLiveAll(all)
 	if n := s.Count(`msg="grace: upgrade queued"`); n > 0 {
 		t.Errorf("%d upgrades have waited", n)
@@ -98,8 +100,7 @@ func TestLingerStop(t *testing.T) {
 				h.release()
 			}
 			if now {
-				time.Sleep(600 * time.Millisecond) // a signal that comes sooner counts as the same
-				s.Signal(pids[2], syscall.SIGTERM)
+				s.Signal(pids[2], syscall.SIGINT) // another one, which does not count as the same
 			}
 			for _, st := range stays {
 				st.cutOff()

@@ -81,11 +81,9 @@ func (h *Host) CutLeft(d *Drain) {
 	default:
 		return
 	}
-	h.Socks.Cut()
-	end := time.Now().Add(cutPatience)
-	for len(h.Socks.Busy()) > 0 && time.Now().Before(end) && !d.cancelled() {
-		time.Sleep(5 * time.Millisecond)
-	}
+	ctx, cancel := context.WithTimeout(d.ctx, cutPatience)
+	defer cancel()
+	h.Socks.Cut(ctx)
 }
 
 // cutPatience is how long a handler may take to return when its connection was cut off.

@@ -11,8 +11,8 @@ import (
 type live struct {
 	mu       sync.Mutex // guards the following, and the place of each track
 	tracks   []*Track
-	hijacked int      // of them
-	watchers []func() // called when one is gone, or hijacked
+	hijacked int       // of them
+	watchers []*func() // called when one is gone, or hijacked; never changed, but replaced
 
 	// The fields with which the track of a new connection begins. They are here so
 	// that code which changes them, and then goes through all connections, misses
@@ -114,7 +114,7 @@ func (s *live) remove(t *Track, hijacked bool) {
 	watchers := s.watchers
 	s.mu.Unlock()
 	for _, f := range watchers {
-		f()
+		(*f)()
 	}
 }
 
@@ -125,7 +125,7 @@ func (s *live) Hijack() {
 	watchers := s.watchers
 	s.mu.Unlock()
 	for _, f := range watchers {
-		f()
+		(*f)()
 	}
 }
 
@@ -138,11 +138,17 @@ func (s *live) Count(hijacked bool) int {
 	return len(s.tracks) - s.hijacked
 }
 
-// Watch lets f be called when a connection is gone.
-func (s *live) Watch(f func()) {
+// Watch lets f be called when a connection is gone, until the function that it returns is
+// called.
+func (s *live) Watch(f func()) (unwatch func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.watchers = append(s.watchers, f)
+	s.watchers = append(slices.Clip(s.watchers), &f)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.watchers = slices.DeleteFunc(slices.Clone(s.watchers), func(other *func()) bool { return other == &f })
+	}
 }
 
 func (s *live) All() []*Track {

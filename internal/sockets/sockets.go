@@ -337,13 +337,28 @@ func (s *Set) Busy() (all []string) {
 	return all
 }
 
-// Cut closes all connections.
-func (s *Set) Cut() {
+// Cut closes all connections, and waits until their owners have noticed, or ctx ends.
+func (s *Set) Cut(ctx context.Context) {
+	gone := make(chan struct{}, 1)
 	for _, sock := range s.Snapshot() {
-		if sock.Listener != nil {
-			for _, t := range sock.Listener.Live.All() {
-				t.Cut()
+		if sock.Listener == nil {
+			continue
+		}
+		defer sock.Listener.Live.Watch(func() {
+			select {
+			case gone <- struct{}{}:
+			default:
 			}
+		})()
+		for _, t := range sock.Listener.Live.All() {
+			t.Cut()
+		}
+	}
+	for len(s.Busy()) > 0 {
+		select {
+		case <-gone:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -45,13 +45,7 @@ func Covers(ctx context.Context, conn net.Conn, s *State, config *tls.Config) (_
 	if config == nil {
 		return tls.ConnectionState{}, errors.New("there is no TLS configuration")
 	}
-	if err := allowed(); err != nil {
-		return tls.ConnectionState{}, err
-	}
-	if err := s.check(); err != nil {
-		return tls.ConnectionState{}, err
-	}
-	cs, err := s.ConnectionState()
+	cs, err := s.usable()
 	if err != nil {
 		return tls.ConnectionState{}, err
 	}
@@ -273,3 +267,15 @@ func (p *halfPipe) RemoteAddr() net.Addr             { return p.addrs.RemoteAddr
 func (p *halfPipe) SetDeadline(time.Time) error      { return nil }
 func (p *halfPipe) SetReadDeadline(time.Time) error  { return nil }
 func (p *halfPipe) SetWriteDeadline(time.Time) error { return nil }
+
+// usable gives the ConnectionState of a state that this process may serve on, whatever its
+// configuration.
+func (s *State) usable() (tls.ConnectionState, error) {
+	if err := allowed(); err != nil {
+		return tls.ConnectionState{}, err
+	}
+	if err := s.check(); err != nil {
+		return tls.ConnectionState{}, err
+	}
+	return s.ConnectionState()
+}

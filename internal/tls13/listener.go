@@ -89,13 +89,7 @@ func (l *Listener) Covers(ctx context.Context, conn net.Conn, s *State) (_ tls.C
 			err = fmt.Errorf("tls13: the connection for %q can't be taken: %w", s.ServerName, err)
 		}
 	}()
-	if err := allowed(); err != nil {
-		return tls.ConnectionState{}, err
-	}
-	if err := s.check(); err != nil {
-		return tls.ConnectionState{}, err
-	}
-	cs, err := s.ConnectionState()
+	cs, err := s.usable()
 	if err != nil {
 		return tls.ConnectionState{}, err
 	}

@@ -392,3 +392,32 @@ func Broken(s *Server, c Clients, good string, bad ...Version) {
 	l.WaitMore(100)
 	l.Stop()
 }
+
+// A Store is a program whose test this is: it serves HTTP, and has one way to fail, by
+// main.broken.
+type Store struct {
+	// Broken is what a version says that can't open its state.
+	Broken string
+}
+
+func (p Store) start(t *testing.T) (s *Server, path string) {
+	path = proctest.Build(t, ".")
+	return Start(t, path, "-http", "127.0.0.1:0", "-file", "FILE", "-probation", "50ms"), path
+}
+
+var storeClients = Clients{KeepAlive: 8, Connect: 3}
+
+// Upgrades is [Upgrades], 20 of them.
+func (p Store) Upgrades(t *testing.T) {
+	s, _ := p.start(t)
+	Upgrades(s, storeClients, 20)
+}
+
+// BrokenVersion is [Broken], for a version that can't open its state.
+func (p Store) BrokenVersion(t *testing.T) {
+	s, good := p.start(t)
+	Broken(s, storeClients, good, Version{
+		Name: "open fails", Path: proctest.Build(t, ".", "-ldflags=-X main.broken=yes"),
+		Line: `grace: upgrade failed; this process goes on serving.*` + p.Broken,
+	})
+}
