@@ -31,14 +31,7 @@ func TestExclusiveBesideLingering(t *testing.T) {
 		return nil
 	}
 	first := b.first()
-	first.lingersSoon()
-	stream := b.visit(t)
-	stream.send("/slow")
-	receive(t, b.slow, "the slow request")
-	if err := receive(t, first.upgrade(), "Upgrade"); err != nil {
-		t.Fatal(err)
-	}
-	second := b.next()
+	stream, second := b.upgradedWithAStream(t, first)
 	first.await(lingering)
 	until(t, "the second generation to hear of it", func() bool { return second.lingering() == 1 })
 	idle := b.visit(t)
@@ -77,14 +70,7 @@ func TestExclusiveHeldDoesNotLinger(t *testing.T) {
 	b := newBank(t, Linger(time.Hour, 2), IdleGrace(10*time.Millisecond))
 	b.plain[2] = true
 	first := b.first()
-	first.lingersSoon()
-	stream := b.visit(t)
-	stream.send("/slow")
-	receive(t, b.slow, "the slow request")
-	if err := receive(t, first.upgrade(), "Upgrade"); err != nil {
-		t.Fatal(err)
-	}
-	second := b.next()
+	stream, second := b.upgradedWithAStream(t, first)
 	done := second.upgrade()
 	until(t, "the next upgrade to be asked for", func() bool {
 		pending := make(chan bool, 1)
@@ -100,4 +86,17 @@ func TestExclusiveHeldDoesNotLinger(t *testing.T) {
 	}
 	b.visit(t).ask("3")
 	b.v.want(t, "1 acquire", "1 release", "3 acquire")
+}
+
+// upgradedWithAStream lets first hand over while it has a request that lasts.
+func (b *bank) upgradedWithAStream(t *testing.T, first *generation) (stream *visitor, second *generation) {
+	t.Helper()
+	first.lingersSoon()
+	stream = b.visit(t)
+	stream.send("/slow")
+	receive(t, b.slow, "the slow request")
+	if err := receive(t, first.upgrade(), "Upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	return stream, b.next()
 }

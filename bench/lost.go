@@ -90,23 +90,15 @@ func (b *benchmark) lost(turns int) (map[string]load.Report, error) {
 // moreAnswers waits until each sort of clients has more answers, or has lost more.
 func (b *benchmark) moreAnswers(r *load.Run) error {
 	before := r.Snapshot()
-	begun := time.Now()
-	for k, n := range before.Kinds {
-		want := n.Answered + n.Losses() + n.Clients
-		for {
-			if n := r.Snapshot().Kinds[k]; n.Answered+n.Losses() >= want {
-				break
+	return until(b.ctx, time.Minute, "an answer for each sort of clients", func() (bool, error) {
+		now := r.Snapshot().Kinds
+		for k, n := range before.Kinds {
+			if now[k].Answered+now[k].Losses() < n.Answered+n.Losses()+n.Clients {
+				return false, nil
 			}
-			if err := b.ctx.Err(); err != nil {
-				return err
-			}
-			if time.Since(begun) > time.Minute {
-				return fmt.Errorf("the clients %s have no answer for a minute", k)
-			}
-			time.Sleep(time.Millisecond)
 		}
-	}
-	return nil
+		return true, nil
+	})
 }
 
 func (b *benchmark) lostRows(t *table, s size) error {

@@ -182,24 +182,15 @@ func (p *proxy) reload(ctx context.Context) error {
 	if err := syscall.Kill(p.master, p.signal); err != nil {
 		return fmt.Errorf("reload process %d: %w", p.master, err)
 	}
-	begun := time.Now()
-	for {
-		now := p.workers()
-		old := func(pid int) bool { return slices.Contains(before, pid) }
-		if len(now) > 0 && !slices.ContainsFunc(now, old) {
-			return nil
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
+	old := func(pid int) bool { return slices.Contains(before, pid) }
+	what := fmt.Sprintf("the end of the workers %v", before)
+	return until(ctx, 2*time.Minute, what, func() (bool, error) { // more than each limit of theirs
 		if s, ok := proctest.ReadStat(p.master); !ok || s.Dead() {
-			return fmt.Errorf("process %d has ended", p.master)
+			return false, fmt.Errorf("process %d has ended", p.master)
 		}
-		if time.Since(begun) > 2*time.Minute { // more than each limit of theirs
-			return fmt.Errorf("two minutes after a reload there are the workers %v, and before it %v", now, before)
-		}
-		time.Sleep(time.Millisecond)
-	}
+		now := p.workers()
+		return len(now) > 0 && !slices.ContainsFunc(now, old), nil
+	})
 }
 
 // end ends the master and its workers.

@@ -5,7 +5,6 @@ package integration_test
 import (
 	"bytes"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,50 +98,24 @@ func startNginx(t testing.TB, addr string) string {
 func startNginxAs(t testing.TB, way, addr string) string {
 	t.Helper()
 	path := needTool(t, "nginx", "nginx")
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	socket, err := ln.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer socket.Close()
+	socket, own := boundSocket(t)
 	dir := t.TempDir()
 	config := filepath.Join(dir, "nginx.conf")
-	if err := os.WriteFile(config, fmt.Appendf(nil, nginxConfig+way+nginxConfigEnd, dir, ln.Addr(), addr), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, nginxConfig+way+nginxConfigEnd, dir, own, addr), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(path, "-p", dir, "-c", config, "-e", filepath.Join(dir, "early.log"))
 	cmd.Env = []string{"NGINX=3;"}
 	cmd.ExtraFiles = []*os.File{socket}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	cmd.WaitDelay = time.Second
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { defer close(ended); cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM) // its worker with it
-		select {
-		case <-ended:
-		case <-time.After(proctest.Limit):
-			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-			t.Errorf("nginx has not stopped within %v", proctest.Limit)
-		}
-		if b, _ := os.ReadFile(filepath.Join(dir, "error.log")); t.Failed() {
-			t.Logf("nginx says:\n%s%s", &out, b)
-		}
-	})
+	front{name: "nginx", cmd: cmd, says: func() string {
+		b, _ := os.ReadFile(filepath.Join(dir, "error.log"))
+		return string(b)
+	}}.start(t)
 	proctest.WaitFor(t, proctest.Limit, "nginx", func() bool {
 		_, err := os.Stat(filepath.Join(dir, "nginx.pid"))
 		return err == nil
 	})
-	return ln.Addr().String()
+	return own
 }
 
 // Ways in which nginx speaks to the server. gRPC is HTTP/2, a request at a time on a

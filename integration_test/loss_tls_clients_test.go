@@ -14,11 +14,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	httpload "github.com/julofinance/grace/v3/internal/load"
 	"github.com/julofinance/grace/v3/internal/proctest"
-	"github.com/julofinance/grace/v3/internal/testing/logtest"
 )
 
 var tlsUpgrades = flag.Int("tls-upgrades", 10, "how many upgrades TestLosslessMovedTLSClients makes")
@@ -220,44 +218,15 @@ func startTLSFront(t testing.TB, s *loadServer, name string, start func(addr str
 func startHAProxy(t testing.TB, addr string) string {
 	t.Helper()
 	path := needTool(t, "haproxy", "haproxy")
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	socket, err := ln.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer socket.Close()
+	socket, own := boundSocket(t)
 	config := filepath.Join(t.TempDir(), "haproxy.cfg")
 	if err := os.WriteFile(config, fmt.Appendf(nil, haproxyConfig, addr), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(path, "-db", "-f", config)
 	cmd.ExtraFiles = []*os.File{socket} // fd@3
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = time.Second
-	out := &logtest.Buffer{}
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { defer close(ended); cmd.Wait() }()
-	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-ended:
-		case <-time.After(proctest.Limit):
-			cmd.Process.Kill()
-			t.Errorf("HAProxy has not stopped within %v", proctest.Limit)
-		}
-		if t.Failed() {
-			t.Logf("HAProxy says:\n%s", out)
-		}
-	})
-	return ln.Addr().String()
+	front{name: "HAProxy", cmd: cmd}.start(t)
+	return own
 }
 
 const haproxyConfig = `

@@ -21,7 +21,11 @@ func (c *client) runHTTP2() {
 	asks.Limit = c.load.cfg.Limit
 	defer asks.Close()
 	for !c.load.ended() {
-		time.Sleep(rand.N(c.load.cfg.Pause))
+		select {
+		case <-time.After(rand.N(c.load.cfg.Pause)):
+		case <-c.load.stop:
+			return
+		}
 		var all sync.WaitGroup
 		for range atOnce {
 			token, rest := c.token(), strings.Repeat(".", rand.IntN(6000))
