@@ -153,6 +153,8 @@ func (p performer) eventOf(n notice, err error) Event {
 		e.Kind = EventAsked
 	case noticeUnsupported:
 		e.Kind, e.Err = EventRefused, ErrNotSupported
+	case noticeTooLate:
+		e.Kind, e.Err = EventRefused, ErrStopped
 	case noticeMasterRefused:
 		e.Kind = EventRefused
 	case noticeStarted:

@@ -73,6 +73,7 @@ func TestLameDuck(t *testing.T) {
 		t.Error("it drains while it accepts still")
 	}
 	wantErr(t, u.Upgrade(t.Context()), ErrStopped)
+	wantErr(t, told.await(t, EventRefused).Err, ErrStopped)
 	for i, path := range []string{"/ready", "/ready", "/"} {
 		want := http.StatusServiceUnavailable
 		if path == "/" {

@@ -202,6 +202,7 @@ const (
 	noticeServing notice = iota
 	noticeAsked
 	noticeQueued
+	noticeTooLate
 	noticePassedOn
 	noticeUnsupported
 	noticeUpgradeBegins
@@ -250,6 +251,7 @@ func (n notice) String() string {
 		noticeServing:       "serving",
 		noticeAsked:         "asked",
 		noticeQueued:        "queued",
+		noticeTooLate:       "too late",
 		noticePassedOn:      "passed on",
 		noticeUnsupported:   "unsupported",
 		noticeUpgradeBegins: "upgrade begins",

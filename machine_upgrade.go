@@ -41,6 +41,7 @@ func (m *machine) onUpgrade(r reply) {
 	case m.child.accepted() && m.child.stage != leaving && m.stop == notStopping && m.state != serving && m.state != resuming:
 		m.passOn(r)
 	case m.state >= draining && m.state != resuming, m.stop != notStopping:
+		m.do.say(noticeTooLate, nil)
 		tell([]reply{r}, fmt.Errorf("grace: Upgrade: %w", ErrStopped))
 	default:
 		m.pending = true

@@ -32,6 +32,8 @@ func (p performer) sayToOperator(n notice, e Event, err error) {
 		u.tellMaster()
 		u.notify.Ready(u.serves())
 		u.runWatchdog()
+	case noticeTooLate:
+		u.log.Warn("grace: upgrade asked of a process that stops; none is begun")
 	case noticeQueued:
 		u.log.Info("grace: upgrade queued", "until", u.m.inTheWay())
 	case noticePassedOn:
