@@ -207,7 +207,11 @@ func (m *machine) on(e event) {
 	}
 	switch e := e.(type) {
 	case evReady:
-		e.reply <- m.onReady()
+		err := m.onReady()
+		e.reply <- err // first: the program may go on while the rest is done
+		if err == nil {
+			m.onServing()
+		}
 	case evUpgrade:
 		m.onUpgrade(e.reply)
 	case evSignal:

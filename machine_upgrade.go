@@ -22,9 +22,13 @@ func (m *machine) onReady() error {
 	if m.exclusive {
 		m.hold = held
 	}
+	return nil
+}
+
+// onServing: this process accepts, and Ready has returned.
+func (m *machine) onServing() {
 	m.do.say(noticeServing, nil)
 	m.settle()
-	return nil
 }
 
 // onSignal: this process was sent a signal, or its parent was and has passed it on.

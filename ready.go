@@ -61,26 +61,24 @@ func (u *Upgrader) sayReady() (err error) {
 	}
 	err = u.accept()
 	if u.pid != nil {
-		u.pid.tidy()
+		go u.pid.tidy()
 	}
 	return err
 }
 
 // accept is the last part of Ready: all is agreed.
 func (u *Upgrader) accept() error {
-	reply, left := make(chan error, 1), false
+	reply, left := make(chan error, 1), make(chan bool, 1)
 	ready := func() {
-		r := make(chan error, 1)
-		u.m.on(evReady{r})
-		left = u.m.gaveUp
-		reply <- <-r
+		u.m.on(evReady{reply})
+		left <- u.m.gaveUp
 	}
 	if !u.post(ready) {
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)
 	}
 	err := <-reply
 	if u.pid != nil && errors.Is(err, ErrStopped) {
-		u.pid.release(!left) // finish is about to, but the program exits now
+		u.pid.release(!<-left) // finish is about to, but the program exits now
 	}
 	if u.parent != nil {
 		// Should the program exit next, the old process is to know that this one
@@ -113,6 +111,7 @@ func (u *Upgrader) handshake() error {
 	p.ch.Send(control.NewMessage(msgClaims, &c))
 	_, err := p.ready.WriteString(readyLine)
 	p.ready.Close()
+	u.catch() // while the answer is on its way
 	if err != nil && !errors.Is(err, fd.ErrBrokenPipe) {
 		err = fmt.Errorf("grace: readiness pipe: %w", err)
 	} else {
@@ -124,7 +123,6 @@ func (u *Upgrader) handshake() error {
 	if err == nil && u.exclusive != nil {
 		err = u.takeState(u.exclusive.left())
 	}
-	<-u.signals
 	if !takes {
 		return err
 	}

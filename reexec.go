@@ -92,9 +92,7 @@ func sameFile(a, b string) bool {
 // A command is a process to be started, and what its program was looked up for.
 type command struct {
 	proc.Program
-	// realPath and realDir are path and dir without symlinks.
-	realPath, realDir string
-	needsDir          bool // path is relative, and dir is not known
+	needsDir bool // path is relative, and dir is not known
 }
 
 // command returns what to start: the present arguments, the directory and the
@@ -144,7 +142,6 @@ func (c *command) resolve() error {
 		return err
 	}
 	c.Path = found
-	c.realPath, c.realDir = realPath(c.Path), realPath(c.Dir)
 	return nil
 }
 
@@ -200,11 +197,11 @@ func (u *Upgrader) foreseeTrouble() {
 func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (proc.Process, error)) (proc.Process, error) {
 	if c.Dir == "" {
 		u.log.Warn(noDirectory, "now", currentDir(), "err", "it was gone already when the first process was started")
-	} else if otherRelease(u.home.real, c.realPath, c.realDir) {
-		u.log.Warn("grace: the new binary is of another release than the directory in which it starts", "binary", c.realPath, "dir", c.realDir,
-			"hint", "give Dir the path that leads to the release of now, or start the service with PWD set to it")
 	}
 	p, err := startWritten(ctx, u.log, c, start)
+	if c.Dir != "" {
+		go u.warnOfOtherRelease(c) // beside the start, which does not wait for this
+	}
 	var gone *proc.DirError
 	if errors.As(err, &gone) {
 		if c.DirAsked {
@@ -215,6 +212,14 @@ func (u *Upgrader) begin(ctx context.Context, c command, start func(command) (pr
 		p, err = startWritten(ctx, u.log, c, start)
 	}
 	return p, err
+}
+
+// warnOfOtherRelease waits for the disk.
+func (u *Upgrader) warnOfOtherRelease(c command) {
+	if binary, dir := realPath(c.Path), realPath(c.Dir); otherRelease(u.home.real, binary, dir) {
+		u.log.Warn("grace: the new binary is of another release than the directory in which it starts", "binary", binary, "dir", dir,
+			"hint", "give Dir the path that leads to the release of now, or start the service with PWD set to it")
+	}
 }
 
 // stillWritten is how long a binary may be open for writing: a program that

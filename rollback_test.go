@@ -3,6 +3,7 @@
 package grace
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -312,25 +313,31 @@ func (l ownWords) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// A new process with another PID file than the old one's takes it in New: its signals
-// are handled by then.
+// A new process handles signals before the PID file names it. That is in New if its PID
+// file is another one than the old process's, otherwise in Ready.
 func TestSignalsBeforePIDFile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "pid")
+	t.Run("the same", func(t *testing.T) { testSignalsBeforePIDFile(t, false) })
+	t.Run("another one", func(t *testing.T) { testSignalsBeforePIDFile(t, true) })
+}
+
+func testSignalsBeforePIDFile(t *testing.T, other bool) {
+	dir := t.TempDir()
 	h := newHouse(t, func(g *generation) error {
-		if g.n > 1 {
-			select {
-			case <-g.signals:
-			default:
-				t.Error("the PID file names a process that does not handle signals yet")
-			}
+		var err error
+		if !other {
+			err = g.Ready()
 		}
-		return g.Ready()
+		if g.n > 1 && g.release == nil {
+			t.Error("the PID file names a process that does not handle signals yet")
+		}
+		return cmp.Or(err, g.Ready())
 	})
 	h.opts = func(n int) []Option {
-		if n > 1 {
-			return []Option{Probation(0), PIDFile(path)}
+		name := "pid"
+		if n > 1 && other {
+			name = "other"
 		}
-		return []Option{Probation(0)}
+		return []Option{Probation(0), PIDFile(filepath.Join(dir, name))}
 	}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // what is not waited for comes late
 	g := h.first()

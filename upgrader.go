@@ -55,11 +55,11 @@ type Upgrader struct {
 	exclusive *exclusive            // nil: there is no exclusive state
 	word      *inorder.Queue[Event] // for the program; nil if it wants no events
 
-	// Signals are handled before the PID file names this process: from then on
-	// they may come. The runtime takes its time for that, and a new process has it
-	// while it waits for the old one to say go.
-	signals chan struct{} // closed when they are handled
-	release func()        // handles them no more
+	// catch handles the signals from its first call on, and returns when that is so. That
+	// comes before the PID file names this process. The runtime takes some 50 µs for each
+	// signal, which a new process has while it waits for the old one to say go.
+	catch   func()
+	release func() // handles them no more
 
 	restores sync.WaitGroup // those whose last line was not said yet
 
@@ -141,8 +141,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	if sys.inherited == nil {
 		u.master = sys.master
 	}
-	u.signals = make(chan struct{})
-	go func() { u.release = u.handleSignals(); close(u.signals) }()
+	u.catch = sync.OnceFunc(func() { u.release = u.handleSignals() })
 	if err = u.findPlace(); err != nil {
 		u.endSignals()
 		close(u.over)
@@ -150,7 +149,9 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	}
 	u.socks.Log = u.log
 	if u.parent == nil {
-		<-u.signals
+		u.catch()
+	} else {
+		time.AfterFunc(catchWithin, u.catch)
 	}
 	u.host = &serve.Host{Socks: u.socks, Log: u.log, Stopping: u.ctx, IdleGrace: o.idleGrace, Move: o.move, MoveTLS: o.moveTLS, Took: u.takes}
 	if err := u.takePIDFile(); err != nil {
@@ -182,8 +183,12 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	return u, nil
 }
 
+// catchWithin is when a new process handles signals at the latest, after New. Until then
+// what would end it fails the upgrade, and the old process has the same signal or serves on.
+const catchWithin = 2 * time.Millisecond
+
 func (u *Upgrader) endSignals() {
-	<-u.signals
+	u.catch()
 	u.release()
 	u.cancel()
 }
@@ -234,7 +239,7 @@ func (u *Upgrader) takePIDFile() error {
 	case u.underMaster(): // siblings overlap: the newest takes it when it is ready
 		p.master = fmt.Sprintf("%s %d\n", u.master.Name, u.master.Pid)
 	case !p.inherit(lock):
-		<-u.signals // it names us from here on
+		u.catch() // it names us from here on
 		if err := p.acquire(); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/cloudflare/tableflip"
 	"github.com/julofinance/grace/v3/bench/server"
@@ -28,7 +29,13 @@ func main() {
 		sig := make(chan os.Signal, 1)
 		signal.Notify(sig, syscall.SIGUSR2)
 		for range sig {
-			server.Check(upg.Upgrade())
+			err := upg.Upgrade()
+			// Its loop may not know yet what WaitForParent has returned for.
+			for try := 0; err != nil && err.Error() == "parent hasn't exited" && try < 1000; try++ {
+				time.Sleep(time.Millisecond)
+				err = upg.Upgrade()
+			}
+			server.Check(err)
 		}
 	}()
 	var listeners []net.Listener
