@@ -54,6 +54,9 @@ func TestDeadlineMoves(t *testing.T) {
 	header := func(d time.Duration) func(*http.Server) {
 		return func(srv *http.Server) { srv.ReadHeaderTimeout = d }
 	}
+	read := func(d time.Duration) func(*http.Server) {
+		return func(srv *http.Server) { srv.ReadTimeout = d }
+	}
 	for _, test := range []struct {
 		name     string
 		old, new func(*http.Server)
@@ -67,6 +70,11 @@ func TestDeadlineMoves(t *testing.T) {
 		{"idle, HTTP/2 is spoken in both too", withH2C(idleTimeout(time.Hour)), withH2C(idleTimeout(2 * time.Hour)), false, time.Hour},
 		{"new, shorter in old", header(time.Hour), header(2 * time.Hour), true, time.Hour},
 		{"new, shorter in new", header(2 * time.Hour), header(time.Hour), true, time.Hour},
+		{"new, without end in old", header(0), header(time.Hour), true, time.Hour},
+		{"idle by ReadTimeout, shorter in old", read(time.Hour), read(2 * time.Hour), false, time.Hour},
+		{"idle by ReadTimeout, shorter in new", read(2 * time.Hour), read(time.Hour), false, time.Hour},
+		{"new by ReadTimeout, shorter in old", read(time.Hour), read(2 * time.Hour), true, time.Hour},
+		{"new by ReadTimeout, shorter in new", read(2 * time.Hour), read(time.Hour), true, time.Hour},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := newCouple(t, saysSideOf(test.old, test.new))

@@ -26,6 +26,7 @@ func (s step) String() string { return fmt.Sprintf("%v %q", s.pause, s.send) }
 // are real: net/http and what is ours of a connection.
 type story struct {
 	srv    func(*http.Server) // sets timeouts and limits
+	next   func(*http.Server) // the same of the servers that it moves to; nil for srv
 	before []step             // up to the moment at which it moves
 	after  []step
 	moves  int // how often it moves, then a second later again
@@ -47,6 +48,9 @@ func (l story) live(t *testing.T) string {
 		for range max(1, l.moves) {
 			synctest.Wait()
 			if l.moves > 0 {
+				if l.next != nil {
+					w.set = l.next
+				}
 				w.move(t)
 			}
 			time.Sleep(time.Second)
@@ -183,11 +187,10 @@ func (tr *transcript) String() string {
 	return b.String()
 }
 
-// TestMovedAsUnmoved: with whatever timeouts, what a client of a connection that
-// was moved sees, and when, is what it would see of one that was not.
-func TestMovedAsUnmoved(t *testing.T) {
+// beforesAndAfters gives what clients do before a move and after it.
+func beforesAndAfters() (befores, afters map[string][]step) {
 	const get, post = "GET /one HTTP/1.1\r\nHost: a\r\n\r\n", "POST /one HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab"
-	befores := map[string][]step{
+	befores = map[string][]step{
 		"new":                 {},
 		"new for 1.5 s":       {{1510 * time.Millisecond, ""}},
 		"after a GET":         {{0, get}},
@@ -195,7 +198,7 @@ func TestMovedAsUnmoved(t *testing.T) {
 		"after a POST":        {{0, post}},
 		"after several, late": {{0, get + post}, {1010 * time.Millisecond, get}, {530 * time.Millisecond, ""}},
 	}
-	afters := map[string][]step{
+	afters = map[string][]step{
 		"silent":             {},
 		"three bytes":        {{570 * time.Millisecond, "GET"}},
 		"half a header":      {{570 * time.Millisecond, "GET /two HT"}, {1110 * time.Millisecond, "TP/1.1\r\nHo"}},
@@ -210,34 +213,79 @@ func TestMovedAsUnmoved(t *testing.T) {
 		"two more":           {{250 * time.Millisecond, get}, {1970 * time.Millisecond, post}},
 		"HTTP/2 at last":     {{250 * time.Millisecond, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"}},
 	}
+	return befores, afters
+}
+
+// TestMovedAsUnmoved: with whatever timeouts, what a client of a connection that
+// was moved sees, and when, is what it would see of one that was not.
+func TestMovedAsUnmoved(t *testing.T) {
+	befores, afters := beforesAndAfters()
+	sets := []func(*http.Server){func(srv *http.Server) { // compat/v1's defaults
+		srv.ReadTimeout, srv.WriteTimeout = 5*time.Second, 10*time.Second
+	}}
 	for bits := range 1 << 4 {
 		for _, longIdle := range []bool{false, true} {
-			set := func(srv *http.Server) {
+			if longIdle && bits>>3 == 0 {
+				continue
+			}
+			sets = append(sets, func(srv *http.Server) {
 				for i, d := range []*time.Duration{&srv.ReadTimeout, &srv.ReadHeaderTimeout, &srv.WriteTimeout, &srv.IdleTimeout} {
 					if bits>>i&1 == 1 {
 						*d = []time.Duration{3001, 2203, 4107, 3719}[i] * time.Millisecond
 					}
 				}
-				if longIdle && srv.IdleTimeout > 0 {
+				if longIdle {
 					srv.IdleTimeout = time.Minute
 				}
+			})
+		}
+	}
+	for _, set := range sets {
+		for b, before := range befores {
+			for a, after := range afters {
+				want := story{srv: set, before: before, after: after}.live(t)
+				for moves := 1; moves <= 2; moves++ {
+					l := story{srv: set, before: before, after: after, moves: moves}
+					if moves == 2 { // as long on the way
+						want = story{srv: set, before: before, after: append([]step{{time.Second, ""}}, after...)}.live(t)
+					}
+					if got := l.live(t); got != want {
+						var srv http.Server
+						set(&srv)
+						t.Errorf("%s, then moved %d times, then %s; read %v header %v write %v idle %v\ngot\n%swant\n%s", b, moves, a,
+							srv.ReadTimeout, srv.ReadHeaderTimeout, srv.WriteTimeout, srv.IdleTimeout, got, want)
+					}
+				}
 			}
-			if longIdle && bits>>3 == 0 {
-				continue
-			}
+		}
+	}
+}
+
+// TestMovedToOtherTimeouts: a connection that waits between two requests, or for its
+// first one, and moves to a server of another ReadTimeout or WriteTimeout has the rest of
+// its wait, and from then on what an unmoved connection of that server has.
+func TestMovedToOtherTimeouts(t *testing.T) {
+	befores, afters := beforesAndAfters()
+	reads := []time.Duration{0, 1301 * time.Millisecond, 3001 * time.Millisecond}
+	writes := []time.Duration{0, 1409 * time.Millisecond, 3203 * time.Millisecond}
+	set := func(read, write time.Duration) func(*http.Server) {
+		return func(srv *http.Server) { // as long as it may wait is the same in both
+			srv.ReadTimeout, srv.WriteTimeout = read, write
+			srv.ReadHeaderTimeout, srv.IdleTimeout = 2203*time.Millisecond, time.Minute
+		}
+	}
+	for _, read := range reads {
+		for _, write := range writes {
 			for b, before := range befores {
 				for a, after := range afters {
-					want := story{srv: set, before: before, after: after}.live(t)
-					for moves := 1; moves <= 2; moves++ {
-						l := story{srv: set, before: before, after: after, moves: moves}
-						if moves == 2 { // as long on the way
-							want = story{srv: set, before: before, after: append([]step{{time.Second, ""}}, after...)}.live(t)
-						}
-						if got := l.live(t); got != want {
-							var srv http.Server
-							set(&srv)
-							t.Errorf("%s, then moved %d times, then %s; read %v header %v write %v idle %v\ngot\n%swant\n%s", b, moves, a,
-								srv.ReadTimeout, srv.ReadHeaderTimeout, srv.WriteTimeout, srv.IdleTimeout, got, want)
+					want := story{srv: set(read, write), before: before, after: after}.live(t)
+					for _, oldRead := range reads {
+						for _, oldWrite := range writes {
+							l := story{srv: set(oldRead, oldWrite), next: set(read, write), before: before, after: after, moves: 1}
+							if got := l.live(t); got != want {
+								t.Errorf("%s, then moved from read %v write %v to read %v write %v, then %s\ngot\n%swant\n%s",
+									b, oldRead, oldWrite, read, write, a, got, want)
+							}
 						}
 					}
 				}
