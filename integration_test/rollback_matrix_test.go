@@ -99,7 +99,11 @@ func matrix(dir string) (cells []*cell) {
 			if wrapper == "tls" && server == "https" {
 				continue
 			}
-			cells = append(cells, &cell{wrapper: wrapper, server: server, network: "tcp", addr: "127.0.0.1:0"})
+			cells = append(cells,
+				&cell{wrapper: wrapper, server: server, network: "tcp", addr: "127.0.0.1:0"},
+				&cell{wrapper: wrapper, server: server, network: "tcp4", addr: "127.0.0.1:0", old: true},
+				&cell{wrapper: wrapper, server: server, network: "tcp4", addr: "127.0.0.2:0", later: true},
+			)
 		}
 	}
 	for _, wrapper := range []string{"none", "limit", "cmux"} {
@@ -108,8 +112,6 @@ func matrix(dir string) (cells []*cell) {
 				&cell{wrapper: wrapper, server: server, network: "unix", addr: path()},
 				&cell{wrapper: wrapper, server: server, network: "unix", addr: path(), old: true},
 				&cell{wrapper: wrapper, server: server, network: "unix", addr: path(), later: true},
-				&cell{wrapper: wrapper, server: server, network: "tcp4", addr: "127.0.0.1:0", old: true},
-				&cell{wrapper: wrapper, server: server, network: "tcp4", addr: "127.0.0.2:0", later: true},
 			)
 		}
 	}
