@@ -189,11 +189,13 @@ func TestCurlHTTP2(t *testing.T) {
 // TestLosslessH2load upgrades under h2load, which does not send again what
 // GOAWAY says was not begun. So the servers must have begun exactly what it got
 // answers to: then what it has counted as failed can be sent again by others. A
-// relay sees to it that none of its connections is refused.
+// relay sees to it that none of its connections is refused. With hints each answer
+// comes after a 103.
 func TestLosslessH2load(t *testing.T) {
 	h2load := needTool(t, "h2load", "nghttp2-client")
-	for _, way := range []string{"tls", "h2c"} {
-		t.Run(way, func(t *testing.T) {
+	for _, name := range []string{"tls", "h2c", "tls&hints=1", "h2c&hints=1"} {
+		t.Run(name, func(t *testing.T) {
+			way, query, _ := strings.Cut(name, "&")
 			s := startLoadServer(t, way)
 			relay, err := httpload.NewRelay("tcp", s.addr[way], 0)
 			if err != nil {
@@ -208,7 +210,7 @@ func TestLosslessH2load(t *testing.T) {
 			go func() {
 				var sum h2loadResult
 				for ended := false; !ended && sum.err == nil; {
-					sum.add(runH2load(h2load, scheme+"://"+relay.Addr()+"/sized?n=1000"))
+					sum.add(runH2load(h2load, scheme+"://"+relay.Addr()+"/sized?n=1000&"+query))
 					select {
 					case <-stop:
 						ended = true

@@ -61,6 +61,9 @@ func slowHandler(w http.ResponseWriter, r *http.Request) {
 
 func sizedHandler(w http.ResponseWriter, r *http.Request) {
 	n, _ := strconv.Atoi(r.FormValue("n"))
+	if r.FormValue("hints") != "" {
+		w.WriteHeader(http.StatusEarlyHints)
+	}
 	tag := fmt.Sprintf("%q", strconv.Itoa(n))
 	w.Header().Set("ETag", tag)
 	if r.Header.Get("If-None-Match") == tag {
