@@ -5,7 +5,6 @@ package serve
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,6 +13,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -196,13 +196,22 @@ func TestNoConnectionHeaderInHTTP2(t *testing.T) {
 	}
 }
 
-// A server is known by what the user has, also after a drain that was rolled back.
+// A server is known by what the user has, also after a drain that was rolled back, and
+// while it serves.
 func TestHTTPAgainAfterRollBack(t *testing.T) {
-	calls := 0
-	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ })}
+	var calls atomic.Int32
+	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls.Add(1) })}
 	u, ln := newProcess(t)
-	defer u.askStop()
-	u.HTTP(srv, ln)
+	served := u.run(t, u.HTTP(srv, ln))
+	tr := &http.Transport{}
+	defer tr.CloseIdleConnections()
+	get := func(ln net.Listener) error {
+		resp, err := (&http.Client{Transport: tr, Timeout: wait.Limit}).Get("http://" + ln.Addr().String())
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
 	s := u.httpServer(srv)
 	d := NewDrain(nil)
 	d.Cancel()
@@ -211,17 +220,43 @@ func TestHTTPAgainAfterRollBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	asks, enough := make(chan struct{}), make(chan struct{})
+	asked := make(chan int32, 1)
+	go func() {
+		for n := int32(0); ; n++ {
+			if err := get(ln); err != nil {
+				t.Error(err)
+			}
+			select {
+			case asks <- struct{}{}:
+			case <-enough:
+				asked <- n + 1
+				return
+			default:
+			}
+		}
+	}()
+	wait.For(t, asks, "an answer before")
 	execute := u.HTTP(srv, other)
+	again := make(chan error, 1)
+	go func() { again <- execute() }()
+	wait.For(t, asks, "an answer meanwhile")
 	if u.httpServer(srv) != s {
 		t.Error("the server is wrapped twice")
 	}
-	u.run(t, execute)
-	resp, err := http.Get("http://" + other.Addr().String())
-	if err != nil {
-		t.Fatal(errors.Unwrap(err))
+	if err := get(other); err != nil {
+		t.Error(err)
 	}
-	resp.Body.Close()
-	if calls != 1 {
-		t.Errorf("one request has called the handler %d times", calls)
+	close(enough)
+	if n := wait.For(t, asked, "the client") + 1; calls.Load() != n {
+		t.Errorf("%d requests have called the handler %d times", n, calls.Load())
+	}
+	tr.CloseIdleConnections()
+	u.askStop()
+	wait.For(t, u.Done(), "Done")
+	for _, served := range []<-chan error{served, again} {
+		if err := wait.For(t, served, "execute"); err != nil {
+			t.Errorf("execute returned %v", err)
+		}
 	}
 }
