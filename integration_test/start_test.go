@@ -77,7 +77,11 @@ func TestTitleOverArguments(t *testing.T) {
 // inDir starts the server by a shell that has changed to dir, and with that PWD.
 func inDir(t testing.TB, script, dir, path string, args ...string) *server {
 	t.Helper()
-	return startServerAs(t, proctest.Command{Path: "/bin/sh", Args: append([]string{"-c", `cd "$1" && ` + script + ` shift && exec "$@"`, "sh", dir, path, ownArgs}, args...)})
+	return startServerAs(t, commandIn(script, dir, append([]string{path, ownArgs}, args...)))
+}
+
+func commandIn(script, dir string, argv []string) proctest.Command {
+	return proctest.Command{Path: "/bin/sh", Args: append([]string{"-c", `cd "$1" && ` + script + ` shift && exec "$@"`, "sh", dir}, argv...)}
 }
 
 const gone = `the working directory of the first start can't be used`
@@ -130,6 +134,32 @@ func TestDirectoryIsGone(t *testing.T) {
 			t.Errorf("the new process is in %s, want %s", got, dir)
 		}
 	})
+}
+
+// A master in a directory that is gone starts the server, and each that follows.
+func TestDirectoryOfTheMasterIsGone(t *testing.T) {
+	for name, master := range map[string]func(*testing.T) func([]string) proctest.Command{
+		"socketmaster": func(t *testing.T) func([]string) proctest.Command {
+			return socketmaster(t, "tcp://127.0.0.1:0", "exec %s", "-start", "50")
+		},
+		"start_server": func(t *testing.T) func([]string) proctest.Command {
+			return startServerCommand(t, "tcp="+freeAddr(t), "exec %s")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "release")
+			must(t, os.Mkdir(dir, 0o755))
+			build := master(t)
+			m := startUnder(t, "tcp", func(args []string) proctest.Command {
+				c := build(args)
+				return commandIn(`rmdir "$1" &&`, dir, append([]string{c.Path}, c.Args...))
+			})
+			for range 2 {
+				m.upgrade()
+			}
+			m.stop(syscall.SIGTERM)
+		})
+	}
 }
 
 // A new binary does not run in an old release without a word.
