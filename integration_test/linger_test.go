@@ -197,6 +197,30 @@ func TestLingerCrash(t *testing.T) {
 	s.WaitAllGone()
 }
 
+// TestLingerCrashInTheMiddle: the second of three generations dies. The first one, whose child
+// it was, does not say that no process serves, and both others go on.
+func TestLingerCrashInTheMiddle(t *testing.T) {
+	s := startServer(t, "-linger", "5")
+	first := s.stream("/websocket")
+	middle := s.upgradeAndLinger()
+	second := s.stream("/websocket")
+	last := s.upgradeAndLinger()
+	s.Signal(middle, syscall.SIGKILL)
+	second.cutOff()
+	s.WaitGone(middle) // the first one knows
+	if got := s.servingPid(); got != last {
+		t.Errorf("process %d answers, want %d", got, last)
+	}
+	first.mustLive()
+	first.conn.Close()
+	s.WaitGone(first.pid)
+	if n := s.Count(`no process (serves|of the service is left)|could not say whether`); n > 0 {
+		t.Errorf("%d lines say that no process serves, or that it is not known", n)
+	}
+	s.Signal(last, syscall.SIGTERM)
+	s.WaitAllGone()
+}
+
 // TestLingerSupervised: supervisord takes the first process for the service. TERM to it ends
 // the service, also when that process lingers, and its child is gone.
 func TestLingerSupervised(t *testing.T) {
