@@ -5,6 +5,7 @@ package integration_test
 import (
 	"context"
 	"crypto/tls"
+	"strings"
 	"testing"
 	"time"
 
@@ -164,20 +165,23 @@ func TestLosslessUnix(t *testing.T) {
 
 // TestLosslessWrapped is the same through a listener that wraps ours, and that
 // limits how many connections are in: these are finished, and each gives its
-// place back.
+// place back. Nor does it help a handler to say that they stay.
 func TestLosslessWrapped(t *testing.T) {
-	mix := kinds(2, short...)
-	s := startLoadServer(t, "limited", "--", "-most", "20") // 16 clients
-	run := startHTTPLoad(t, httpload.Config{Addr: s.addr["limited"], Delay: netDelay, Kinds: mix})
-	waitAnswers(t, run, 1)
-	n := variantRounds()
-	s.upgrades(n)
-	waitAnswers(t, run, 1)
-	rep := mustLoseNone(t, run, n, false)
-	if total := rep.Total(); total.Moved > 0 || total.Announced == 0 {
-		t.Errorf("%d connections were moved, %d ended with Connection: close; want none and some\n%v", total.Moved, total.Announced, rep)
+	for _, flags := range [][]string{{"-most", "20"}, {"-most", "20", "-insist"}} { // 16 clients
+		t.Run(strings.Join(flags, " "), func(t *testing.T) {
+			s := startLoadServer(t, append([]string{"limited", "--"}, flags...)...)
+			run := startHTTPLoad(t, httpload.Config{Addr: s.addr["limited"], Delay: netDelay, Kinds: kinds(2, short...)})
+			waitAnswers(t, run, 1)
+			n := variantRounds()
+			s.upgrades(n)
+			waitAnswers(t, run, 1)
+			rep := mustLoseNone(t, run, n, false)
+			if total := rep.Total(); total.Moved > 0 || total.Announced == 0 {
+				t.Errorf("%d connections were moved, %d ended with Connection: close; want none and some\n%v", total.Moved, total.Announced, rep)
+			}
+			mustCutNone(t, s)
+		})
 	}
-	mustCutNone(t, s)
 }
 
 // mustCutNone fails the test if a drain's log line says that it cut off something.

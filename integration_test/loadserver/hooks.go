@@ -20,6 +20,13 @@ type key string
 // all processes add up to what clients got answers to.
 var begun atomic.Int64
 
+func insistent(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "keep-alive")
+		h.ServeHTTP(w, r)
+	})
+}
+
 // hooked makes a server that writes down how net/http's hooks are called. For
 // /hooks it answers with what BaseContext and ConnContext have put into the
 // request's context, and what ConnState was told of the connection until then.
@@ -28,6 +35,9 @@ func hooked(name string) *http.Server {
 	states := map[net.Conn][]string{}
 	mux := http.NewServeMux()
 	all := load.Handler()
+	if *insist {
+		all = insistent(all)
+	}
 	mux.Handle("/", all)
 	mux.HandleFunc("/sized", func(w http.ResponseWriter, r *http.Request) {
 		begun.Add(1)

@@ -29,6 +29,7 @@ var (
 	limited   = flag.String("limited", "", "serve plaintext HTTP/1 on this address, through a listener that wraps ours")
 	most      = flag.Int("most", 1000, "how many connections -limited lets in at once")
 	moveTLS   = flag.Bool("movetls", false, "MoveTLS(true), and HTTP/1.1 only over TLS")
+	insist    = flag.Bool("insist", false, "each answer is given Connection: keep-alive, as some handlers do")
 	certs     = flag.String("certs", "", "directory with cert.pem and key.pem")
 )
 
