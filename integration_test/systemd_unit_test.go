@@ -215,3 +215,34 @@ func (u *systemdUnit) stopUnit() {
 		t.Errorf("the stopped service has the main process %d", pid)
 	}
 }
+
+// TestSystemdFirstStart: limits and EnvironmentFile= stay those of the first start, whatever
+// the unit says when systemd reads it again. A restart takes the new ones.
+func TestSystemdFirstStart(t *testing.T) {
+	u := startUnit(t, unitConfig{name: "hello", service: "LimitNOFILE=1234\nEnvironmentFile=-/run/hello.env"})
+	has := func(pid int, limit, variable string) {
+		t.Helper()
+		proc := fmt.Sprintf("/proc/%d/", pid)
+		if got := u.do("grep", "open files", proc+"limits"); !strings.Contains(got, " "+limit+" ") {
+			t.Errorf("process %d has %q, want %s", pid, got, limit)
+		}
+		if got := u.do("cat", proc+"environ"); !strings.Contains("\x00"+got, "\x00"+variable+"\x00") {
+			t.Errorf("process %d has the environment %q, want %s", pid, got, variable)
+		}
+	}
+	u.write("/run/hello.env", "OF=first\n")
+	u.do("systemctl", "restart", u.unit)
+	has(u.mainPid(u.unit), "1234", "OF=first")
+	u.write("/run/hello.env", "OF=second\n")
+	u.write("/run/units/"+u.unit+".d/z.conf", "[Service]\nLimitNOFILE=2345\n")
+	u.do("systemctl", "daemon-reload")
+	if got := u.show(u.unit, "LimitNOFILE"); got != "2345" {
+		t.Fatalf("systemd says LimitNOFILE=%s, want 2345", got)
+	}
+	for range 2 {
+		has(u.reload(), "1234", "OF=first")
+	}
+	u.do("systemctl", "restart", u.unit)
+	has(u.mainPid(u.unit), "2345", "OF=second")
+	u.stopUnit()
+}
