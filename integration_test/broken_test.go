@@ -289,6 +289,44 @@ func TestNoProcess(t *testing.T) {
 	s.mustUpgrade()
 }
 
+// TestNoRoomInControlGroup upgrades in a control group that has room for this process, and
+// not for another one.
+func TestNoRoomInControlGroup(t *testing.T) {
+	group := controlGroup(t)
+	r := newRelease(t)
+	s := startServerAs(t, proctest.Command{Path: "/bin/sh", Args: []string{"-c", `echo $$ >"$1/cgroup.procs" && shift && exec "$@"`, "sh", group, r.path, ownArgs, "-probation", "0"}})
+	s.mustGet("/slow?ms=1")
+	current, err := os.ReadFile(group + "/pids.current")
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := fmt.Sprint(atoi(t, strings.TrimSpace(string(current))) + 8)
+	must(t, os.WriteFile(group+"/pids.max", []byte(limit), 0))
+	broken{is: "ErrStart", text: group + "/pids.max allows " + limit + " threads"}.mustFail(t, s, r)
+	must(t, os.WriteFile(group+"/pids.max", []byte("max"), 0))
+	s.mustUpgrade()
+}
+
+// controlGroup makes one that limits the number of threads.
+func controlGroup(t *testing.T) string {
+	t.Helper()
+	group := "/sys/fs/cgroup"
+	if _, err := os.Stat(group + "/pids"); err == nil { // the first version
+		group += "/pids"
+	}
+	group += fmt.Sprintf("/grace-test-room-%d", os.Getpid())
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Skip("this test needs a control group of its own: ", err)
+	}
+	t.Cleanup(func() {
+		proctest.WaitFor(t, proctest.Limit, "the control group to be empty", func() bool { return os.Remove(group) == nil })
+	})
+	if _, err := os.Stat(group + "/pids.max"); err != nil {
+		t.Skip("control groups do not limit the number of threads here: ", err)
+	}
+	return group
+}
+
 // killPaused kills the new process when it has come to the step at which it pauses.
 func killPaused(t *testing.T, s *server) {
 	pid := atoi(t, s.WaitLine(`^paused at \S+ pid=(\d+)`)[1])
