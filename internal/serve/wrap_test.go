@@ -105,6 +105,9 @@ func TestHijackedBehindWrapper(t *testing.T) {
 	defer client.Close()
 	io.WriteString(client, "xGET / HTTP/1.1\r\nHost: test\r\n\r\n")
 	socket := wait.For(t, hijacked, "the request")
+	if conns := &u.httpServer(srv).conns; conns.open(false) != 0 || conns.open(true) != 1 {
+		t.Errorf("%d connections are the server's, of %d; want 0 of 1", conns.open(false), conns.open(true))
+	}
 	u.askStop()
 	wait.For(t, goodbye, "the goodbye")
 	select {
