@@ -35,6 +35,8 @@ type house struct {
 	opts func(n int) []Option
 	// tamper may change what generation n is given.
 	tamper func(n int, h *handover)
+	// signals may stand for what handles signals.
+	signals func(*Upgrader) (release func())
 
 	mu   sync.Mutex
 	last int
@@ -88,6 +90,7 @@ func (h *house) begin(sys system) *generation {
 	sys.start = func(_ context.Context, c command, ready, control int, socks []int) (proc.Process, error) {
 		return h.start(g, ready, control, socks)
 	}
+	sys.signals = h.signals
 	if h.tamper != nil && sys.inherited != nil {
 		h.tamper(n, sys.inherited)
 	}

@@ -1,6 +1,9 @@
 package grace
 
-import "time"
+import (
+	"runtime"
+	"time"
+)
 
 // The state machine of a process: events in, effects out. What happens reaches
 // the method on, one event at a time, from the goroutine that owns the Upgrader's
@@ -208,7 +211,8 @@ func (m *machine) on(e event) {
 	switch e := e.(type) {
 	case evReady:
 		err := m.onReady()
-		e.reply <- err // first: the program may go on while the rest is done
+		e.reply <- err
+		runtime.Gosched() // the program goes on first: the rest, the log line above all, takes longer than all before
 		if err == nil {
 			m.onServing()
 		}

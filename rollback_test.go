@@ -3,7 +3,6 @@
 package grace
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -316,34 +315,41 @@ func (l ownWords) Accept() (net.Conn, error) {
 // A new process handles signals before the PID file names it. That is in New if its PID
 // file is another one than the old process's, otherwise in Ready.
 func TestSignalsBeforePIDFile(t *testing.T) {
-	t.Run("the same", func(t *testing.T) { testSignalsBeforePIDFile(t, false) })
-	t.Run("another one", func(t *testing.T) { testSignalsBeforePIDFile(t, true) })
-}
-
-func testSignalsBeforePIDFile(t *testing.T, other bool) {
-	dir := t.TempDir()
-	h := newHouse(t, func(g *generation) error {
-		var err error
-		if !other {
-			err = g.Ready()
-		}
-		if g.n > 1 && g.release == nil {
-			t.Error("the PID file names a process that does not handle signals yet")
-		}
-		return cmp.Or(err, g.Ready())
-	})
-	h.opts = func(n int) []Option {
-		name := "pid"
-		if n > 1 && other {
-			name = "other"
-		}
-		return []Option{Probation(0), PIDFile(filepath.Join(dir, name))}
-	}
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // what is not waited for comes late
-	g := h.first()
-	done := g.upgrade()
-	h.next()
-	if err := receive(t, done, "Upgrade"); err != nil {
-		t.Error(err)
+	for _, names := range [][]string{{"pid", "pid"}, {"pid", "other"}} {
+		t.Run(names[1], func(t *testing.T) {
+			dir, unnamed := t.TempDir(), errors.New("the PID file names no process")
+			h := newHouse(t, func(g *generation) error { return g.Ready() })
+			h.opts = func(n int) []Option {
+				return []Option{Probation(0), PIDFile(filepath.Join(dir, names[n-1]))}
+			}
+			handled := make(chan error, 2)
+			h.signals = func(u *Upgrader) func() {
+				if u.parent == nil {
+					return func() {}
+				}
+				if names[1] == names[0] {
+					<-u.parent.goAhead // nothing else keeps it from taking the file
+				}
+				for range 1000 { // what is not waited for goes on now
+					runtime.Gosched()
+				}
+				err := unnamed
+				if u.pid != nil && u.pid.held() {
+					err = errors.New("the PID file names a process that does not handle signals yet")
+				}
+				handled <- err
+				return func() {}
+			}
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+			g := h.first()
+			done := g.upgrade()
+			h.next()
+			if err := receive(t, done, "Upgrade"); err != nil {
+				t.Error(err)
+			}
+			if err := receive(t, handled, "signals to be handled"); err != unnamed {
+				t.Error(err)
+			}
+		})
 	}
 }

@@ -56,8 +56,8 @@ type Upgrader struct {
 	word      *inorder.Queue[Event] // for the program; nil if it wants no events
 
 	// catch handles the signals from its first call on, and returns when that is so. That
-	// comes before the PID file names this process. The runtime takes some 50 µs for each
-	// signal, which a new process has while it waits for the old one to say go.
+	// comes before the PID file names this process: from then on they may come. The runtime
+	// takes some 50 µs for each signal, which a new process has while it waits for go.
 	catch   func()
 	release func() // handles them no more
 
@@ -84,6 +84,7 @@ type system struct {
 	starter      starter
 	start        func(ctx context.Context, c command, ready, control int, sockets []int) (proc.Process, error)
 	parentLife   func(control *net.UnixConn, pid int) proc.Life
+	signals      func(*Upgrader) (release func()) // nil: handleSignals
 }
 
 func realSystem() system {
@@ -93,6 +94,13 @@ func realSystem() system {
 		manager: theServiceManager, managerErr: theServiceManagerErr,
 		starter: theStarter, start: startProcess, parentLife: proc.ParentLife,
 	}
+}
+
+func (s *system) handleSignals(u *Upgrader) (release func()) {
+	if s.signals != nil {
+		return s.signals(u)
+	}
+	return u.handleSignals()
 }
 
 // New gives the process's Upgrader: it takes what an old process has handed
@@ -141,7 +149,7 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	if sys.inherited == nil {
 		u.master = sys.master
 	}
-	u.catch = sync.OnceFunc(func() { u.release = u.handleSignals() })
+	u.catch = sync.OnceFunc(func() { u.release = sys.handleSignals(u) })
 	if err = u.findPlace(); err != nil {
 		u.endSignals()
 		close(u.over)
@@ -150,8 +158,6 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	u.socks.Log = u.log
 	if u.parent == nil {
 		u.catch()
-	} else {
-		time.AfterFunc(catchWithin, u.catch)
 	}
 	u.host = &serve.Host{Socks: u.socks, Log: u.log, Stopping: u.ctx, IdleGrace: o.idleGrace, Move: o.move, MoveTLS: o.moveTLS, Took: u.takes}
 	if err := u.takePIDFile(); err != nil {
@@ -180,12 +186,9 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	u.joinMaster()
 	u.foreseeTrouble()
 	u.warnIfNeverReady()
+	go u.catch() // of a new process; handshake waits for it
 	return u, nil
 }
-
-// catchWithin is when a new process handles signals at the latest, after New. Until then
-// what would end it fails the upgrade, and the old process has the same signal or serves on.
-const catchWithin = 2 * time.Millisecond
 
 func (u *Upgrader) endSignals() {
 	u.catch()
