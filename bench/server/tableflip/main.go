@@ -25,9 +25,11 @@ func main() {
 	upg, err := tableflip.New(tableflip.Options{PIDFile: os.Args[1]})
 	server.Check(err)
 	defer upg.Stop()
+	listens := make(chan struct{}) // to the signal
 	go func() {
 		sig := make(chan os.Signal, 1)
 		signal.Notify(sig, syscall.SIGUSR2)
+		close(listens)
 		for range sig {
 			err := upg.Upgrade()
 			// Its loop may not know yet what WaitForParent has returned for.
@@ -58,6 +60,7 @@ func main() {
 	server.Serving(begun, listeners...) // before Ready: it accepts already
 	server.Check(upg.Ready())
 	server.Check(upg.WaitForParent(context.Background()))
+	<-listens // or the next signal could come before that, and be lost
 	server.Alone()
 	<-upg.Exit()
 	var all sync.WaitGroup
