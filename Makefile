@@ -49,7 +49,7 @@ test: packages
 # ending connections rests on: the unit tests, the integration tests of that, and
 # what others build on it: golang.org/x/net, exporter-toolkit, programs of compat/.
 NETHTTP := Lossless(TLS|Unix|Wrapped|HTTP2|H2load)|HTTP2|WhichConnectionsMove|MoveOverUnix|Hooks|MovedConnection|HalfClosed|ExitsWhen
-NETHTTP := $(NETHTTP)|MoveOverTLS|MoveOpenSSL|LosslessMoved|ReturningClients|DrainTimeout|ManyServers|StaysNonBlocking|UsesSendfile|UsesSplice|DeathInDrain|UpgradeUnderLoad
+NETHTTP := $(NETHTTP)|MoveOverTLS|MoveOpenSSL|LosslessMoved|ReturningClients|DrainTimeout|ManyServers|StaysNonBlocking|UsesSendfile|UsesSplice|DeathInDrain|UpgradeUnderLoad|RollBackMatrix
 COMPAT  := Original|Gracehttp|Endless|Tableflip
 ONTOP   := $(addprefix integration_test/,xnet h2spec exporter compat)
 

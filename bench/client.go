@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"strconv"
@@ -12,7 +13,8 @@ import (
 
 // A client makes requests on one connection, without an allocation.
 type client struct {
-	conn *net.TCPConn
+	conn net.Conn // tcp, or TLS over it
+	tcp  *net.TCPConn
 	buf  [1024]byte
 }
 
@@ -33,7 +35,21 @@ func dial(addr string) (*client, error) {
 		return nil, err
 	}
 	c.SetDeadline(time.Now().Add(5 * time.Minute)) // once: to set it costs time
-	return &client{conn: c.(*net.TCPConn)}, nil
+	return &client{conn: c, tcp: c.(*net.TCPConn)}, nil
+}
+
+// dial is dial for what p speaks.
+func (p *process) dial() (*client, error) {
+	c, err := dial(p.addr)
+	if err == nil && p.trust != nil {
+		secure := tls.Client(c.conn, p.trust)
+		if err = secure.Handshake(); err != nil {
+			c.close()
+			return nil, err
+		}
+		c.conn = secure
+	}
+	return c, err
 }
 
 // get gives the body, which ends with a newline.
@@ -68,8 +84,8 @@ func (c *client) ask() (pid int, err error) {
 
 // close closes the connection so that no port waits for its time to pass.
 func (c *client) close() {
-	c.conn.SetLinger(0)
-	c.conn.Close()
+	c.tcp.SetLinger(0)
+	c.tcp.Close()
 }
 
 // askOnce is a request on a connection of its own.

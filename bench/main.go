@@ -140,14 +140,10 @@ func (b *benchmark) upgradeRows(t *table, s size) error {
 }
 
 func (b *benchmark) throughputRows(t *table, s size) error {
-	for _, kept := range []bool{true, false} {
-		ratios, base, err := b.throughput(s.runs, s.slices, kept)
+	for _, how := range []connections{kept, fresh, keptTLS, moveTLS} {
+		ratios, base, err := b.throughput(s.runs, s.slices, how)
 		if err != nil {
 			return err
-		}
-		how := "connections kept"
-		if !kept {
-			how = "a connection per request"
 		}
 		t.head(fmt.Sprintf("throughput, %s, %d runs", how, len(base)))
 		t.row("requests/s", "%.0f", mean(base), mean(base)*mean(ratios[ours]), mean(base)*mean(ratios[tableflip]))
@@ -159,16 +155,18 @@ func (b *benchmark) throughputRows(t *table, s size) error {
 }
 
 func (b *benchmark) memoryRows(t *table, s size) error {
-	r, err := b.memory(s.memoryTurns, s.conns)
-	if err != nil {
-		return err
+	for _, how := range []connections{kept, keptTLS, moveTLS} {
+		r, err := b.memory(s.memoryTurns, s.conns, how)
+		if err != nil {
+			return err
+		}
+		p, g, f := r[plain], r[ours], r[tableflip]
+		t.head(fmt.Sprintf("memory of the server, %d idle, %s, median of %d", s.conns, how, len(p.bytes)))
+		t.row("bytes a connection", "%.0f", median(p.bytes), median(g.bytes), median(f.bytes))
+		t.row("  more than plain", "%.0f", 0, median(g.bytes)-median(p.bytes), median(f.bytes)-median(p.bytes))
+		t.row("allocations a connection, one request counted", "%.1f", median(p.objects), median(g.objects), median(f.objects))
+		t.row("allocations for one more request", "%.1f", median(p.perRequest), median(g.perRequest), median(f.perRequest))
 	}
-	p, g, f := r[plain], r[ours], r[tableflip]
-	t.head(fmt.Sprintf("memory of the server, %d idle connections, median of %d", s.conns, len(p.bytes)))
-	t.row("bytes a connection", "%.0f", median(p.bytes), median(g.bytes), median(f.bytes))
-	t.row("  more than plain", "%.0f", 0, median(g.bytes)-median(p.bytes), median(f.bytes)-median(p.bytes))
-	t.row("allocations a connection, one request counted", "%.1f", median(p.objects), median(g.objects), median(f.objects))
-	t.row("allocations for one more request", "%.1f", median(p.perRequest), median(g.perRequest), median(f.perRequest))
 	return nil
 }
 

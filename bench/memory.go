@@ -11,14 +11,14 @@ type memoryResult struct {
 }
 
 // memory measures each kind in processes of its own, turn by turn.
-func (b *benchmark) memory(turns, conns int) (map[string]*memoryResult, error) {
+func (b *benchmark) memory(turns, conns int, how connections) (map[string]*memoryResult, error) {
 	results := map[string]*memoryResult{}
 	for _, kind := range kinds {
 		results[kind] = &memoryResult{}
 	}
 	for range turns {
 		for _, kind := range kinds {
-			if err := b.memoryOf(kind, conns, results[kind]); err != nil {
+			if err := b.memoryOf(kind, conns, how, results[kind]); err != nil {
 				return nil, fmt.Errorf("%s: %w", kind, err)
 			}
 		}
@@ -26,16 +26,16 @@ func (b *benchmark) memory(turns, conns int) (map[string]*memoryResult, error) {
 	return results, nil
 }
 
-func (b *benchmark) memoryOf(kind string, conns int, r *memoryResult) error {
+func (b *benchmark) memoryOf(kind string, conns int, how connections, r *memoryResult) error {
 	if err := b.ctx.Err(); err != nil {
 		return err
 	}
-	p, err := b.start(kind)
+	p, err := b.startFor(kind, how)
 	if err != nil {
 		return err
 	}
 	defer p.end()
-	asker, err := dial(p.addr)
+	asker, err := p.dial()
 	if err != nil {
 		return err
 	}
@@ -44,7 +44,7 @@ func (b *benchmark) memoryOf(kind string, conns int, r *memoryResult) error {
 	bytes, objects, err := asker.stats()
 	for i := range clients {
 		if err == nil {
-			clients[i], err = dial(p.addr)
+			clients[i], err = p.dial()
 		}
 		if err == nil {
 			defer clients[i].close()

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"os"
@@ -41,9 +42,10 @@ func build(ctx context.Context, dir string) error {
 // A process is a running server, whichever generation that is now.
 type process struct {
 	kind, addr string
-	tlsAddr    string // see server.LoadVariable
-	pid        int    // of the generation that serves
-	group      int    // of all generations
+	tlsAddr    string      // see server.LoadVariable
+	trust      *tls.Config // nil: it speaks no TLS on addr
+	pid        int         // of the generation that serves
+	group      int         // of all generations
 	lines      chan string
 	in         *os.File // its end is that of every generation
 }
@@ -53,6 +55,26 @@ type generation struct {
 	pid            int
 	addr, tlsAddr  string
 	begun, serving int64 // main, and when it could answer
+}
+
+// startFor starts a server for such connections.
+func (b *benchmark) startFor(kind string, how connections) (*process, error) {
+	if how != keptTLS && how != moveTLS {
+		return b.start(kind)
+	}
+	cert, trust, err := b.certificate()
+	if err != nil {
+		return nil, err
+	}
+	env := []string{server.TLSVariable + "=" + cert}
+	if how == moveTLS {
+		env = append(env, server.MoveTLSVariable+"=1")
+	}
+	p, err := b.start(kind, env...)
+	if err == nil {
+		p.trust = trust
+	}
+	return p, err
 }
 
 // start starts a server. All its generations write to one pipe.
@@ -203,7 +225,7 @@ func micros(ns int64) float64 { return float64(ns) / 1e3 }
 func environment() (env []string) {
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "GRACE_") && !strings.HasPrefix(name, "LISTEN_") && name != "NOTIFY_SOCKET" && name != server.FloorVariable && name != server.LoadVariable {
+		if !strings.HasPrefix(name, "GRACE_") && !strings.HasPrefix(name, "LISTEN_") && name != "NOTIFY_SOCKET" && name != server.FloorVariable && name != server.LoadVariable && name != server.TLSVariable && name != server.MoveTLSVariable {
 			env = append(env, kv)
 		}
 	}

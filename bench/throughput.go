@@ -14,13 +14,23 @@ const (
 	slice             = 50 * time.Millisecond
 )
 
+// connections are those of the clients.
+type connections string
+
+const (
+	kept    connections = "connections kept"
+	fresh   connections = "a connection per request"
+	keptTLS connections = "TLS connections kept"
+	moveTLS connections = "TLS connections kept, MoveTLS"
+)
+
 // throughput gives requests per second by kind, one number a run: the median of
 // its slices, as a ratio to the plain server's slice of the same turn. Each run
 // has processes of its own.
-func (b *benchmark) throughput(runs, turns int, kept bool) (ratios map[string][]float64, base []float64, err error) {
+func (b *benchmark) throughput(runs, turns int, how connections) (ratios map[string][]float64, base []float64, err error) {
 	ratios = map[string][]float64{}
 	for range runs {
-		r, p, err := b.throughputRun(turns, kept)
+		r, p, err := b.throughputRun(turns, how)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -32,21 +42,21 @@ func (b *benchmark) throughput(runs, turns int, kept bool) (ratios map[string][]
 	return ratios, base, nil
 }
 
-func (b *benchmark) throughputRun(turns int, kept bool) (ratios map[string][]float64, base []float64, err error) {
+func (b *benchmark) throughputRun(turns int, how connections) (ratios map[string][]float64, base []float64, err error) {
 	work := map[string]func(client int) error{}
 	for _, kind := range kinds {
-		p, err := b.start(kind)
+		p, err := b.startFor(kind, how)
 		if err != nil {
 			return nil, nil, err
 		}
 		defer p.end()
-		if !kept {
+		if how == fresh {
 			work[kind] = func(int) error { _, err := askOnce(p.addr); return err }
 			continue
 		}
 		clients := make([]*client, throughputClients)
 		for i := range clients {
-			if clients[i], err = dial(p.addr); err != nil {
+			if clients[i], err = p.dial(); err != nil {
 				return nil, nil, err
 			}
 			defer clients[i].close()

@@ -25,6 +25,16 @@ const FloorVariable = "BENCH_FLOOR"
 // serves what package load asks for, and does so over TLS as well, on a second address.
 const LoadVariable = "BENCH_LOAD"
 
+// TLSVariable names a file with a certificate and its key. If it is set, the server speaks
+// TLS; and if MoveTLSVariable is set, this library's has MoveTLS.
+const (
+	TLSVariable     = "BENCH_TLS"
+	MoveTLSVariable = "BENCH_MOVETLS"
+)
+
+// TLS is the file that TLSVariable names, or empty.
+func TLS() string { return os.Getenv(TLSVariable) }
+
 // Certificate is the file that LoadVariable names, or empty.
 func Certificate() string { return os.Getenv(LoadVariable) }
 

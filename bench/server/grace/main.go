@@ -14,11 +14,16 @@ import (
 
 func main() {
 	begun := server.Begin()
-	u, err := grace.New(grace.PIDFile(os.Args[1]), grace.Probation(0))
+	u, err := grace.New(grace.PIDFile(os.Args[1]), grace.Probation(0), grace.MoveTLS(os.Getenv(server.MoveTLSVariable) != ""))
 	server.Check(err)
 	ln, err := u.Listen("tcp", "127.0.0.1:0")
 	server.Check(err)
-	serve, _ := u.HTTP(server.New(), ln)
+	var serve func() error
+	if cert := server.TLS(); cert != "" {
+		serve, _ = u.HTTPS(server.New(), ln, cert, cert)
+	} else {
+		serve, _ = u.HTTP(server.New(), ln)
+	}
 	listeners := []net.Listener{ln}
 	ended := make(chan error, 2)
 	if cert := server.Certificate(); cert != "" {

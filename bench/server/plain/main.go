@@ -14,5 +14,8 @@ func main() {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	server.Check(err)
 	go func() { server.Serving(begun, ln); server.Alone() }()
+	if cert := server.TLS(); cert != "" {
+		server.Check(server.New().ServeTLS(ln, cert, cert))
+	}
 	server.Check(server.New().Serve(ln))
 }

@@ -53,7 +53,11 @@ func main() {
 			}
 		}()
 	}
-	add((*http.Server).Serve)
+	if cert := server.TLS(); cert != "" {
+		add(func(srv *http.Server, ln net.Listener) error { return srv.ServeTLS(ln, cert, cert) })
+	} else {
+		add((*http.Server).Serve)
+	}
 	if cert := server.Certificate(); cert != "" {
 		add(func(srv *http.Server, ln net.Listener) error { return srv.ServeTLS(ln, cert, cert) })
 	}
