@@ -5,6 +5,7 @@
 package server
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/julofinance/grace/v3/internal/load"
 	"golang.org/x/sys/unix"
@@ -31,6 +33,16 @@ const (
 	TLSVariable     = "BENCH_TLS"
 	MoveTLSVariable = "BENCH_MOVETLS"
 )
+
+// ProbationVariable is this library's Probation; without it that is 0.
+const ProbationVariable = "BENCH_PROBATION"
+
+// Probation is what ProbationVariable says.
+func Probation() time.Duration {
+	d, err := time.ParseDuration(cmp.Or(os.Getenv(ProbationVariable), "0"))
+	Check(err)
+	return d
+}
 
 // TLS is the file that TLSVariable names, or empty.
 func TLS() string { return os.Getenv(TLSVariable) }

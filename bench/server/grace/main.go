@@ -14,7 +14,7 @@ import (
 
 func main() {
 	begun := server.Begin()
-	u, err := grace.New(grace.PIDFile(os.Args[1]), grace.Probation(0), grace.MoveTLS(os.Getenv(server.MoveTLSVariable) != ""))
+	u, err := grace.New(grace.PIDFile(os.Args[1]), grace.Probation(server.Probation()), grace.MoveTLS(os.Getenv(server.MoveTLSVariable) != ""))
 	server.Check(err)
 	ln, err := u.Listen("tcp", "127.0.0.1:0")
 	server.Check(err)
