@@ -125,6 +125,33 @@ func TestEventsOfAnUpgradeThatIsNot(t *testing.T) {
 	receive(t, g.Done(), "Done")
 }
 
+// TestEventOfAnUpgradeThatWaits: it waits for another one, and this process stops before its
+// turn.
+func TestEventOfAnUpgradeThatWaits(t *testing.T) {
+	told, over := make(eventLog, 99), make(chan struct{})
+	h := newHouse(t, func(g *generation) error {
+		if g.n > 1 {
+			<-over
+		}
+		return g.Ready()
+	})
+	h.opts = func(n int) []Option { return []Option{told.option()} }
+	g := h.first()
+	first := g.upgrade()
+	told.await(t, EventStarted)
+	second := g.upgrade()
+	told.await(t, EventAsked)
+	g.askStop()
+	if e := told.await(t, EventRefused); !errors.Is(e.Err, ErrStopped) {
+		t.Errorf("refused: %+v", e)
+	}
+	close(over)
+	for _, done := range []<-chan error{first, second} {
+		wantErr(t, receive(t, done, "Upgrade"), ErrStopped)
+	}
+	receive(t, g.Done(), "Done")
+}
+
 // TestEventsThatHang: a function that does not return holds up neither the upgrade nor,
 // for longer than it may, the end.
 func TestEventsThatHang(t *testing.T) {

@@ -238,6 +238,9 @@ func (m *machine) passStop(r stopRequest) {
 
 // refuseAll answers all callers that wait for an upgrade that will not be.
 func (m *machine) refuseAll() {
+	if m.pending {
+		m.do.say(noticeTooLate, nil)
+	}
 	callers := slices.Concat(m.current, m.waiting, m.asked)
 	m.current, m.waiting, m.asked, m.pending = nil, nil, nil, false
 	tell(callers, fmt.Errorf("grace: Upgrade: %w", ErrStopped))
