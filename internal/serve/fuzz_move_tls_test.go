@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"testing"
+
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
 // A lagging connection holds back the last bytes of what is written to it, until it is
@@ -56,7 +58,7 @@ func (p plan) runTLS(t *testing.T, data []byte) {
 	w := newTLSWorld(t)
 	p.run(t, newCouple(t, w.over(sums)), func(c *couple) net.Conn {
 		below := &lagging{Conn: c.dial()}
-		conn := tls.Client(below, w.client)
+		conn := tls.Client(tlstest.Numbers(t, below, w.client))
 		if err := conn.Handshake(); err != nil {
 			t.Fatal(err)
 		}

@@ -67,10 +67,11 @@ func ways(t *testing.T, name string, f func(t *testing.T, byListener bool)) {
 	t.Run(name+", by a listener", func(t *testing.T) { f(t, true) })
 }
 
-// dialTLS gives a client whose handshake is over.
+// dialTLS gives a client whose handshake is over, and which sees to it that the server uses
+// no number twice.
 func (p *couple) dialTLS(config *tls.Config) *tls.Conn {
 	p.t.Helper()
-	c := tls.Client(p.dial(), config)
+	c := tls.Client(tlstest.Numbers(p.t, p.dial(), config))
 	if err := c.Handshake(); err != nil {
 		p.t.Fatal(err)
 	}
