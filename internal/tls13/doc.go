@@ -29,8 +29,7 @@
 //     then on, so that the Conn can't use the numbers that the State goes on with.
 //  3. crypto/tls can't be stopped like this, as nothing is written there. So the caller
 //     must let nothing through that crypto/tls writes after Extract: see the rules there.
-//     The alert that (*tls.Conn).Close seals is held back whole, and ExtractClosed
-//     lowers the number by one only if it was given that very record.
+//     A number is never lowered.
 //  4. New empties the State that it is given. One State makes one Conn.
 //  5. Between processes the rule is that of the descriptor: until the old process has
 //     given its verdict, the new one neither reads nor writes, since a Read may have to
@@ -38,7 +37,8 @@
 //     by itself: what is never called writes nothing.
 //
 // The test TestNoNonceTwice opens every record that went over the wire with the
-// secrets of the connection, and counts.
+// secrets of the connection, and counts; so do the tests of package serve, of what their
+// clients receive.
 //
 // # What is not moved
 //

@@ -26,18 +26,8 @@ var ErrUnknown = errors.New("tls13: this version of crypto/tls is not known")
 //     deadline in the past: it returns a timeout, and keeps what has come of a record;
 //   - no method of c is called afterwards, and should one be, that nothing of what it
 //     writes reaches the wire: see "No sequence number is used twice". It is Close that
-//     an http.Server calls, so a wrapper of c must stand between them; where Close did
-//     reach c, use [ExtractClosed].
-func Extract(c *tls.Conn) (State, error) { return extract(c, false, nil) }
-
-// ExtractClosed is Extract after c.Close. The connection below c must have held back
-// what Close has written, and not have been closed: held is all of that, one record with
-// close_notify, or it is an error. The sequence number of that record, which nobody but
-// the caller has seen, is used again. Close has also left a write deadline that is over
-// by now on the connection below: the caller takes it back.
-func ExtractClosed(c *tls.Conn, held []byte) (State, error) { return extract(c, true, held) }
-
-func extract(c *tls.Conn, closed bool, held []byte) (State, error) {
+//     an http.Server calls, so a wrapper of c must stand between them.
+func Extract(c *tls.Conn) (State, error) {
 	if err := allowed(); err != nil {
 		return State{}, err
 	}
@@ -46,7 +36,7 @@ func extract(c *tls.Conn, closed bool, held []byte) (State, error) {
 		return State{}, err
 	}
 	v := view{reflect.ValueOf(c).Elem(), l.conn}
-	if err := l.mayLeave(v, closed); err != nil {
+	if err := l.mayLeave(v); err != nil {
 		return State{}, err
 	}
 	cs := c.ConnectionState() // takes the lock of the handshake, which is over
@@ -63,11 +53,6 @@ func extract(c *tls.Conn, closed bool, held []byte) (State, error) {
 	}
 	if s.Out, err = l.half(suite, v.get("out")); err != nil {
 		return State{}, fmt.Errorf("%w: writing direction: %w", ErrUnknown, err)
-	}
-	if closed {
-		if err := s.takeBack(suite, held); err != nil {
-			return State{}, err
-		}
 	}
 	if err := s.check(); err != nil {
 		return State{}, err
@@ -94,12 +79,8 @@ func allowed() error {
 }
 
 // mayLeave reports why the connection can't go elsewhere.
-func (l *layout) mayLeave(v view, closed bool) error {
+func (l *layout) mayLeave(v view) error {
 	in, out := view{v.get("in"), l.halfConn}, view{v.get("out"), l.halfConn}
-	calls := int64(0)
-	if closed {
-		calls = 1 // the bit that Close sets
-	}
 	refusals := []struct {
 		refused bool
 		why     string
@@ -110,8 +91,8 @@ func (l *layout) mayLeave(v view, closed bool) error {
 		{v.get("vers").Uint() != tls.VersionTLS13, fmt.Sprintf("it speaks %s, not TLS 1.3", tls.VersionName(uint16(v.get("vers").Uint())))},
 		{!v.get("handshakeErr").IsNil(), "its handshake has failed"},
 		{v.get("handshakes").Int() != 1, "it had another handshake after the first"},
-		{l.number(v.get("activeCall"), l.count) != calls, "a Write is under way, or it was closed"},
-		{v.get("closeNotifySent").Bool() != closed, "close_notify was sent, or was not"},
+		{l.number(v.get("activeCall"), l.count) != 0, "a Write is under way, or it was closed"},
+		{v.get("closeNotifySent").Bool(), "close_notify was sent"},
 		{!v.get("closeNotifyErr").IsNil(), "close_notify could not be sent"},
 		{!in.get("err").IsNil(), "it can't be read any more: an error, or the client has closed"},
 		{!out.get("err").IsNil(), "it can't be written to any more"},
@@ -160,24 +141,6 @@ func (l *layout) half(s *suite, v reflect.Value) (Half, error) {
 		return Half{}, errors.New("trafficSecret is not the one that cipher uses")
 	}
 	return Half{secret, binary.BigEndian.Uint64(h.get("seq").Bytes())}, nil
-}
-
-// takeBack lowers the number of the next record by one, if held is the record that was
-// sealed last, carries close_notify and nothing else.
-func (s *State) takeBack(suite *suite, held []byte) error {
-	if s.Out.Seq == 0 {
-		return errors.New("tls13: nothing was written with this key, not even a close_notify")
-	}
-	h := half{suite: suite}
-	if err := h.set(s.Out.Secret, s.Out.Seq-1); err != nil {
-		return err
-	}
-	p, err := h.open(bytes.Clone(held))
-	if err != nil || len(held) != headerLen+len(p)+tagLen || !bytes.Equal(p, []byte{1, byte(alertCloseNotify), recordAlert}) {
-		return fmt.Errorf("tls13: what was held back, %d bytes, is not the one close_notify that was sealed last", len(held))
-	}
-	s.Out.Seq--
-	return nil
 }
 
 // A view is a struct whose fields are found by name.

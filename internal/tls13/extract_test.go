@@ -1,7 +1,6 @@
 package tls13
 
 import (
-	"bytes"
 	"crypto/sha3"
 	"crypto/tls"
 	"errors"
@@ -24,9 +23,9 @@ func TestSelfCheck(t *testing.T) {
 
 // TestSelfCheckFindsWhatIsOtherwise breaks what Extract reads.
 func TestSelfCheckFindsWhatIsOtherwise(t *testing.T) {
-	changed := func(change func(*State)) func(*tls.Conn, bool, []byte) (State, error) {
-		return func(c *tls.Conn, closed bool, held []byte) (State, error) {
-			s, err := extract(c, closed, held)
+	changed := func(change func(*State)) func(*tls.Conn) (State, error) {
+		return func(c *tls.Conn) (State, error) {
+			s, err := Extract(c)
 			if err == nil {
 				change(&s)
 			}
@@ -34,7 +33,7 @@ func TestSelfCheckFindsWhatIsOtherwise(t *testing.T) {
 		}
 	}
 	for name, b := range map[string]struct {
-		extract func(*tls.Conn, bool, []byte) (State, error)
+		extract func(*tls.Conn) (State, error)
 		want    string
 	}{
 		"reading secret":  {changed(func(s *State) { s.In.Secret[0]++ }), "is not CLIENT_TRAFFIC_SECRET_0"},
@@ -44,8 +43,8 @@ func TestSelfCheckFindsWhatIsOtherwise(t *testing.T) {
 		"writing number":  {changed(func(s *State) { s.Out.Seq = 0 }), "the sequence number of SERVER_TRAFFIC_SECRET_0 is 0"},
 		"suite":           {changed(func(s *State) { s.Suite = tls.TLS_AES_256_GCM_SHA384 }), "traffic secrets of 32"},
 		"bytes not there": {changed(func(s *State) { s.Raw = []byte{23, 3, 3, 0, 20} }), "the first record"},
-		"error":           {func(*tls.Conn, bool, []byte) (State, error) { return State{}, io.ErrNoProgress }, io.ErrNoProgress.Error()},
-		"panic":           {func(*tls.Conn, bool, []byte) (State, error) { panic("reflect: call of") }, "panic: reflect: call of"},
+		"error":           {func(*tls.Conn) (State, error) { return State{}, io.ErrNoProgress }, io.ErrNoProgress.Error()},
+		"panic":           {func(*tls.Conn) (State, error) { panic("reflect: call of") }, "panic: reflect: call of"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := selfCheck(b.extract); err == nil || !strings.Contains(err.Error(), b.want) {
@@ -151,7 +150,6 @@ func TestExtractRefuses(t *testing.T) {
 		}, "close_notify was sent"},
 		"Close": {func() *tls.Conn {
 			p := established(nothing)
-			p.fence.Shut()
 			check(t, p.server.Close())
 			return p.server
 		}, "it was closed"},
@@ -201,40 +199,6 @@ func TestExtractChangesNothing(t *testing.T) {
 	for range 3 {
 		get(Extract(p.server))(t)
 		talk(t, p.client, p.server)
-	}
-}
-
-func TestExtractClosed(t *testing.T) {
-	p := connect(t, clientConfig(), serverConfig())
-	talk(t, p.client, p.server)
-	if _, err := ExtractClosed(p.server, nil); err == nil {
-		t.Error("an open connection was extracted as a closed one")
-	}
-	before := get(Extract(p.server))(t)
-	p.fence.Shut()
-	check(t, p.server.Close())
-	held := p.fence.Held()
-	for name, h := range map[string][]byte{
-		"nothing": nil, "a part": held[:len(held)-1], "more": append(bytes.Clone(held), 0), "twice": append(bytes.Clone(held), held...),
-		"another record": append(bytes.Clone(held[:len(held)-1]), held[len(held)-1]+1),
-	} {
-		if _, err := ExtractClosed(p.server, h); err == nil || !strings.Contains(err.Error(), "is not the one close_notify") {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	s := get(ExtractClosed(p.server, held))(t)
-	if !reflect.DeepEqual(s, before) {
-		t.Errorf("before Close %v, after it %v", before, s)
-	}
-	for _, d := range []func(time.Time) error{p.server.SetDeadline, p.server.SetReadDeadline, p.server.SetWriteDeadline} {
-		check(t, d(time.Unix(1, 0))) // reach no further than the fence
-	}
-	if _, err := p.fence.Write(make([]byte, maxHeld)); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("a second record is held back too: %v", err)
-	}
-	talk(t, p.client, resume(t, p.below, s))
-	if bytes.Contains(p.below.written(), held) {
-		t.Error("the close_notify that was held back has reached the wire")
 	}
 }
 

@@ -114,7 +114,7 @@ func clientConfig() *tls.Config {
 type couple struct {
 	client *tls.Conn
 	server *tls.Conn
-	fence  *Fence
+	fence  *fence
 	below  *tap
 }
 
@@ -155,7 +155,7 @@ func connect(t testing.TB, clientConf, serverConf *tls.Config) *couple {
 	t.Helper()
 	c, s := tcpPair(t)
 	p := &couple{below: &tap{Conn: s}}
-	p.fence = &Fence{Conn: p.below}
+	p.fence = &fence{Conn: p.below}
 	p.client, p.server = tls.Client(c, clientConf), tls.Server(p.fence, serverConf)
 	for _, e := range []net.Conn{c, s} {
 		e.SetDeadline(time.Now().Add(patience))
@@ -181,7 +181,7 @@ func across(t testing.TB, s *State) State {
 func (p *couple) extract(t testing.TB) State {
 	t.Helper()
 	s := get(Extract(p.server))(t)
-	p.fence.Shut()
+	p.fence.shut.Store(true)
 	return s
 }
 

@@ -76,8 +76,8 @@ func TestOpenSSL(t *testing.T) {
 			raw := get(ln.Accept())(t)
 			defer raw.Close()
 			raw.SetDeadline(time.Now().Add(patience))
-			fence := &Fence{Conn: raw}
-			server := tls.Server(fence, serverConfig())
+			below := &fence{Conn: raw}
+			server := tls.Server(below, serverConfig())
 			check(t, server.Handshake())
 			out.await(t, "Verify return code", 1) // lines are read from now on
 			if suite == "TLS_CHACHA20_POLY1305_SHA256" {
@@ -108,7 +108,7 @@ func TestOpenSSL(t *testing.T) {
 			update("k")
 			line(server, "second")
 			s := get(Extract(server))(t)
-			fence.Shut()
+			below.shut.Store(true)
 			if len(s.In.Secret) != 32 && suite == "TLS_AES_128_GCM_SHA256" || tls.CipherSuiteName(s.Suite) != suite {
 				t.Errorf("%v was extracted", s)
 			}

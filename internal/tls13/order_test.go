@@ -16,7 +16,7 @@ func TestOrder(t *testing.T) {
 
 	// The old process.
 	s := get(Extract(p.server))(t)
-	p.fence.Shut()
+	p.fence.shut.Store(true)
 	message := get(s.Encode())(t)
 
 	// The new process, which serves another name.

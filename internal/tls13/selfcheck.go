@@ -25,12 +25,12 @@ import (
 //
 // Where the processor has no instructions for AES, two ends in Go choose ChaCha20, so
 // that the check fails and nothing moves.
-var SelfCheck = sync.OnceValue(func() error { return selfCheck(extract) })
+var SelfCheck = sync.OnceValue(func() error { return selfCheck(Extract) })
 
 // checkPatience bounds the check, should an end of its connection wait for the other.
 const checkPatience = 10 * time.Second
 
-func selfCheck(extract func(*tls.Conn, bool, []byte) (State, error)) (err error) {
+func selfCheck(extract func(*tls.Conn) (State, error)) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // of reflect, in a version of Go to come
 			err = fmt.Errorf("%w: panic: %v", ErrUnknown, p)
@@ -73,7 +73,7 @@ func selfCheck(extract func(*tls.Conn, bool, []byte) (State, error)) (err error)
 	if err := echo(server); err != nil {
 		return fmt.Errorf("crypto/tls: %w", err)
 	}
-	s, err := extract(server, false, nil)
+	s, err := extract(server)
 	if err != nil {
 		return err
 	}
