@@ -125,7 +125,7 @@ func (c *Conn) SetDeadline(t time.Time) error      { return c.conn.SetDeadline(t
 func (c *Conn) SetReadDeadline(t time.Time) error  { return c.conn.SetReadDeadline(t) }
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.conn.SetWriteDeadline(t) }
 
-// NetConn is the connection below. Who reads from it, or writes to it, ends the TLS
+// NetConn is the connection below. To read from it, or to write to it, ends the TLS
 // connection.
 func (c *Conn) NetConn() net.Conn { return c.conn }
 

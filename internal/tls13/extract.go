@@ -32,8 +32,8 @@ func Extract(c *tls.Conn) (State, error) { return extract(c, false, nil) }
 
 // ExtractClosed is Extract after c.Close. The connection below c must have held back
 // what Close has written, and not have been closed: held is all of that, one record with
-// close_notify, or it is an error. The sequence number of that record, which nobody but
-// the caller has seen, is used again. Close has also left a write deadline that is over
+// close_notify, or it is an error. The sequence number of that record, which only the
+// caller has seen, is used again. Close has also left a write deadline that is over
 // by now on the connection below: the caller takes it back.
 func ExtractClosed(c *tls.Conn, held []byte) (State, error) { return extract(c, true, held) }
 
