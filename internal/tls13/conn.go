@@ -24,14 +24,13 @@ type Conn struct {
 
 	closed atomic.Bool
 
-	// in is locked before out, never the other way round: a Read may have to write.
 	in struct {
-		sync.Mutex
+		sync.Mutex // guards the following; held by Read
 		half
 		input
 	}
 	out struct {
-		sync.Mutex
+		sync.Mutex // guards the following; held while something is written
 		half
 		output
 	}

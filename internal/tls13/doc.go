@@ -40,6 +40,13 @@
 // The test TestNoNonceTwice opens every record that went over the wire with the
 // secrets of the connection, and counts.
 //
+// # Locks
+//
+// Conn.in is locked before Conn.out, never the other way round: a Read may have to write,
+// and Extract takes both. Either is held while the connection below is read or written, so
+// what that locks comes after them. With Fence.mu, which crypto/tls takes with a lock of its
+// own held, and with Listener.mu no other is taken.
+//
 // # What is not moved
 //
 // TLS_CHACHA20_POLY1305_SHA256: the standard library has no cipher for it that can be

@@ -16,7 +16,7 @@ type Fence struct {
 	net.Conn
 	shut atomic.Bool
 
-	mu   sync.Mutex
+	mu   sync.Mutex // guards held
 	held []byte
 }
 
