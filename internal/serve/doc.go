@@ -29,8 +29,9 @@
 //
 //	Drain.mu           held by Offer and Resume, so that they do not overlap
 //	Host.mu            which servers there are, and the secrets of each address
-//	the user's http.Server's own: Host.mu is held when onShutdown is registered with it; its
-//	                   Close, which holds it, calls anchorConn.Close
+//	the user's http.Server's own: Host.mu is held when onShutdown is registered with it,
+//	                   before a listener is served for it; its Close, which holds it,
+//	                   calls anchorConn.Close
 //	httpServer.mu      what one is doing
 //	a copy's own:      httpServer.mu is held when addCopy shuts one down
 //	otherServer.mu     the state of one that is not net/http's

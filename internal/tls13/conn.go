@@ -25,7 +25,7 @@ type Conn struct {
 	closed atomic.Bool
 
 	in struct {
-		sync.Mutex // guards the following; held by Read
+		sync.Mutex // guards the following; held while something is read
 		half
 		input
 	}
