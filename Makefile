@@ -1,5 +1,5 @@
 # make test    every test, with the race detector
-# make lint    gofmt, go vet, staticcheck, and the other platforms
+# make lint    gofmt, go vet, staticcheck, the other platforms, and what may import what
 # make oldest  the tests that depend on what Go's own packages do, with the oldest
 #              Go that is supported; NEWEST and OLDEST say which
 # make newest  the same with the newest that is released
@@ -72,11 +72,18 @@ packages:
 	@.ci/packages
 	@.ci/systemd
 
+# Knowledge flows one way: no package of internal/ imports the root, and none depends on a
+# ring above its own: serve over sockets and master, these over all others.
 lint:
 	@unformatted=$$(find . -name '*.go' -not -path './.git/*' -exec gofmt -l {} +); \
 	if [ -n "$$unformatted" ]; then echo "not gofmt'd:"; echo "$$unformatted"; exit 1; fi
 	@go run ./internal/mutants -check
 	@if go list -deps ./internal/... | grep -x '$(PKG)' >/dev/null; then echo "a package of internal/ imports the root: knowledge flows the other way"; exit 1; fi
+	@go list -f '{{range .Deps}}{{$$.ImportPath}} {{.}}{{"\n"}}{{end}}' ./internal/... | awk ' \
+		function ring(p) { return p == "$(PKG)/internal/serve" ? 3 : p ~ "^$(PKG)/internal/(sockets|master)$$" ? 2 : 1 } \
+		ring($$2) > ring($$1) { print $$1 " depends on " $$2 ", which is of a ring above it"; up = 1 } \
+		END { exit up }'
+	@if grep -Hn Upgrader parent.go child.go; then echo "parent.go and child.go turn what they see into events, and know no Upgrader"; exit 1; fi
 	@for dir in $(MODULES); do \
 		echo "== vet, staticcheck $$dir"; \
 		(cd $$dir && go vet ./... && go run $(STATICCHECK) ./...); \

@@ -16,13 +16,14 @@
 //
 // # The names that matter
 //
-//   - [Serve], [ServeTLS]: the one-liners; [ListenAndServe] for http.Servers of one's own
-//   - [New] makes the [Upgrader] of the process, with options as [PIDFile]
-//   - [Upgrader.Listen], [Upgrader.ListenPacket]: a socket, handed over or opened
+//   - [Serve]: all in one line; [ListenAndServe] for http.Servers of one's own
+//   - [PIDFile]: the option that names the process that serves
+//   - [HealthCheck]: the option that rolls back a new version that starts and does not work
+//   - [New] makes the Upgrader of the process, with such options
+//   - [Upgrader.Listen]: a socket, handed over or opened
 //   - [Upgrader.HTTP], [Upgrader.Server]: a server that is drained, and its connections moved
-//   - [Upgrader.Run] runs them all; [Upgrader.Actor] is for a run.Group
-//   - [HealthCheck]: a new version that starts and does not work is rolled back
-//   - [Upgrader.Upgrade], as SIGUSR2; [Upgrader.Shutdown], as SIGTERM
+//   - [Upgrader.Run] runs them all, until SIGTERM or the end of its context
+//   - [Upgrader.Upgrade] does what SIGUSR2 does
 //
 // # What holds
 //
@@ -40,10 +41,10 @@
 // their clients may be sending: that is where other ways to restart lose
 // requests. Here an idle plaintext HTTP/1 connection is moved: its descriptor
 // goes to the new process, which serves it as one of its own, and its client
-// notices nothing. A busy one moves when its response is out. TLS and HTTP/2
-// connections can't be moved and are told to close by "Connection: close" and
-// GOAWAY; hijacked ones are waited for. See [Upgrader.HTTP], and
-// [Upgrader.Server] for servers that are not net/http's.
+// notices nothing. A busy one moves when its response is out. With [MoveTLS] those
+// of HTTP/1 over TLS 1.3 move as well. All others are told to close, by
+// "Connection: close" or, of HTTP/2, GOAWAY; hijacked ones are waited for. See
+// [Upgrader.HTTP], and [Upgrader.Server] for servers that are not net/http's.
 //
 // # Embedding
 //
@@ -58,6 +59,14 @@
 //	err = u.Run(ctx)
 //
 // A program with a run.Group of its own adds u.Actor() and u.HTTP(srv, ln) to it.
+//
+// # Environment
+//
+// On unix systems the import of this package takes variables out of the environment, before
+// main begins, so that nothing that the program starts has them too: GRACE_HANDOVER, which
+// is the library's own; LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES, WATCHDOG_USEC and
+// WATCHDOG_PID of systemd; and SERVER_STARTER_PORT, SOCKETMASTER_PID and EINHORN_* of
+// programs that pass sockets to those that they start. [New] takes GRACE_PIDFILE.
 //
 // # Platforms
 //

@@ -16,45 +16,48 @@ import (
 // An EventKind is what has happened. Later versions may have more kinds.
 type EventKind int
 
-// The kinds of events. "Old" and "new" are the two processes of an upgrade; each event is
-// delivered in one of them only.
+// The kinds of events. Each event of an upgrade is delivered in the old process or in the
+// new one, not in both.
 const (
-	// EventReady: this process serves. Peer is old's pid, or 0 in a first process.
+	// EventReady: this process serves. Peer is the pid of the old process, or 0 in a first
+	// process.
 	EventReady EventKind = iota + 1
-	// EventAlone: old, Peer, is gone or lingers, or has finished and does not exit in time;
-	// this process, the new one, may be upgraded itself.
+	// EventAlone: the old process, Peer, is gone or lingers, or has finished and does not
+	// exit in time; this process, the new one, may be upgraded itself.
 	EventAlone
 	// EventAsked: an upgrade was asked for, by a signal or by Upgrade. Several requests
 	// that wait are one upgrade.
 	EventAsked
 	// EventRefused: no process was started for it. Err says why.
 	EventRefused
-	// EventStarted: new runs; Peer is its pid. If this process is told to stop then, no other
-	// event of the upgrade may follow.
+	// EventStarted: the new process runs; Peer is its pid. If this process is told to stop
+	// then, no other event of the upgrade may follow.
 	EventStarted
 	// EventPaused: this process accepts nothing, and finishes what it has begun, so that
-	// new, Peer, can have the Exclusive state. EventHandedOver follows, or EventFailed or
-	// EventRolledBack.
+	// the new process, Peer, can have the Exclusive state. EventHandedOver follows, or
+	// EventFailed or EventRolledBack.
 	EventPaused
-	// EventHandedOver: new, Peer, accepts; this process has stopped accepting, and stands
-	// by. Took is the time since new was started.
+	// EventHandedOver: the new process, Peer, accepts; this process has stopped accepting,
+	// and stands by. Took is the time since the new process was started.
 	EventHandedOver
-	// EventSick: new, Peer, is not well, and is killed; Err says what is wrong, such as the
-	// error of a HealthCheck. EventRolledBack follows, with ErrUnhealthy.
+	// EventSick: the new process, Peer, is not well, and is killed; Err says what is wrong,
+	// such as the error of a HealthCheck. EventRolledBack follows, with ErrUnhealthy.
 	EventSick
-	// EventRolledBack: new, Peer, was ready and is dead or gives up; this process accepts
-	// again, and what a drain has stopped may go on. Err is an *UpgradeError.
+	// EventRolledBack: the new process, Peer, was ready and is dead or gives up; this process
+	// accepts again, and what a drain has stopped may go on. Err is an *UpgradeError.
 	EventRolledBack
-	// EventFailed: new was never ready, and this process goes on as before; Err is an
-	// *UpgradeError, Peer its pid or 0. In new itself: Ready has failed, with Err.
+	// EventFailed: the new process was never ready, and this one goes on as before; Err is
+	// an *UpgradeError, Peer its pid or 0. In the new process itself: Ready has failed, with
+	// Err.
 	EventFailed
 	// EventLameDuck: the service is to stop, and accepts still, see LameDuck.
 	EventLameDuck
-	// EventDraining: this process finishes what it has begun. Peer is new, which has taken
-	// over, or 0: the service ends. A drain that Peer has caused may be rolled back.
+	// EventDraining: this process finishes what it has begun. Peer is the new process, which
+	// has taken over, or 0: the service ends. A drain that Peer has caused may be rolled back.
 	EventDraining
 	// EventLingering: only long streams are left, and this process goes on with them by
-	// itself, see Linger; Peer is new, which may be upgraded. EventDrained follows.
+	// itself, see Linger; Peer is the new process, which may be upgraded. EventDrained
+	// follows.
 	EventLingering
 	// EventDrained: nothing is left. Took is how long it has taken; Moved, Finished,
 	// Waited and Cut count connections.

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// A vault is exclusive state, of which the test knows who has it.
+// A vault is exclusive state, of which the test knows which process has it.
 type vault struct {
 	t     *testing.T
 	mu    sync.Mutex

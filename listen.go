@@ -146,9 +146,20 @@ func (u *Upgrader) listening(l *sockets.Listener, err error, network, addr strin
 	return l, nil
 }
 
-// ListenPacket is Listen for packets: udp, udp4 and udp6 give a [*UDPConn],
-// unixgram a [*UnixgramConn]. When this process ends, reads return
-// net.ErrClosed: no error for an actor that serves packets.
+// ListenPacket is Listen for packets: udp, udp4, udp6 and unixgram. Reads wait until
+// [Upgrader.Ready], stop when a new process accepts, and return net.ErrClosed after Done: no
+// error for an actor that serves packets. Writes always work.
+//
+// What it gives has the methods of a [*net.UDPConn], or for unixgram of a [*net.UnixConn],
+// and is none: assert an interface with those that the program calls, as
+//
+//	interface {
+//		ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
+//		WriteToUDPAddrPort(b []byte, addr netip.AddrPort) (int, error)
+//	}
+//
+// A UDP socket that is bound to a wildcard address answers, on Linux, from the address that
+// the peer has asked; docs/udp.md says by which methods, and what it costs.
 func (u *Upgrader) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return u.ListenPacketWith(u.opt.listenConfig, network, addr)
 }

@@ -28,6 +28,16 @@ import (
 // of older processes, and machine_end.go how a process ends. What each state does at each
 // event: testdata/machine.txt.
 //
+// The goroutine that calls on is the only one that changes the machine, so it has no
+// mutex. The package has six, and takes no two of them together:
+//
+//	inUse.mu     held while New waits for that goroutine, which never takes it
+//	pidFile.mu   held while the disk is waited for: that goroutine never takes it
+//	extras.mu    held while Set.mu of internal/sockets is taken
+//	runs.mu, leashes.mu, probes.mu: held for a moment, and none is taken meanwhile
+//
+// internal/sockets and internal/serve have the order of theirs in their doc.go.
+//
 // There is room for what this process does not do yet. A child that this process did not
 // start: a childStage that begins at preparing, and has no kill. A follower: a state after
 // stopped.

@@ -94,8 +94,8 @@ func TestMeetStopWhileHungIsKilled(t *testing.T) {
 	}
 }
 
-// A child that can't be killed keeps the exclusive state for ever: who is told to end at once
-// does not wait for that.
+// A child that can't be killed keeps the exclusive state for ever: a process that is told to
+// end at once does not wait for that.
 func TestMeetStopWhileUnkillableHasTheState(t *testing.T) {
 	for _, way := range []string{"", " probation pong", " probation pong drained"} {
 		w := newSim(false, false, false)

@@ -266,7 +266,7 @@ func TestPIDFileHandOver(t *testing.T) {
 }
 
 // A file that another program has put in place is not removed.
-func TestPIDFileOfSomebodyElseStays(t *testing.T) {
+func TestPIDFileOfAnotherServiceStays(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "pid")
 	p := newPIDFile(path, "", slog.Default())

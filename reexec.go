@@ -235,7 +235,7 @@ func startWritten(ctx context.Context, log *slog.Logger, c command, start func(c
 		case !errors.Is(err, errTextBusy):
 			return p, err
 		case time.Since(begun) > stillWritten || ctx.Err() != nil:
-			return nil, hint.New(fmt.Errorf("%w: somebody has it open for writing", err),
+			return nil, hint.New(fmt.Errorf("%w: it is open for writing in another process", err),
 				"write a new binary beside the old one, rename it into place, and send the signal again")
 		case pause == 5*time.Millisecond:
 			log.Info("grace: the new binary is still open for writing; trying again for a moment", "path", c.Path, "limit", stillWritten)

@@ -72,7 +72,7 @@ func TestBlockingSocket(t *testing.T) {
 	}
 }
 
-// inCall says whether a thread of the process is in this system call.
+// inCall reports whether a thread of the process is in this system call.
 func inCall(pid int, call int) bool {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", pid))
 	for _, task := range tasks {

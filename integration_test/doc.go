@@ -53,10 +53,19 @@
 //
 // # Helpers
 //
-// The files helpers_* hold no test: helpers_server starts server and asks for upgrades,
-// helpers_loss starts loadserver, helpers_tap counts what clients of HTTP/2 send, helpers_master runs it under a master, helpers_move
-// compares sockets, and helpers_systemd boots a systemd in namespaces of its own. Package
-// internal/proctest starts programs, waits for their lines, and sees that no process is left;
+// The files helpers_* hold no test:
+//
+//	helpers_server   starts server and asks for upgrades
+//	helpers_loss     starts loadserver
+//	helpers_clients  lets clients of others ask it again and again, through a relay each
+//	helpers_front    starts proxies of others before it
+//	helpers_tap      counts what clients of HTTP/2 send
+//	helpers_master   runs server under a master
+//	helpers_move     compares sockets
+//	helpers_linger   opens long streams and sees that they live
+//	helpers_systemd  boots a systemd in namespaces of its own
+//
+// Package internal/proctest starts programs, waits for their lines, and sees that no process is left;
 // internal/load makes requests and counts what was lost; internal/testing/netns runs a test in a
 // network of its own.
 package integration

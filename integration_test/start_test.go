@@ -254,7 +254,7 @@ func TestBinaryIsBeingWritten(t *testing.T) {
 	must(t, err)
 	defer f.Close()
 	r := s.upgrade()
-	if !slices.Equal(r.Is, []string{"ErrStart"}) || !strings.Contains(r.Err, "has it open for writing") {
+	if !slices.Equal(r.Is, []string{"ErrStart"}) || !strings.Contains(r.Err, "open for writing in another process") {
 		t.Errorf("got %+v", r)
 	}
 	s.WaitLine(`upgrade failed.* hint="write a new binary beside the old one`)

@@ -17,6 +17,14 @@ import (
 )
 
 // All servers of a process share its Upgrader, which comes with the first of them.
+//
+// The locks of this package, in the order in which they are taken; those of grace come
+// after them:
+//
+//	process.hooks  held for reading while the program's hooks run, and what the signal asks
+//	               for: a hook may call this package
+//	current.mu     held while grace.New runs
+//	servers.mu, process.mu, endlessServer.hooksMu: no other is taken with one of them
 
 // forever is a drain without an end.
 const forever = 10 * 365 * 24 * time.Hour

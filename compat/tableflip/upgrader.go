@@ -13,6 +13,14 @@ import (
 	"github.com/julofinance/grace/v3"
 )
 
+// The locks of this package, in the order in which they are taken; those of grace come
+// after them:
+//
+//	Upgrader.upgrading  held for a whole upgrade; awaitEnd takes Fds.mu with it
+//	Fds.mu              held while a socket is opened, also by a callback of the program
+//	listener.mu         held by settle, which stop calls with Fds.mu held
+//	only.mu             held by New alone, which takes none of the others
+
 // DefaultUpgradeTimeout is how long a new process may take until it is ready,
 // unless [Options] says otherwise.
 const DefaultUpgradeTimeout time.Duration = time.Minute
@@ -54,7 +62,7 @@ type Upgrader struct {
 	stopping   atomic.Bool
 	parentGone chan struct{} // closed when there is no old process
 
-	upgrading sync.Mutex // held by Upgrade
+	upgrading sync.Mutex // held by Upgrade, and by awaitEnd
 	upgraded  atomic.Bool
 }
 

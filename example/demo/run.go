@@ -188,7 +188,7 @@ func (s *show) paint(colour, text string) string {
 	return "\x1b[" + colour + "m" + text + "\x1b[0m"
 }
 
-// isTerminal says whether f may be written to in colour.
+// isTerminal reports whether f may be written to in colour.
 func isTerminal(f *os.File) bool {
 	fi, err := f.Stat()
 	return err == nil && fi.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == "" &&

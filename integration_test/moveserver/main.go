@@ -46,7 +46,7 @@ var (
 	nofile    = flag.Int("nofile2", 0, "RLIMIT_NOFILE of the others: this many more than they have open when they are ready")
 )
 
-// does says whether this generation does a thing. The environment counts them.
+// does reports whether this generation does a thing. The environment counts them.
 var does = func() func(string) bool {
 	n, _ := strconv.Atoi(os.Getenv("MOVESERVER_GENERATION"))
 	os.Setenv("MOVESERVER_GENERATION", strconv.Itoa(n+1))

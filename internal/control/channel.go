@@ -95,8 +95,8 @@ const (
 	// longestTry is how long a full socket is waited for at a time.
 	longestTry = 200 * time.Millisecond
 	// What is read at a time: a new process reads little before it is ready, and a
-	// large buffer on its stack is memory that it touches first. Who moves
-	// connections reads more.
+	// large buffer on its stack is memory that it touches first. A process that
+	// moves connections reads more.
 	smallRead, largeRead = 2 << 10, 16 << 10
 	// readPatience is how long the kernel may refuse a read, again and again, until the
 	// Channel counts as broken.

@@ -102,7 +102,7 @@ func (c *client) pause() bool {
 	case isTimeout(err):
 		return true
 	case err == nil:
-		c.lose(1, fmt.Errorf("%w: bytes that nobody asked for", errWrong))
+		c.lose(1, fmt.Errorf("%w: bytes that no request asked for", errWrong))
 	default:
 		// A reset counts as seen too: nothing was under way.
 		c.count(func(n *Count) { n.Idle++ })

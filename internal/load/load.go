@@ -54,7 +54,7 @@ func Each(n int) map[Kind]int {
 	return m
 }
 
-// Keeps says whether clients of this kind keep their connection.
+// Keeps reports whether clients of this kind keep their connection.
 func (k Kind) Keeps() bool { return k != Connect && k != Stream && k != HalfClose }
 
 // A Config says what to send, and where.

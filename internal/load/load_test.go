@@ -47,7 +47,7 @@ func until(t *testing.T, r *Run, what string, cond func(Report) bool) {
 	t.Fatalf("not within %v: %s\n%v", limit, what, r.Snapshot())
 }
 
-// answers says whether each kind has n answers.
+// answers reports whether each kind has n answers.
 func answers(n int) func(Report) bool {
 	return func(rep Report) bool {
 		for _, c := range rep.Kinds {

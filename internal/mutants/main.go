@@ -259,7 +259,7 @@ func (m mutant) build(binary string) error {
 	return nil
 }
 
-// buildsAll says whether what the tests try is in programs only that they build
+// buildsAll reports whether what the tests try is in programs only that they build
 // themselves: then the binary of the tests need not be built for each break.
 func (m mutant) buildsAll() bool { return strings.HasPrefix(m.pkg, "./integration_test") }
 

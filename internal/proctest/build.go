@@ -32,8 +32,8 @@ type build struct {
 
 // Main runs the tests of a package and exits. It fails if a process is left.
 func Main(m *testing.M) {
-	// Who is started with SIGHUP ignored (nohup) passes that on to what it
-	// starts; with a handler it does not.
+	// A process started with SIGHUP ignored (nohup) passes that on to what it
+	// starts; one with a handler does not.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	os.Exit(runTests(m))
 }

@@ -47,7 +47,7 @@ func ReadStat(pid int) (Stat, bool) {
 	return s, true
 }
 
-// Dead says whether the process has ended, reaped or not.
+// Dead reports whether the process has ended, reaped or not.
 func (s Stat) Dead() bool { return s.State == 'Z' || s.State == 'X' }
 
 // stats gives all processes that f wants, by pid.

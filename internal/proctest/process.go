@@ -131,7 +131,7 @@ func (p *Process) readNow() {
 	}
 }
 
-// readAll reads all that is there, and says whether it was the end.
+// readAll reads all that is there, and reports whether it was the end.
 func (p *Process) readAll(fd uintptr) (end bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -239,7 +239,7 @@ func (p *Process) Adopt(group int) {
 	reap()
 }
 
-// owns says whether the process group is one of this Process.
+// owns reports whether the process group is one of this Process.
 func (p *Process) owns(group int) bool {
 	groupsMu.Lock()
 	defer groupsMu.Unlock()
@@ -276,7 +276,7 @@ func (p *Process) Living() []int {
 	return pids
 }
 
-// Has says whether pid is a living process of the group.
+// Has reports whether pid is a living process of the group.
 func (p *Process) Has(pid int) bool {
 	s, ok := ReadStat(pid)
 	return ok && p.owns(s.Group) && !s.Dead()
@@ -399,7 +399,7 @@ func (p *Process) cleanup() {
 	select {
 	case <-p.read:
 	case <-time.After(Limit):
-		p.t.Errorf("somebody outside of the group holds the output open")
+		p.t.Errorf("a process outside of the group holds the output open")
 	}
 	for _, g := range p.allGroups() {
 		groupsMu.Lock()

@@ -53,7 +53,7 @@ type Drain struct {
 	once   sync.Once
 	begun  time.Time
 	Report Report
-	mu     sync.Mutex // held by offer and resume
+	mu     sync.Mutex // held by Offer and Resume
 
 	timing sync.Mutex // guards the following
 	limit  *time.Timer
@@ -76,7 +76,7 @@ func (d *Drain) LetRest(limit time.Duration) {
 func (d *Drain) Run(servers []Drainer, limit time.Duration) {
 	d.Limit(limit)
 	defer d.endLimit()
-	var mu sync.Mutex
+	var mu sync.Mutex // guards d.Report
 	var wg sync.WaitGroup
 	for _, s := range servers {
 		wg.Go(func() {

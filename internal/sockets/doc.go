@@ -22,16 +22,34 @@
 //
 // # Locks
 //
-// They are taken in this order; one that is held is never waited for by the goroutine
-// that owns the state of the process for longer than a few assignments, but for the two
-// calls that say otherwise.
+// They are taken in this order. The goroutine that owns the state of the process takes none
+// of the first group, which are held while a disk, or the start of a process, is waited for.
+// The others are held for a few assignments, or for system calls that do not block; but
+// acceptRest holds Listener.mu for up to 100 milliseconds, and Cut holds Track.mu while it
+// closes the connection.
 //
-//	Listener.reopening   closing and opening a socket, which may wait for a disk
+//	Listener.reopening   closing and opening a socket
+//	packet.reopening     the same of a socket of packets
+//	Socket.fileMu        the file of a unix socket
+//	Socket.Closing       the descriptor, and the entry of the manifest. WithFDs takes those
+//	                     of all sockets, in the order of the Set, and holds them while the
+//	                     new process is started; all else takes one
+//
 //	Set.mu               which sockets there are, and whether they are open
 //	Listener.mu          the socket below, and what is given to be accepted
-//	gate's own           see package gate; a function given to Watch must not take Set.mu
+//	live.mu              the list of connections
+//	Socket.mu            how the descriptor is reached
+//	gate's own           see package gate; a function given to Watch must take none of the
+//	                     above but live.mu
 //
-//	Track.mu             all of a connection but what is set before it is given out
+// With a reopening held all of them may be taken; with Socket.Closing, only Socket.mu and
+// the gate's; with Set.mu or Listener.mu, none of the first group. With live.mu, Socket.mu
+// or the gate's no other is taken.
+//
+//	Track.mu             all of a connection but what is set before it is given out; that
+//	                     of the TLS above it is taken before, never after
 //	Mover.mu             what is on its way; taken after Track.mu was released
-//	live.mu              the list of connections; a Track's is not held meanwhile
+//	Receiver.mu          what the old process has offered
+//
+// With one of these no other is taken, and none of them with one of the groups above.
 package sockets

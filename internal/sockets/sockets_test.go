@@ -305,7 +305,7 @@ func TestUnixPathHasOneOwner(t *testing.T) {
 }
 
 // Only the file that we made is removed.
-func TestUnixPathOfSomebodyElseStays(t *testing.T) {
+func TestUnixPathOfAnotherSocketStays(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	s := New(nil, 0)
 	l, err := s.Listen(net.ListenConfig{}, "unix", path)

@@ -24,14 +24,13 @@ type Conn struct {
 
 	closed atomic.Bool
 
-	// in is locked before out, never the other way round: a Read may have to write.
 	in struct {
-		sync.Mutex
+		sync.Mutex // guards the following; held while something is read
 		half
 		input
 	}
 	out struct {
-		sync.Mutex
+		sync.Mutex // guards the following; held while something is written
 		half
 		output
 	}
@@ -125,7 +124,7 @@ func (c *Conn) SetDeadline(t time.Time) error      { return c.conn.SetDeadline(t
 func (c *Conn) SetReadDeadline(t time.Time) error  { return c.conn.SetReadDeadline(t) }
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.conn.SetWriteDeadline(t) }
 
-// NetConn is the connection below. Who reads from it, or writes to it, ends the TLS
+// NetConn is the connection below. To read from it, or to write to it, ends the TLS
 // connection.
 func (c *Conn) NetConn() net.Conn { return c.conn }
 

@@ -40,6 +40,12 @@
 // secrets of the connection, and counts; so do the tests of package serve, of what their
 // clients receive.
 //
+// # Locks
+//
+// Conn.in is locked before Conn.out, never the other way round: a Read may have to write,
+// and Extract takes both. Either is held while the connection below is read or written, so
+// what that locks comes after them. With Listener.mu no other is taken.
+//
 // # What is not moved
 //
 // TLS_CHACHA20_POLY1305_SHA256: the standard library has no cipher for it that can be

@@ -1,6 +1,6 @@
 package grace
 
-// The exclusive state: mine from acquire to release, theirs from go to the child's end.
+// The exclusive state of a sim, see machine_test.go: mine from acquire to release, theirs from go to the child's end.
 
 func (w *sim) pause() {
 	w.effect("pause")
