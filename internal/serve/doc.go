@@ -28,7 +28,7 @@
 // program is waited for, but for Drain.mu.
 //
 //	Drain.mu           held by Offer and Resume, so that they do not overlap
-//	Host.mu            which servers there are, and the secrets of each address
+//	Host.mu            which servers there are
 //	the user's http.Server's own: Host.mu is held when onShutdown is registered with it,
 //	                   before a listener is served for it; its Close, which holds it,
 //	                   calls anchorConn.Close
@@ -37,11 +37,12 @@
 //	otherServer.mu     the state of one that is not net/http's
 //	sessionTickets.mu  the keys of one tls.Config
 //	connSet.mu         the listeners of a server
+//	Host.ticketsMu     the secrets of each address
 //	arrivals.mu, door.mu, drainSignal.mu, Drain.timing, oneConn.mu, ticketSecrets.mu: no
 //	                   other is taken while they are held
 //
-// Those of package sockets come after these, but for two. Host.mu and ticketSecrets.mu are
-// taken with Socket.Closing held, for the manifest. connSet.mu is taken with Set.mu or
+// Those of package sockets come after these, but for three. Host.ticketsMu and
+// ticketSecrets.mu are taken with Socket.Closing held, for the manifest. connSet.mu is taken with Set.mu or
 // Listener.mu held, since check is called when a gate has changed: so with connSet.mu only
 // the gate's own lock and that of the list of connections may be taken.
 package serve

@@ -31,10 +31,12 @@ type Host struct {
 	barred atomic.Bool // see Bar
 
 	mu      sync.Mutex
-	servers []Drainer                 // guarded by mu
-	ended   bool                      // also those that come from now on; guarded by mu
-	lame    bool                      // see LameDuck; guarded by mu
-	secrets map[string]*ticketSecrets // by addressKey; guarded by mu
+	servers []Drainer // guarded by mu
+	ended   bool      // also those that come from now on; guarded by mu
+	lame    bool      // see LameDuck; guarded by mu
+
+	ticketsMu sync.Mutex
+	secrets   map[string]*ticketSecrets // by addressKey; guarded by ticketsMu
 }
 
 // All returns the servers, and what finishes the sockets' queues.

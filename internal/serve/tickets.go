@@ -166,8 +166,8 @@ func (h *Host) tickets(own []*sockets.Listener, config *tls.Config) *sessionTick
 // ticketSecrets returns the secrets of the address that own listens on: several listeners,
 // if they share it by SO_REUSEPORT, and a client does not know which one it comes to.
 func (h *Host) ticketSecrets(own []*sockets.Listener) *ticketSecrets {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.ticketsMu.Lock()
+	defer h.ticketsMu.Unlock()
 	at := addressKey(own[0].Addr())
 	s := h.secrets[at]
 	if s == nil {
@@ -196,9 +196,9 @@ func (h *Host) Tickets(sock *sockets.Socket) manifest.Secret {
 	if sock.Listener == nil {
 		return ""
 	}
-	h.mu.Lock()
+	h.ticketsMu.Lock()
 	s := h.secrets[addressKey(sock.Listener.Addr())]
-	h.mu.Unlock()
+	h.ticketsMu.Unlock()
 	if s == nil {
 		return ""
 	}
