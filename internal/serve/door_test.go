@@ -203,6 +203,7 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 		https  bool // by HTTPS and ServeTLS
 		wraps  bool // by HTTP and Serve, of a tls.Listener
 		set    []func(*http.Server)
+		waits  bool // the client is cut off, but not before soon
 		client func(t *testing.T, addr string) string
 	}{
 		{name: "HTTP/1", client: asks("http", http1)},
@@ -215,19 +216,19 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 		{name: "half a preface", set: []func(*http.Server){unencrypted}, client: says("PRI * HT", true)},
 		{name: "half a method", set: []func(*http.Server){unencrypted}, client: says("G", true)},
 		{name: "nothing, and the end", set: []func(*http.Server){unencrypted}, client: says("", true)},
-		{name: "nothing at all", set: []func(*http.Server){unencrypted, hurry}, client: says("", false)},
-		{name: "half a preface, and no more", set: []func(*http.Server){unencrypted, hurry}, client: says("PRI * HT", false)},
+		{name: "nothing at all", set: []func(*http.Server){unencrypted, hurry}, waits: true, client: says("", false)},
+		{name: "half a preface, and no more", set: []func(*http.Server){unencrypted, hurry}, waits: true, client: says("PRI * HT", false)},
 		{name: "PRI, and no HTTP/2", set: []func(*http.Server){unencrypted}, client: says("PRI /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", false)},
 		{name: "plaintext to HTTPS", https: true, client: says("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false)},
 		{name: "garbage to HTTPS", https: true, client: says("\x00\x01\x02\x03\x04\x05\x06", false)},
-		{name: "nothing to HTTPS", https: true, set: []func(*http.Server){hurry}, client: says("", false)},
-		{name: "nothing to HTTPS, ReadTimeout", https: true, set: []func(*http.Server){bound(0, soon, 0)}, client: says("", false)},
-		{name: "nothing to HTTPS, WriteTimeout", https: true, set: []func(*http.Server){bound(0, 0, soon)}, client: says("", false)},
-		{name: "nothing to HTTPS, the least of three", https: true, set: []func(*http.Server){bound(time.Hour, soon, time.Hour)}, client: says("", false)},
-		{name: "half a hello", https: true, set: []func(*http.Server){bound(soon, time.Hour, 0)}, client: says(clientHello(t)[:100], false)},
+		{name: "nothing to HTTPS", https: true, set: []func(*http.Server){hurry}, waits: true, client: says("", false)},
+		{name: "nothing to HTTPS, ReadTimeout", https: true, set: []func(*http.Server){bound(0, soon, 0)}, waits: true, client: says("", false)},
+		{name: "nothing to HTTPS, WriteTimeout", https: true, set: []func(*http.Server){bound(0, 0, soon)}, waits: true, client: says("", false)},
+		{name: "nothing to HTTPS, the least of three", https: true, set: []func(*http.Server){bound(time.Hour, soon, time.Hour)}, waits: true, client: says("", false)},
+		{name: "half a hello", https: true, set: []func(*http.Server){bound(soon, time.Hour, 0)}, waits: true, client: says(clientHello(t)[:100], false)},
 		{name: "another config, HTTP/1", https: true, set: []func(*http.Server){another("http/1.1")}, client: asks("https", func(p *http.Protocols) { p.SetHTTP1(true); p.SetHTTP2(true) })},
 		{name: "another config, HTTP/2", https: true, set: []func(*http.Server){another("h2")}, client: asks("https", http2)},
-		{name: "HTTP/2, and no request", set: []func(*http.Server){unencrypted, bored}, client: func(t *testing.T, addr string) string {
+		{name: "HTTP/2, and no request", set: []func(*http.Server){unencrypted, bored}, waits: true, client: func(t *testing.T, addr string) string {
 			return sortedFrames(says(preface+"\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", false)(t, addr))
 		}},
 		{name: "the end to HTTPS", https: true, client: says("", true)},
@@ -286,7 +287,11 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 					defer wait.For(t, served, "Serve")
 					defer w.srv.Close()
 				}
+				begun := time.Now()
 				got := c.client(t, addr.String())
+				if d := time.Since(begun); c.waits && d < soon {
+					t.Errorf("cut off after %v, want %v (ours: %t)", d, soon, ours)
+				}
 				wait.For(t, w.ended, "the end of a connection")
 				return w.all(), got
 			}
@@ -328,6 +333,108 @@ func clientHello(t testing.TB) string {
 	return string(hello[:n])
 }
 
+// dribble sends a byte now and then, of a record that is long, until c is closed.
+func dribble(c net.Conn) {
+	io.WriteString(c, "\x16\x03\x01\x40\x00")
+	go func() {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for range tick.C {
+			if _, err := c.Write([]byte{1}); err != nil {
+				return
+			}
+		}
+	}()
+}
+
+// TestSlowClientsHoldNobodyUp: while clients have connected that say nothing, or nothing
+// whole, the next one is answered.
+func TestSlowClientsHoldNobodyUp(t *testing.T) {
+	cert, trusting := tlstest.Certificate(t)
+	hello := clientHello(t)
+	for _, c := range []struct {
+		name   string
+		scheme string
+		wraps  bool // a listener of the program does TLS
+		set    func(*http.Protocols)
+	}{
+		{"HTTPS, HTTP/1", "https", false, func(p *http.Protocols) { p.SetHTTP1(true) }},
+		{"HTTPS, HTTP/2", "https", false, func(p *http.Protocols) { p.SetHTTP2(true) }},
+		{"a TLS listener", "https", true, func(p *http.Protocols) { p.SetHTTP1(true) }},
+		{"h2c", "http", false, func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) }},
+		{"HTTP/1 beside h2c", "http", false, func(p *http.Protocols) { p.SetHTTP1(true) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			u, ln := newProcess(t, idle(time.Millisecond))
+			var closed sync.Map // by the client's address
+			srv := &http.Server{
+				Handler:  http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "answer") }),
+				ErrorLog: log.New(io.Discard, "", 0), Protocols: new(http.Protocols),
+				ConnState: func(c net.Conn, s http.ConnState) {
+					if s == http.StateClosed {
+						closed.Store(c.RemoteAddr().String(), true)
+					}
+				},
+			}
+			srv.Protocols.SetHTTP1(true)
+			srv.Protocols.SetHTTP2(true)
+			srv.Protocols.SetUnencryptedHTTP2(true)
+			config := &tls.Config{Certificates: []tls.Certificate{cert}}
+			addr := ln.Addr().String()
+			var served <-chan error
+			switch {
+			case c.wraps:
+				served = u.run(t, u.HTTP(srv, tls.NewListener(ln, config)))
+			case c.scheme == "https":
+				srv.TLSConfig = config
+				served = u.run(t, u.HTTPS(srv, ln, "", ""))
+			default:
+				served = u.run(t, u.HTTP(srv, ln))
+			}
+			defer wait.For(t, served, "execute")
+			defer u.askStop()
+			slow := []struct {
+				name string
+				say  func(net.Conn)
+				ends bool // the server may know at once that this is nothing
+			}{
+				{"silent", func(net.Conn) {}, false},
+				{"half a hello", func(c net.Conn) { io.WriteString(c, hello[:len(hello)/2]) }, c.scheme == "http"},
+				{"a byte at a time", dribble, false},
+				{"half a preface", func(c net.Conn) { io.WriteString(c, "PRI *") }, c.scheme == "https"},
+			}
+			addrs := map[string]string{}
+			for _, client := range slow {
+				conn, err := net.DialTimeout("tcp", addr, wait.Limit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				client.say(conn)
+				addrs[client.name] = conn.LocalAddr().String()
+			}
+			tr := &http.Transport{TLSClientConfig: trusting.Clone(), Protocols: new(http.Protocols)}
+			c.set(tr.Protocols)
+			defer tr.CloseIdleConnections()
+			client := http.Client{Transport: tr, Timeout: wait.Limit}
+			resp, err := client.Get(c.scheme + "://" + addr)
+			if err != nil {
+				t.Fatalf("another client: %v", err)
+			}
+			defer resp.Body.Close()
+			if b, err := io.ReadAll(resp.Body); string(b) != "answer" || err != nil {
+				t.Errorf("another client is answered %q, %v", b, err)
+			}
+			for _, client := range slow {
+				if _, ok := closed.Load(addrs[client.name]); ok && !client.ends {
+					t.Errorf("the client that is slow (%s) was cut off: it has held up nobody", client.name)
+				}
+			}
+		})
+	}
+}
+
 // A client that does nothing, or nothing whole, has IdleGrace when the process
 // ends, not all of DrainTimeout.
 func TestSilentClientsHaveIdleGrace(t *testing.T) {
@@ -336,19 +443,7 @@ func TestSilentClientsHaveIdleGrace(t *testing.T) {
 	send := func(text string) func(*testing.T, net.Conn) {
 		return func(t *testing.T, c net.Conn) { io.WriteString(c, text) }
 	}
-	// A byte now and then, of a record that is long.
-	dribble := func(_ *testing.T, c net.Conn) {
-		io.WriteString(c, "\x16\x03\x01\x40\x00")
-		go func() {
-			tick := time.NewTicker(5 * time.Millisecond)
-			defer tick.Stop()
-			for range tick.C {
-				if _, err := c.Write([]byte{1}); err != nil {
-					return
-				}
-			}
-		}()
-	}
+	dribble := func(_ *testing.T, c net.Conn) { dribble(c) }
 	handshake := func(protos ...string) func(*testing.T, net.Conn) {
 		return func(t *testing.T, c net.Conn) {
 			config := trusting.Clone()
