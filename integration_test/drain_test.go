@@ -37,13 +37,10 @@ func dialRaw(t testing.TB, network, addr string) *rawConn {
 	return &rawConn{Conn: c, t: t, in: bufio.NewReader(c)}
 }
 
-// dialRawTLS makes a connection to the server's TLS on which HTTP/1 is spoken.
-func (s *loadServer) dialRawTLS() *rawConn {
-	s.t.Helper()
-	c := dialRaw(s.t, "tcp", s.addr["tls"])
-	over := tls.Client(c.Conn, s.tlsConfig())
-	c.Conn, c.in = over, bufio.NewReader(over)
-	return c
+// over speaks TLS over c from now on.
+func (c *rawConn) over(config *tls.Config) {
+	c.Conn = tls.Client(c.Conn, config)
+	c.in = bufio.NewReader(c.Conn)
 }
 
 func (c *rawConn) send(text string) {
@@ -221,7 +218,8 @@ func TestHooks(t *testing.T) {
 		case "unix":
 			c = dialRaw(t, "unix", s.addr[way])
 		case "tls":
-			c = s.dialRawTLS()
+			c = dialRaw(t, "tcp", s.addr[way])
+			c.over(s.tlsConfig())
 		default:
 			c = dialRaw(t, "tcp", s.addr[way])
 		}
