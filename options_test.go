@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 func TestBadOptions(t *testing.T) {
@@ -46,6 +48,9 @@ func TestDefaultOptions(t *testing.T) {
 	}
 	if o.readyTimeout != time.Minute || o.drainTimeout != 30*time.Second || o.probation != time.Second {
 		t.Errorf("timeouts %v, %v, %v; want 1m, 30s, 1s", o.readyTimeout, o.drainTimeout, o.probation)
+	}
+	if o.move != sockets.CanMove || o.moveTLS {
+		t.Errorf("connections move: %t, those over TLS: %t; want %t, false", o.move, o.moveTLS, sockets.CanMove)
 	}
 	if o.lingerProcesses != 0 {
 		t.Errorf("%d processes may linger, want none", o.lingerProcesses)

@@ -4,6 +4,7 @@ package integration_test
 
 import (
 	"bufio"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -34,6 +35,12 @@ func dialRaw(t testing.TB, network, addr string) *rawConn {
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(2 * proctest.Limit))
 	return &rawConn{Conn: c, t: t, in: bufio.NewReader(c)}
+}
+
+// over speaks TLS over c from now on.
+func (c *rawConn) over(config *tls.Config) {
+	c.Conn = tls.Client(c.Conn, config)
+	c.in = bufio.NewReader(c.Conn)
 }
 
 func (c *rawConn) send(text string) {
@@ -205,12 +212,17 @@ func TestHooks(t *testing.T) {
 	s := startLoadServerEnv(t, []string{"LOADSERVER_STATES=1"}, "plain", "tls", "h2c", "unix", "limited")
 	one := s.filePid()
 	conns := map[string]*rawConn{}
-	for _, way := range []string{"plain", "limited", "h2c", "unix"} {
-		network := "tcp"
-		if way == "unix" {
-			network = "unix"
+	for _, way := range []string{"plain", "limited", "h2c", "unix", "tls"} {
+		var c *rawConn
+		switch way {
+		case "unix":
+			c = dialRaw(t, "unix", s.addr[way])
+		case "tls":
+			c = dialRaw(t, "tcp", s.addr[way])
+			c.over(s.tlsConfig())
+		default:
+			c = dialRaw(t, "tcp", s.addr[way])
 		}
-		c := dialRaw(t, network, s.addr[way])
 		conns[way] = c
 		c.wantHooks(one, s.addr[way], "new,active")
 		c.wantHooks(one, s.addr[way], "new,active,idle,active")
@@ -229,12 +241,13 @@ func TestHooks(t *testing.T) {
 		s.WaitLine(fmt.Sprintf(`^conn %s pid=%d %s new,active,idle,active,idle,closed$`, name, one, remote))
 		conns[way].wantHooks(two, s.addr[way], "new,active")
 	}
-	limited := conns["limited"]
-	resp, _ := limited.get("/hooks")
-	if !resp.Close {
-		t.Error("the wrapped connection was not told to close")
+	for way, name := range map[string]string{"limited": "one", "tls": "tls"} {
+		c := conns[way]
+		if resp, _ := c.get("/hooks"); !resp.Close {
+			t.Errorf("the connection that can't move (%s) was not told to close", way)
+		}
+		s.WaitLine(fmt.Sprintf(`^conn %s pid=%d %s new,active,idle,active,idle,active,closed$`, name, one, regexp.QuoteMeta(c.remote())))
 	}
-	s.WaitLine(fmt.Sprintf(`^conn one pid=%d %s new,active,idle,active,idle,active,closed$`, one, regexp.QuoteMeta(limited.remote())))
 	s.WaitLine(fmt.Sprintf(`^conn one pid=%d \S+ new,active,hijacked$`, one))
 	// Only the stream is left, and its owner is told.
 	s.WaitLine(fmt.Sprintf(`^shutdown one pid=%d$`, one))

@@ -106,7 +106,7 @@ func TestMoveOverTLSInFIPSMode(t *testing.T) {
 	}
 }
 
-// TestMoveOpenSSL: a client of OpenSSL's stays connected over three upgrades, and changes its
+// TestMoveOpenSSL: a client of OpenSSL's stays connected over ten upgrades, and changes its
 // keys before and after each, by itself and so that the server has to.
 func TestMoveOpenSSL(t *testing.T) {
 	openssl := needTool(t, "openssl", "openssl")
@@ -143,7 +143,7 @@ func TestMoveOpenSSL(t *testing.T) {
 	}
 	pid := m.Pid()
 	ask(pid)
-	for range 3 {
+	for range 10 {
 		old := pid
 		pid = m.upgradeOf(pid)
 		if moved, finished, cut := m.drained(); moved != 1 || finished != 0 || cut != 0 {

@@ -69,12 +69,40 @@ func TestREADMESmallest(t *testing.T) {
 
 // TestServeTLS: the same over TLS.
 func TestServeTLS(t *testing.T) {
+	path, addr, trust := pasteServeTLS(t, "")
+	mustUpgradePasted(t, path, "tcp", addr, "/", trust)
+}
+
+// TestMoveOverTLSOfServeTLS: with MoveTLS, a connection is answered by the second process.
+func TestMoveOverTLSOfServeTLS(t *testing.T) {
+	path, addr, trust := pasteServeTLS(t, ", grace.MoveTLS(true)")
+	p := proctest.Start(t, proctest.Command{Path: path, Dir: shortDir(t), Env: []string{"GRACE_PIDFILE=app.pid"}})
+	p.WaitLine(`grace: serving`)
+	trust.MinVersion = tls.VersionTLS13
+	c := dialRaw(t, "tcp", addr)
+	c.over(trust)
+	want := func(pid int) {
+		t.Helper()
+		if resp, got := c.get("/"); got != fmt.Sprint(pid) || resp.Close {
+			t.Errorf("process %s answers, and says Connection: close: %t; want %d, false", got, resp.Close, pid)
+		}
+	}
+	want(p.Pid())
+	p.Signal(p.Pid(), syscall.SIGUSR2)
+	p.WaitGone(p.Pid())
+	want(p.WaitAlone())
+}
+
+// pasteServeTLS gives a program that serves by ServeTLS, with these options, where it listens,
+// and what a client has to trust.
+func pasteServeTLS(t *testing.T, options string) (path, addr string, trust *tls.Config) {
+	t.Helper()
 	dir, addr := t.TempDir(), freeAddr(t)
 	roots := tlstest.Files(t, dir)
-	code := fmt.Sprintf("	if err := grace.ServeTLS(%q, %q, %q, fooBarHandler); err != nil {\n		log.Fatal(err)\n	}\n}\n",
-		addr, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
-	path := paste(t, "fmt log net/http os github.com/julofinance/grace/v3", readmeHandler+"func main() {\n"+code)
-	mustUpgradePasted(t, path, "tcp", addr, "/", &tls.Config{RootCAs: roots, ServerName: "127.0.0.1"})
+	code := fmt.Sprintf("	if err := grace.ServeTLS(%q, %q, %q, fooBarHandler%s); err != nil {\n		log.Fatal(err)\n	}\n}\n",
+		addr, filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), options)
+	path = paste(t, "fmt log net/http os github.com/julofinance/grace/v3", readmeHandler+"func main() {\n"+code)
+	return path, addr, &tls.Config{RootCAs: roots, ServerName: "127.0.0.1"}
 }
 
 // TestREADMEServers: ListenAndServe.

@@ -30,19 +30,37 @@ func TestMain(m *testing.M) {
 	proctest.Main(m)
 }
 
+// hows are the ways in which the server sets up HTTP/2.
+var hows = []string{"configure", "configure-unencrypted", "newhandler", "newhandler-configured", "wrapped-newhandler"}
+
+// start starts a server, and gives its address.
+func start(t *testing.T, how string) (p *proctest.Process, addr string) {
+	t.Helper()
+	p = proctest.Start(t, proctest.Command{
+		Path: proctest.Build(t, "./server"),
+		Args: []string{"-how", how, "-cert", tlstest.File(t), "-pidfile", filepath.Join(t.TempDir(), "pid")},
+	})
+	addr = p.WaitLine(`^listening (\S+)`)[1]
+	p.WaitLine(`msg="grace: serving"`)
+	return p, addr
+}
+
+// mustCutNone fails the test if the drain of the process old has cut off a connection.
+func mustCutNone(t *testing.T, p *proctest.Process, old int) {
+	t.Helper()
+	m := p.WaitLine(fmt.Sprintf(`msg="grace: drained.*from=%d .*cut=(\d+)`, old))
+	if m[1] != "0" {
+		t.Errorf("%s connections were cut off", m[1])
+	}
+}
+
 // TestGoAway: however HTTP/2 was set up, an idle connection is told to go away when the
 // drain begins, and the old process is gone soon after, not when DrainTimeout is up;
 // the user's settings hold.
 func TestGoAway(t *testing.T) {
-	cert := tlstest.File(t)
-	for _, how := range []string{"configure", "configure-unencrypted", "newhandler", "newhandler-configured", "wrapped-newhandler"} {
+	for _, how := range hows {
 		t.Run(how, func(t *testing.T) {
-			pidFile := filepath.Join(t.TempDir(), "pid")
-			p := proctest.Start(t, proctest.Command{
-				Path: proctest.Build(t, "./server"), Args: []string{"-how", how, "-cert", cert, "-pidfile", pidFile},
-			})
-			addr := p.WaitLine(`^listening (\S+)`)[1]
-			p.WaitLine(`msg="grace: serving"`)
+			p, addr := start(t, how)
 			pid := p.Pid()
 			for range 2 { // also of a process that was started by another
 				c := dial(t, addr, how == "configure")
@@ -66,10 +84,7 @@ func TestGoAway(t *testing.T) {
 				}
 				silent.wait("GOAWAY", func() bool { return len(silent.aways) > 0 })
 				p.WaitGone(old)
-				m := p.WaitLine(fmt.Sprintf(`msg="grace: drained.*from=%d .*cut=(\d+)`, old))
-				if m[1] != "0" {
-					t.Errorf("%s connections were cut off", m[1])
-				}
+				mustCutNone(t, p, old)
 				if n := p.Count(fmt.Sprintf(`^shutdown pid=%d$`, old)); n > 1 {
 					t.Errorf("what was registered with RegisterOnShutdown was called %d times", n)
 				}

@@ -203,6 +203,7 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 		https  bool // by HTTPS and ServeTLS
 		wraps  bool // by HTTP and Serve, of a tls.Listener
 		set    []func(*http.Server)
+		waits  bool // the client is cut off, but not before soon
 		client func(t *testing.T, addr string) string
 	}{
 		{name: "HTTP/1", client: asks("http", http1)},
@@ -215,19 +216,19 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 		{name: "half a preface", set: []func(*http.Server){unencrypted}, client: says("PRI * HT", true)},
 		{name: "half a method", set: []func(*http.Server){unencrypted}, client: says("G", true)},
 		{name: "nothing, and the end", set: []func(*http.Server){unencrypted}, client: says("", true)},
-		{name: "nothing at all", set: []func(*http.Server){unencrypted, hurry}, client: says("", false)},
-		{name: "half a preface, and no more", set: []func(*http.Server){unencrypted, hurry}, client: says("PRI * HT", false)},
+		{name: "nothing at all", set: []func(*http.Server){unencrypted, hurry}, waits: true, client: says("", false)},
+		{name: "half a preface, and no more", set: []func(*http.Server){unencrypted, hurry}, waits: true, client: says("PRI * HT", false)},
 		{name: "PRI, and no HTTP/2", set: []func(*http.Server){unencrypted}, client: says("PRI /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", false)},
 		{name: "plaintext to HTTPS", https: true, client: says("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false)},
 		{name: "garbage to HTTPS", https: true, client: says("\x00\x01\x02\x03\x04\x05\x06", false)},
-		{name: "nothing to HTTPS", https: true, set: []func(*http.Server){hurry}, client: says("", false)},
-		{name: "nothing to HTTPS, ReadTimeout", https: true, set: []func(*http.Server){bound(0, soon, 0)}, client: says("", false)},
-		{name: "nothing to HTTPS, WriteTimeout", https: true, set: []func(*http.Server){bound(0, 0, soon)}, client: says("", false)},
-		{name: "nothing to HTTPS, the least of three", https: true, set: []func(*http.Server){bound(time.Hour, soon, time.Hour)}, client: says("", false)},
-		{name: "half a hello", https: true, set: []func(*http.Server){bound(soon, time.Hour, 0)}, client: says(clientHello(t)[:100], false)},
+		{name: "nothing to HTTPS", https: true, set: []func(*http.Server){hurry}, waits: true, client: says("", false)},
+		{name: "nothing to HTTPS, ReadTimeout", https: true, set: []func(*http.Server){bound(0, soon, 0)}, waits: true, client: says("", false)},
+		{name: "nothing to HTTPS, WriteTimeout", https: true, set: []func(*http.Server){bound(0, 0, soon)}, waits: true, client: says("", false)},
+		{name: "nothing to HTTPS, the least of three", https: true, set: []func(*http.Server){bound(time.Hour, soon, time.Hour)}, waits: true, client: says("", false)},
+		{name: "half a hello", https: true, set: []func(*http.Server){bound(soon, time.Hour, 0)}, waits: true, client: says(clientHello(t)[:100], false)},
 		{name: "another config, HTTP/1", https: true, set: []func(*http.Server){another("http/1.1")}, client: asks("https", func(p *http.Protocols) { p.SetHTTP1(true); p.SetHTTP2(true) })},
 		{name: "another config, HTTP/2", https: true, set: []func(*http.Server){another("h2")}, client: asks("https", http2)},
-		{name: "HTTP/2, and no request", set: []func(*http.Server){unencrypted, bored}, client: func(t *testing.T, addr string) string {
+		{name: "HTTP/2, and no request", set: []func(*http.Server){unencrypted, bored}, waits: true, client: func(t *testing.T, addr string) string {
 			return sortedFrames(says(preface+"\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", false)(t, addr))
 		}},
 		{name: "the end to HTTPS", https: true, client: says("", true)},
@@ -286,7 +287,11 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 					defer wait.For(t, served, "Serve")
 					defer w.srv.Close()
 				}
+				begun := time.Now()
 				got := c.client(t, addr.String())
+				if d := time.Since(begun); c.waits && d < soon {
+					t.Errorf("cut off after %v, want %v (ours: %t)", d, soon, ours)
+				}
 				wait.For(t, w.ended, "the end of a connection")
 				return w.all(), got
 			}
@@ -336,19 +341,7 @@ func TestSilentClientsHaveIdleGrace(t *testing.T) {
 	send := func(text string) func(*testing.T, net.Conn) {
 		return func(t *testing.T, c net.Conn) { io.WriteString(c, text) }
 	}
-	// A byte now and then, of a record that is long.
-	dribble := func(_ *testing.T, c net.Conn) {
-		io.WriteString(c, "\x16\x03\x01\x40\x00")
-		go func() {
-			tick := time.NewTicker(5 * time.Millisecond)
-			defer tick.Stop()
-			for range tick.C {
-				if _, err := c.Write([]byte{1}); err != nil {
-					return
-				}
-			}
-		}()
-	}
+	dribble := func(_ *testing.T, c net.Conn) { dribble(c) }
 	handshake := func(protos ...string) func(*testing.T, net.Conn) {
 		return func(t *testing.T, c net.Conn) {
 			config := trusting.Clone()

@@ -5,6 +5,7 @@ package serve
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"maps"
@@ -12,19 +13,25 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
-// serveDraining serves h while the process drains, but accepts still.
+// serveDraining serves srv while the process drains, but accepts still; by HTTPS if it has a
+// TLSConfig.
 func serveDraining(t *testing.T, srv *http.Server) (u *solo, s *httpServer, addr string) {
 	t.Helper()
 	u, ln := newProcess(t)
 	execute := u.HTTP(srv, ln)
+	if srv.TLSConfig != nil {
+		execute = u.HTTPS(srv, ln, "", "")
+	}
 	served := u.run(t, execute)
 	s = u.httpServer(srv)
 	s.lingers = wait.Limit // a slow client is not to be too late
@@ -64,6 +71,7 @@ func TestLastAnswerSaysClose(t *testing.T) {
 		},
 		"Timeout": http.TimeoutHandler(http.NotFoundHandler(), wait.Limit, "").ServeHTTP,
 		"Hints": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(102)
 			w.Header().Set("Link", "</x>")
 			w.WriteHeader(103)
 			io.WriteString(w, "x")
@@ -79,14 +87,17 @@ func TestLastAnswerSaysClose(t *testing.T) {
 				c := dialSolo(t, addr)
 				io.WriteString(c, "GET / HTTP/1.1\r\nHost: grace\r\n\r\n")
 				in := bufio.NewReader(c)
-				if name == "Hints" {
+				for _, code := range []string{"102", "103"} {
+					if name != "Hints" {
+						break
+					}
 					line, _ := in.ReadString('\n')
 					header, err := textproto.NewReader(in).ReadMIMEHeader()
-					if err != nil || !strings.Contains(line, "103") {
-						t.Fatalf("got %q, error %v", line, err)
+					if err != nil || !strings.Contains(line, code) {
+						t.Fatalf("got %q, error %v; want %s", line, err, code)
 					}
-					if got, ok := header["Connection"]; ok || header.Get("Link") == "" {
-						t.Errorf("103 says Connection: %q, Link: %q", got, header.Get("Link"))
+					if got, ok := header["Connection"]; ok || (header.Get("Link") != "") != (code == "103") {
+						t.Errorf("%s says Connection: %q, Link: %q", code, got, header.Get("Link"))
 					}
 				}
 				var raw bytes.Buffer // ReadResponse keeps Connection to itself
@@ -162,37 +173,48 @@ func TestPipelinedLastAnswer(t *testing.T) {
 
 // HTTP/2 knows no Connection header: not while the process drains, either.
 func TestNoConnectionHeaderInHTTP2(t *testing.T) {
-	srv := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusEarlyHints)
-		w.Header().Set("Connection", "keep-alive")
-		io.WriteString(w, "x")
-	})}
-	srv.Protocols.SetUnencryptedHTTP2(true)
-	_, _, addr := serveDraining(t, srv)
-	tr := &http.Transport{Protocols: srv.Protocols}
-	defer tr.CloseIdleConnections()
-	hints := 0
-	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
-		hints++
-		if got, ok := h["Connection"]; ok {
-			t.Errorf("103 says Connection: %q", got)
-		}
-		return nil
-	}})
-	req, err := http.NewRequestWithContext(ctx, "GET", "http://"+addr, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if got, ok := resp.Header["Connection"]; ok || resp.Close {
-		t.Errorf("the answer says Connection: %q", got)
-	}
-	if hints != 1 || resp.ProtoMajor != 2 {
-		t.Errorf("%d early hints by %s, want 1 by HTTP/2", hints, resp.Proto)
+	cert, trusting := tlstest.Certificate(t)
+	for _, scheme := range []string{"http", "https"} {
+		t.Run(scheme, func(t *testing.T) {
+			srv := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(http.StatusProcessing)
+				w.WriteHeader(http.StatusEarlyHints)
+				w.Header().Set("Connection", "keep-alive")
+				io.WriteString(w, "x")
+			})}
+			if scheme == "https" {
+				srv.Protocols.SetHTTP2(true)
+				srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
+			} else {
+				srv.Protocols.SetUnencryptedHTTP2(true)
+			}
+			_, _, addr := serveDraining(t, srv)
+			tr := &http.Transport{Protocols: srv.Protocols, TLSClientConfig: trusting.Clone()}
+			defer tr.CloseIdleConnections()
+			var before []int
+			ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, h textproto.MIMEHeader) error {
+				before = append(before, code)
+				if got, ok := h["Connection"]; ok {
+					t.Errorf("%d says Connection: %q", code, got)
+				}
+				return nil
+			}})
+			req, err := http.NewRequestWithContext(ctx, "GET", scheme+"://"+addr, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := tr.RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if got, ok := resp.Header["Connection"]; ok || resp.Close {
+				t.Errorf("the answer says Connection: %q", got)
+			}
+			if !slices.Equal(before, []int{102, 103}) || resp.ProtoMajor != 2 {
+				t.Errorf("before the answer came %d, by %s; want 102 and 103, by HTTP/2", before, resp.Proto)
+			}
+		})
 	}
 }
 

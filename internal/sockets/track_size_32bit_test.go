@@ -10,4 +10,6 @@ const (
 	_ = mostOfTrack - unsafe.Sizeof(Track{})
 	_ = mostOfConn - unsafe.Sizeof(TCPConn{})
 	_ = mostOfConn - unsafe.Sizeof(UnixConn{})
+	_ = mostOfTLSConn - unsafe.Sizeof(TLSConn{})
+	_ = mostOfDetour - unsafe.Sizeof(Detour{})
 )

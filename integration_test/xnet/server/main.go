@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
 	"net/http"
@@ -40,6 +41,10 @@ func main() {
 	}
 	fmt.Printf("listening %s pid=%d\n", ln.Addr(), os.Getpid())
 	answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			io.Copy(w, r.Body)
+			return
+		}
 		fmt.Fprintf(w, "pid=%d proto=%s", os.Getpid(), r.Proto)
 	})
 	srv := &http.Server{Handler: answer}
