@@ -137,6 +137,17 @@ func newBank(t *testing.T, opts ...Option) *bank {
 	return b
 }
 
+// only gives options to generation n alone.
+func (b *bank) only(n int, more ...Option) {
+	all := b.opts
+	b.opts = func(i int) []Option {
+		if i == n {
+			return append(all(i), more...)
+		}
+		return all(i)
+	}
+}
+
 func (b *bank) handler(g *generation) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
@@ -217,9 +228,11 @@ func (v *visitor) ask(want string) {
 }
 
 // TestExclusive: the vault changes hands when the old generation has finished what it has
-// begun, and what comes meanwhile waits. The connection stays.
+// begun, and what comes meanwhile waits. The connection stays. The program is told.
 func TestExclusive(t *testing.T) {
 	b := newBank(t)
+	told := make(eventLog, 99)
+	b.only(1, told.option())
 	first := b.first()
 	idle, busy := b.visit(t), b.visit(t)
 	idle.ask("1")
@@ -234,6 +247,7 @@ func TestExclusive(t *testing.T) {
 	if got := first.State(); got != StatePaused {
 		t.Errorf("the state is %v, want %v", got, StatePaused)
 	}
+	paused := told.await(t, EventPaused)
 	b.v.want(t, "1 acquire")
 	close(b.go1)
 	busy.reads("1")
@@ -244,6 +258,12 @@ func TestExclusive(t *testing.T) {
 	}
 	receive(t, first.Done(), "Done")
 	next := b.next()
+	if paused.Peer != next.Pid() || paused.Generation != 1 {
+		t.Errorf("paused: %+v, want generation 1, for process %d", paused, next.Pid())
+	}
+	if got, want := told.kinds(), []string{"handed over", "draining", "drained", "stopped"}; !slices.Equal(got, want) {
+		t.Errorf("after the pause the program was told %q, want %q", got, want)
+	}
 	busy.ask("2")
 	next.askStop()
 	receive(t, next.Done(), "Done of the second generation")
