@@ -29,7 +29,8 @@ import (
 // several times in one process, in turn, and never both at once. After release, whatever
 // it has returned, the next call is acquire or none. If that fails in the old process
 // the service ends, with ErrExclusive from Run and Serve: it is a crash. Each gets a
-// context that ends with ExclusiveTimeout.
+// context that ends with ExclusiveTimeout, and must return then: a release that never
+// does lets no acquire be called, and ends the service as well.
 //
 // What is finished before release: the requests and connections of all servers that were
 // given to the Upgrader. HTTP/1 connections that can move (see [MoveConns]) wait, and go

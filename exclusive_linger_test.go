@@ -4,6 +4,7 @@ package grace
 
 import (
 	"errors"
+	"os"
 	"testing"
 	"time"
 )
@@ -99,4 +100,27 @@ func (b *bank) upgradedWithAStream(t *testing.T, first *generation) (stream *vis
 		t.Fatal(err)
 	}
 	return stream, b.next()
+}
+
+// TestLingerHasAnEnd: what is left when the time of Linger is over is cut off, however long
+// a drain may take.
+func TestLingerHasAnEnd(t *testing.T) {
+	const end = 300 * time.Millisecond
+	b := newBank(t, Linger(end, 1), DrainTimeout(time.Hour), IdleGrace(10*time.Millisecond))
+	b.plain[1], b.plain[2] = true, true
+	told := make(eventLog, 99)
+	b.only(1, told.option())
+	first := b.first()
+	stream, second := b.upgradedWithAStream(t, first)
+	if e := told.await(t, EventLingering); e.Peer != second.Pid() || e.Generation != 1 {
+		t.Errorf("lingering: %+v, want generation 1, with process %d", e, second.Pid())
+	}
+	if _, err := stream.in.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the stream was not cut off within %v: %v", limit, err)
+	}
+	if e := told.await(t, EventDrained); e.Cut != 1 || e.Took < end {
+		t.Errorf("drained: %d cut off after %v, want 1 after at least %v", e.Cut, e.Took, end)
+	}
+	receive(t, first.Done(), "Done")
+	b.visit(t).ask("2")
 }

@@ -9,13 +9,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
 // A vault is exclusive state, of which the test knows which process has it.
@@ -26,13 +31,20 @@ type vault struct {
 	log   []string // "1 acquire", say
 	// fail gives the error of a call, by the same words; it may wait.
 	fail func(call string) error
+	// hang is the same, with the context.
+	hang func(ctx context.Context, call string) error
 }
 
-func (v *vault) call(g *generation, what string, do func() error) error {
+func (v *vault) call(ctx context.Context, g *generation, what string, do func() error) error {
 	call := fmt.Sprint(g.n, " ", what)
 	v.mu.Lock()
 	v.log = append(v.log, call)
 	v.mu.Unlock()
+	if v.hang != nil {
+		if err := v.hang(ctx, call); err != nil {
+			return err
+		}
+	}
 	if v.fail != nil {
 		if err := v.fail(call); err != nil {
 			return err
@@ -44,18 +56,18 @@ func (v *vault) call(g *generation, what string, do func() error) error {
 }
 
 func (v *vault) options(g func() *generation) Option {
-	return Exclusive(func(context.Context) error {
+	return Exclusive(func(ctx context.Context) error {
 		g := g()
-		return v.call(g, "acquire", func() error {
+		return v.call(ctx, g, "acquire", func() error {
 			if v.owner != nil && !v.owner.isDead() {
 				v.t.Errorf("generation %d acquires what generation %d has", g.n, v.owner.n)
 			}
 			v.owner = g
 			return nil
 		})
-	}, func(context.Context) error {
+	}, func(ctx context.Context) error {
 		g := g()
-		return v.call(g, "release", func() error {
+		return v.call(ctx, g, "release", func() error {
 			if v.owner != g {
 				v.t.Errorf("generation %d releases what it does not have", g.n)
 			}
@@ -135,6 +147,17 @@ func newBank(t *testing.T, opts ...Option) *bank {
 		return o
 	}
 	return b
+}
+
+// only gives options to generation n alone.
+func (b *bank) only(n int, more ...Option) {
+	all := b.opts
+	b.opts = func(i int) []Option {
+		if i == n {
+			return append(all(i), more...)
+		}
+		return all(i)
+	}
 }
 
 func (b *bank) handler(g *generation) http.Handler {
@@ -217,9 +240,11 @@ func (v *visitor) ask(want string) {
 }
 
 // TestExclusive: the vault changes hands when the old generation has finished what it has
-// begun, and what comes meanwhile waits. The connection stays.
+// begun, and what comes meanwhile waits. The connection stays. The program is told.
 func TestExclusive(t *testing.T) {
 	b := newBank(t)
+	told := make(eventLog, 99)
+	b.only(1, told.option())
 	first := b.first()
 	idle, busy := b.visit(t), b.visit(t)
 	idle.ask("1")
@@ -234,6 +259,7 @@ func TestExclusive(t *testing.T) {
 	if got := first.State(); got != StatePaused {
 		t.Errorf("the state is %v, want %v", got, StatePaused)
 	}
+	paused := told.await(t, EventPaused)
 	b.v.want(t, "1 acquire")
 	close(b.go1)
 	busy.reads("1")
@@ -244,22 +270,47 @@ func TestExclusive(t *testing.T) {
 	}
 	receive(t, first.Done(), "Done")
 	next := b.next()
+	if paused.Peer != next.Pid() || paused.Generation != 1 {
+		t.Errorf("paused: %+v, want generation 1, for process %d", paused, next.Pid())
+	}
+	if got, want := told.kinds(), []string{"handed over", "draining", "drained", "stopped"}; !slices.Equal(got, want) {
+		t.Errorf("after the pause the program was told %q, want %q", got, want)
+	}
 	busy.ask("2")
 	next.askStop()
 	receive(t, next.Done(), "Done of the second generation")
 	b.v.want(t, "1 acquire", "1 release", "2 acquire", "2 release")
 }
 
-// TestExclusiveNotFinished: a request takes longer than the pause may last.
+// logs gives the lines of generation n.
+func (b *bank) logs(n int) *logtest.Handler {
+	lines := logtest.New(func(slog.Record) {})
+	b.only(n, Logger(slog.New(lines)))
+	return lines
+}
+
+// awaitLine waits until a line with this in it is written.
+func awaitLine(t *testing.T, lines *logtest.Handler, want string) {
+	t.Helper()
+	if !wait.Poll(func() bool { return strings.Contains(lines.Buffer.String(), want) }) {
+		t.Errorf("waited %v for the line\n%s\nthe log says\n%s", limit, want, lines.Buffer)
+	}
+}
+
+// TestExclusiveNotFinished: a request takes longer than the pause may last. The log says
+// which.
 func TestExclusiveNotFinished(t *testing.T) {
+	const within = 2 * time.Second // what is idle is held by then
 	t.Run("the upgrade is refused", func(t *testing.T) {
-		b := newBank(t, ExclusiveTimeout(50*time.Millisecond))
+		b := newBank(t, ExclusiveTimeout(within))
+		lines := b.logs(1)
 		first := b.first()
 		idle, busy := b.visit(t), b.visit(t)
 		idle.ask("1")
 		busy.send("/slow")
 		receive(t, b.slow, "the slow request")
 		wantErr(t, receive(t, first.upgrade(), "Upgrade"), ErrExclusive)
+		awaitLine(t, lines, fmt.Sprintf(`level=WARN msg="grace: not finished in time, so that exclusive state is kept, and the upgrade given up" count=1 connections="%s (in a request)"`, busy.LocalAddr()))
 		idle.ask("1")
 		close(b.go1)
 		busy.reads("1")
@@ -268,7 +319,8 @@ func TestExclusiveNotFinished(t *testing.T) {
 		b.v.want(t, "1 acquire")
 	})
 	t.Run("it is cut off", func(t *testing.T) {
-		b := newBank(t, ExclusiveTimeout(2*time.Second), CutAtRelease(true)) // what is idle is held by then
+		b := newBank(t, ExclusiveTimeout(within), CutAtRelease(true))
+		lines := b.logs(1)
 		first := b.first()
 		idle, busy := b.visit(t), b.visit(t)
 		idle.ask("1")
@@ -282,6 +334,7 @@ func TestExclusiveNotFinished(t *testing.T) {
 			t.Error("the slow request has an answer")
 		}
 		receive(t, first.Done(), "Done")
+		awaitLine(t, lines, fmt.Sprintf(`level=WARN msg="grace: not finished in time, and cut off, so that exclusive state can be released" count=1 connections="%s (in a request)"`, busy.LocalAddr()))
 		b.v.want(t, "1 acquire", "1 release", "2 acquire")
 	})
 }
@@ -336,6 +389,98 @@ func TestExclusiveComesBack(t *testing.T) {
 	}
 }
 
+// TestExclusiveNewDiesInThePause: the new generation dies when the old one has paused for
+// it, and has released nothing. The old one answers all that waited, at once.
+func TestExclusiveNewDiesInThePause(t *testing.T) {
+	b := newBank(t)
+	serve, begun := b.main, make(chan *generation, 9)
+	b.main = func(g *generation) error {
+		begun <- g
+		return serve(g)
+	}
+	first := b.first()
+	receive(t, begun, "the first generation")
+	idle, busy := b.visit(t), b.visit(t)
+	idle.ask("1")
+	busy.send("/slow")
+	receive(t, b.slow, "the slow request")
+	done := first.upgrade()
+	first.await(releasing)
+	first.awaitHeld(1)
+	idle.send("/")
+	late := b.visit(t)
+	late.send("/")
+	receive(t, begun, "the second generation").die()
+	wantErr(t, receive(t, done, "Upgrade"), ErrExited)
+	idle.reads("1")
+	late.reads("1")
+	first.await(serving)
+	close(b.go1)
+	busy.reads("1")
+	busy.ask("1")
+	b.v.want(t, "1 acquire")
+	if err := receive(t, first.upgrade(), "the next upgrade"); err != nil {
+		t.Fatal(err)
+	}
+	idle.ask("3")
+	busy.ask("3")
+	b.v.want(t, "1 acquire", "1 release", "3 acquire")
+}
+
+// TestExclusiveReleaseHangs: release takes longer than it may. If it heeds its context, the
+// old generation has the vault again. If it never returns, acquire is not called beside it,
+// and the service ends; clients are refused, or cut off, and don't wait for ever.
+func TestExclusiveReleaseHangs(t *testing.T) {
+	for name, heeds := range map[string]bool{"it heeds its context": true, "it never returns": false} {
+		t.Run(name, func(t *testing.T) {
+			b := newBank(t, ExclusiveTimeout(time.Second))
+			waits, over := make(chan struct{}), make(chan struct{})
+			defer close(over)
+			b.v.hang = func(ctx context.Context, call string) error {
+				if call != "1 release" {
+					return nil
+				}
+				close(waits)
+				if !heeds {
+					<-over
+				}
+				<-ctx.Done()
+				b.v.mu.Lock()
+				defer b.v.mu.Unlock()
+				b.v.owner = nil // it is gone all the same
+				return ctx.Err()
+			}
+			first := b.first()
+			idle := b.visit(t)
+			idle.ask("1")
+			done := first.upgrade()
+			receive(t, waits, "release")
+			idle.send("/")
+			late := b.visit(t)
+			late.send("/")
+			wantErr(t, receive(t, done, "Upgrade"), ErrExclusive)
+			if heeds {
+				idle.reads("1")
+				late.reads("1")
+				first.await(serving)
+				b.v.want(t, "1 acquire", "1 release", "1 acquire")
+				return
+			}
+			receive(t, first.Done(), "Done")
+			wantErr(t, first.Run(t.Context()), ErrExclusive)
+			for _, v := range []*visitor{idle, late} {
+				resp, err := http.ReadResponse(v.in, nil)
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Error("a client waits still")
+				} else if err == nil && resp.StatusCode != http.StatusServiceUnavailable {
+					t.Errorf("a client is answered %s, want 503", resp.Status)
+				}
+			}
+			b.v.want(t, "1 acquire", "1 release")
+		})
+	}
+}
+
 // TestExclusiveRolledBack: the new generation dies, or gives up, when it has the vault
 // and serves.
 func TestExclusiveRolledBack(t *testing.T) {
@@ -361,9 +506,10 @@ func TestExclusiveRolledBack(t *testing.T) {
 }
 
 // TestExclusiveIsLost: the new generation fails, and then the old one can't have the
-// vault back. That is the end of the service.
+// vault back. That is the end of the service, and the log says so.
 func TestExclusiveIsLost(t *testing.T) {
 	b := newBank(t)
+	lines := b.logs(1)
 	n := 0
 	b.v.fail = func(call string) error {
 		if strings.HasSuffix(call, "acquire") {
@@ -378,6 +524,7 @@ func TestExclusiveIsLost(t *testing.T) {
 	wantErr(t, err, ErrExclusive)
 	receive(t, first.Done(), "Done")
 	wantErr(t, first.Run(t.Context()), ErrExclusive)
+	awaitLine(t, lines, `level=ERROR msg="grace: exclusive state can't be had back; this process ends, and no process serves" err="`+ErrExclusive.Error()+`: acquire: disk full`)
 	b.v.want(t, "1 acquire", "1 release", "2 acquire", "1 acquire")
 }
 

@@ -24,8 +24,12 @@ import (
 //	go test -run TestLingerStreams -v -linger-events 250
 var lingerEvents = flag.Int("linger-events", 1, "events of each event stream between the upgrades of TestLingerStreams")
 
+// lingerWithin is how long after probation's end an upgrade is over, whatever streams there
+// are. The processes themselves tell when, by the times of their log lines.
+const lingerWithin = 3 * time.Second
+
 // TestLingerStreams: streams of each kind, of every generation, over five upgrades. None is
-// cut, no upgrade waits for another, and the PID file names the newest.
+// cut, no upgrade waits for another, each is over soon, and the PID file names the newest.
 func TestLingerStreams(t *testing.T) {
 	s := startServer(t, "-linger", "5", "-drain", "1s") // which is not what limits the streams
 	backend := startBackend(t)
@@ -36,7 +40,10 @@ func TestLingerStreams(t *testing.T) {
 		mustGoOn(all, *lingerEvents)
 		old := s.filePid()
 		pid := s.upgradeAndLinger()
-		t.Logf("%v from probation's end until the next upgrade may begin", s.took(fmt.Sprintf(`msg="grace: upgrade done; draining" from=%d `, old), fmt.Sprintf(`msg="grace: the old process lingers; this one may be upgraded" from=%d `, pid)))
+		took := s.took(fmt.Sprintf(`msg="grace: upgrade done; draining" from=%d `, old), fmt.Sprintf(`msg="grace: the old process lingers; this one may be upgraded" from=%d `, pid))
+		if t.Logf("%v from probation's end until the next upgrade may begin", took); took > lingerWithin {
+			t.Errorf("the upgrade from %d to %d was over %v after probation's end, want %v at most", old, pid, took, lingerWithin)
+		}
 		mustLiveAll(all)
 		all = append(all, s.streams(backend)...)
 		pids = append(pids, pid)

@@ -1,6 +1,10 @@
 // Memory counts words in memory, which it reads from a file when it starts to serve and
 // writes when it ends, and replaces itself: no count is lost, and none is written twice.
 //
+// That holds for a process that ends in order. If one dies, what it has counted since it
+// began to serve is lost, acknowledged or not. Where that must not be, write each word to
+// the file before it is acknowledged, as the journal example does.
+//
 //	go build -o memory ./example/exclusive/memory && GRACE_PIDFILE=memory.pid ./memory
 //	curl -d apples localhost:9000/add
 //	kill -USR2 $(cat memory.pid)
@@ -65,7 +69,7 @@ func (w *words) load(context.Context) error {
 	} else if errors.Is(err, fs.ErrNotExist) {
 		err = nil // the first start
 	}
-	if err == nil && broken != "" {
+	if err == nil && broken == "open" {
 		err = errors.New("this version can't read the words")
 	}
 	w.mu.Lock()

@@ -393,16 +393,21 @@ func Broken(s *Server, c Clients, good string, bad ...Version) {
 	l.Stop()
 }
 
-// A Store is a program whose test this is: it serves HTTP, and has one way to fail, by
-// main.broken.
+// A Store is a program whose test this is: it serves HTTP, and main.broken says how a
+// version of it fails.
 type Store struct {
 	// Broken is what a version says that can't open its state.
 	Broken string
 }
 
-func (p Store) start(t *testing.T) (s *Server, path string) {
+func (p Store) start(t *testing.T, more ...string) (s *Server, path string) {
 	path = proctest.Build(t, ".")
-	return Start(t, path, "-http", "127.0.0.1:0", "-file", "FILE", "-probation", "50ms"), path
+	return Start(t, path, append([]string{"-http", "127.0.0.1:0", "-file", "FILE", "-probation", "50ms"}, more...)...), path
+}
+
+// version builds one that fails in this way.
+func (p Store) version(t *testing.T, broken string) string {
+	return proctest.Build(t, ".", "-ldflags=-X 'main.broken="+broken+"'")
 }
 
 var storeClients = Clients{KeepAlive: 8, Connect: 3}
@@ -413,11 +418,24 @@ func (p Store) Upgrades(t *testing.T) {
 	Upgrades(s, storeClients, 20)
 }
 
+const (
+	failed = `grace: upgrade failed; this process goes on serving`
+	back   = `grace: rolled back; this process accepts again`
+)
+
 // BrokenVersion is [Broken], for a version that can't open its state.
 func (p Store) BrokenVersion(t *testing.T) {
 	s, good := p.start(t)
-	Broken(s, storeClients, good, Version{
-		Name: "open fails", Path: proctest.Build(t, ".", "-ldflags=-X main.broken=yes"),
-		Line: `grace: upgrade failed; this process goes on serving.*` + p.Broken,
-	})
+	Broken(s, storeClients, good, Version{Name: "open fails", Path: p.version(t, "open"), Line: failed + `.*` + p.Broken})
+}
+
+// DyingVersions is [Broken], for versions that die when they have opened their state: before
+// they serve, and when they do. It is for a program that acknowledges nothing before it is
+// on the disk.
+func (p Store) DyingVersions(t *testing.T) {
+	s, good := p.start(t, "-probation", "300ms")
+	Broken(s, storeClients, good,
+		Version{Name: "it dies in open", Path: p.version(t, "die"), Line: failed},
+		Version{Name: "it dies in probation", Path: p.version(t, "die later"), Line: back, Dies: true},
+	)
 }

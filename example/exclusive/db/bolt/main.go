@@ -17,6 +17,7 @@ import (
 	"io"
 	"log"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/julofinance/grace/v3"
@@ -61,8 +62,13 @@ func (s *store) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if broken != "" {
+	switch broken {
+	case "open":
 		return errors.Join(errors.New("this version can't read the database"), db.Close())
+	case "die":
+		os.Exit(3)
+	case "die later":
+		time.AfterFunc(30*time.Millisecond, func() { os.Exit(3) })
 	}
 	s.db = db
 	return db.Update(func(tx *bbolt.Tx) error {

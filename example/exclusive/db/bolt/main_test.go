@@ -15,3 +15,4 @@ var program = exclusivetest.Store{Broken: "this version can't read the database"
 
 func TestUpgrades(t *testing.T)      { program.Upgrades(t) }
 func TestBrokenVersion(t *testing.T) { program.BrokenVersion(t) }
+func TestDyingVersions(t *testing.T) { program.DyingVersions(t) }

@@ -18,6 +18,7 @@ import (
 	"io"
 	"log"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/julofinance/grace/v3"
@@ -61,8 +62,13 @@ func (s *store) open(ctx context.Context) error {
 	}
 	db.SetMaxOpenConns(1) // one connection, which has the lock
 	_, err = db.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS entries (entry TEXT NOT NULL); DELETE FROM entries WHERE false")
-	if err == nil && broken != "" {
-		err = errors.New("this version can't read the database")
+	switch broken {
+	case "open":
+		err = errors.Join(err, errors.New("this version can't read the database"))
+	case "die":
+		os.Exit(3)
+	case "die later":
+		time.AfterFunc(30*time.Millisecond, func() { os.Exit(3) })
 	}
 	if err != nil {
 		return errors.Join(err, db.Close())
