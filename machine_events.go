@@ -8,7 +8,7 @@ import "time"
 type effects interface {
 	openGates() error // begin to accept, for the first time
 	closeGates()      // stop accepting; the child has what it has claimed
-	reopenGates()     // accept again, first of all
+	reopenGates()     // accept again
 	mend()            // open again what the child may have spoiled while it started
 	leaveToChild()    // closeGates, but of a child that has not claimed yet: all
 	leaveEnd()        // of the sockets to the child, which may accept at any moment, until it hears that the service ends

@@ -423,11 +423,11 @@ func (m *machine) rollBack(err error) {
 func (m *machine) acceptAgain(n notice, err error) {
 	m.state = serving
 	m.upgrades = repeats{}
-	m.do.reopenGates() // first of all
 	if m.drain != noDrain {
 		m.state = resuming
-		m.do.cancelDrain()
+		m.do.cancelDrain() // or what waits at the gates would be told that its connection ends
 	}
+	m.do.reopenGates()
 	if n == noticeFailed {
 		m.do.mend()
 	} else {
