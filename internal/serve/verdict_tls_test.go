@@ -25,8 +25,9 @@ import (
 )
 
 // The new process has received a connection and taken it, and its client sends a request,
-// and asks for new keys, which TLS itself has to answer: nothing is written to the client before the old process has said whose the connection is,
-// since two that write would use the same number twice.
+// and asks for new keys, which TLS itself has to answer: nothing is written to the client
+// before the old process has said whose the connection is, since two that write would use
+// the same number twice.
 func TestNewWritesNothingBeforeTheVerdict(t *testing.T) {
 	for side, give := range map[string]func(p *couple, took, refused []uint32){
 		"new": func(p *couple, took, refused []uint32) { p.mover.OnTook(took, refused) },
@@ -38,7 +39,9 @@ func TestNewWritesNothingBeforeTheVerdict(t *testing.T) {
 			var keys bytes.Buffer
 			w.client.KeyLogWriter = &keys
 			p := newCouple(t, w.over(saysSide)) // neither reads its channel
-			c, r := p.askTLS(w.client)
+			c := tls.Client(p.dial(), w.client) // that of askTLS would read what is not to come
+			r := bufio.NewReader(c)
+			wantAnswer(t, c, r, "", "old")
 			wait.For(t, p.old.seen, "the connection")
 			p.drain()
 			p.take()
