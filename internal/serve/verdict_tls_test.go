@@ -5,21 +5,14 @@ package serve
 import (
 	"bufio"
 	"bytes"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
-	"encoding/binary"
-	"encoding/hex"
 	"io"
 	"net"
 	"net/http"
-	"regexp"
 	"testing"
 
 	"github.com/julofinance/grace/v3/internal/sockets"
+	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 	"github.com/julofinance/grace/v3/internal/testing/wait"
 	"golang.org/x/sys/unix"
 )
@@ -60,12 +53,21 @@ func TestNewWritesNothingBeforeTheVerdict(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			by := sealerOf(t, c, keys.String())
+			if suite := c.ConnectionState().CipherSuite; suite != tls.TLS_AES_128_GCM_SHA256 {
+				t.Skipf("%s was agreed on: without instructions for AES crypto/tls prefers another one", tls.CipherSuiteName(suite))
+			}
+			by, ok := tlstest.KeysOf("CLIENT_TRAFFIC_SECRET_0", keys.String())
+			if !ok {
+				t.Fatalf("the client's secret is not in %q", &keys)
+			}
 			w.client.KeyLogWriter = nil
-			by.seq = 2 // after two requests
-			by.send(22, []byte{24, 0, 0, 1, 1})
-			by.update()
-			for range 20 { // it serves others meanwhile
+			send := func(record []byte) { // the client itself sends no more
+				if _, err := c.NetConn().Write(record); err != nil {
+					t.Fatal(err)
+				}
+			}
+			send(by.Seal(2, tlstest.HandshakeRecord, tlstest.KeyUpdate)) // after two requests
+			for range 20 {                                               // it serves others meanwhile
 				other := p.dialTLS(w.client)
 				wantAnswer(t, other, bufio.NewReader(other), "", "new")
 				other.Close()
@@ -84,74 +86,12 @@ func TestNewWritesNothingBeforeTheVerdict(t *testing.T) {
 				t.Errorf("%q answers, error %v; want %s", b, err, side)
 			}
 			if side == "new" { // the old one says Connection: close
-				by.send(21, []byte{1, 0}) // close_notify, with the new key
+				send(by.Next().Seal(0, tlstest.AlertRecord, []byte{1, 0})) // close_notify
 			}
 			if _, err := r.ReadByte(); err != io.EOF {
 				t.Errorf("after the answer: %v, want %v", err, io.EOF)
 			}
 		})
-	}
-}
-
-// A sealer sends records for a client of crypto/tls that it can't be made to send. The
-// client itself sends no more then.
-type sealer struct {
-	t      *testing.T
-	c      *tls.Conn
-	secret []byte
-	seq    uint64
-}
-
-// sealerOf has the client's secret from what KeyLogWriter was given.
-func sealerOf(t *testing.T, c *tls.Conn, keys string) *sealer {
-	t.Helper()
-	if suite := c.ConnectionState().CipherSuite; suite != tls.TLS_AES_128_GCM_SHA256 {
-		t.Skipf("%s was agreed on: without instructions for AES crypto/tls prefers another one", tls.CipherSuiteName(suite))
-	}
-	m := regexp.MustCompile(`CLIENT_TRAFFIC_SECRET_0 \w+ (\w+)`).FindStringSubmatch(keys)
-	if m == nil {
-		t.Fatalf("the client's secret is not in %q", keys)
-	}
-	secret, err := hex.DecodeString(m[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &sealer{t: t, c: c, secret: secret}
-}
-
-// derive is HKDF-Expand-Label of RFC 8446, section 7.1, without a context.
-func (s *sealer) derive(label string, n int) []byte {
-	s.t.Helper()
-	label = "tls13 " + label
-	info := append([]byte{0, byte(n), byte(len(label))}, label...)
-	b, err := hkdf.Expand(sha256.New, s.secret, string(append(info, 0)), n)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return b
-}
-
-// update goes on with the next secret.
-func (s *sealer) update() { s.secret, s.seq = s.derive("traffic upd", sha256.Size), 0 }
-
-// send sends a record of this type.
-func (s *sealer) send(typ byte, content []byte) {
-	s.t.Helper()
-	block, err := aes.NewCipher(s.derive("key", 16))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	aead, err := cipher.NewGCM(block)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	nonce := s.derive("iv", aead.NonceSize())
-	number := binary.BigEndian.AppendUint64(make([]byte, 4), s.seq)
-	subtle.XORBytes(nonce, nonce, number)
-	s.seq++
-	head := []byte{23, 3, 3, 0, byte(len(content) + 1 + aead.Overhead())}
-	if _, err := s.c.NetConn().Write(aead.Seal(head, nonce, append(content, typ), head)); err != nil {
-		s.t.Fatal(err)
 	}
 }
 

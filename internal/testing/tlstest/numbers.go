@@ -1,19 +1,9 @@
 package tlstest
 
 import (
-	"bytes"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
-	"crypto/sha512"
 	"crypto/tls"
 	"encoding/binary"
-	"encoding/hex"
-	"hash"
 	"net"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
 )
@@ -82,47 +72,32 @@ func (l *keyLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// The types of records, RFC 8446, section 5.1, and the suites.
-const (
-	handshakeRecord   = 22
-	applicationRecord = 23
-	keyUpdate         = 24 // the first byte of such a handshake message
-)
-
 // look opens all records but those of the handshake.
 func (w *wire) look(t testing.TB) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	_, after, ok := strings.Cut(w.keys, "SERVER_TRAFFIC_SECRET_0 ")
+	first, ok := KeysOf("SERVER_TRAFFIC_SECRET_0", w.keys)
 	if !ok {
 		return // not TLS 1.3, or the handshake was not finished
 	}
-	secret, err := hex.DecodeString(strings.Fields(after)[1])
-	if err != nil {
-		t.Errorf("the key log has %q: %v", w.keys, err)
-		return
-	}
-	seals := []*sealer{newSealer(secret, sha256.New, 16)}
-	if len(secret) == sha512.Size384 {
-		seals[0] = newSealer(secret, sha512.New384, 32)
-	}
+	all := []*Keys{first}
 	opened, number := 0, uint64(0)
 	for b := w.come; len(b) >= 5 && len(b) >= 5+int(binary.BigEndian.Uint16(b[3:])); {
 		record := b[:5+binary.BigEndian.Uint16(b[3:])]
 		b = b[len(record):]
-		if record[0] != applicationRecord {
+		if record[0] != ApplicationRecord {
 			continue
 		}
-		last := seals[len(seals)-1]
-		plain, err := last.open(number, record)
+		last := all[len(all)-1]
+		typ, content, err := last.Open(number, record)
 		if err != nil && opened == 0 {
 			continue // sealed with the key of the handshake
 		}
 		if err != nil {
-			for k, s := range seals {
-				for n := range number + uint64(len(seals))*1000 {
-					if _, err := s.open(n, record); err == nil {
-						t.Errorf("record %d after the handshake is sealed with number %d of key %d, want %d of %d", opened, n, k, number, len(seals)-1)
+			for k, keys := range all {
+				for n := range number + 1000 {
+					if _, _, err := keys.Open(n, record); err == nil {
+						t.Errorf("record %d after the handshake is sealed with number %d of key %d, want %d of %d", opened, n, k, number, len(all)-1)
 						return
 					}
 				}
@@ -131,54 +106,8 @@ func (w *wire) look(t testing.TB) {
 			return
 		}
 		opened, number = opened+1, number+1
-		plain = bytes.TrimRight(plain, "\x00")
-		if n := len(plain) - 1; n > 0 && plain[n] == handshakeRecord && plain[0] == keyUpdate {
-			seals, number = append(seals, last.next()), 0
+		if typ == HandshakeRecord && len(content) > 0 && content[0] == keyUpdate {
+			all, number = append(all, last.Next()), 0
 		}
 	}
-}
-
-// A sealer has a key of the server's.
-type sealer struct {
-	secret []byte
-	hash   func() hash.Hash
-	size   int
-	aead   cipher.AEAD
-	iv     []byte
-}
-
-func newSealer(secret []byte, hash func() hash.Hash, size int) *sealer {
-	s := &sealer{secret: secret, hash: hash, size: size}
-	block, err := aes.NewCipher(s.expand("key", size))
-	if err == nil {
-		s.aead, err = cipher.NewGCM(block)
-	}
-	if err != nil {
-		panic(err)
-	}
-	s.iv = s.expand("iv", s.aead.NonceSize())
-	return s
-}
-
-func (s *sealer) next() *sealer {
-	return newSealer(s.expand("traffic upd", len(s.secret)), s.hash, s.size)
-}
-
-// expand is HKDF-Expand-Label of RFC 8446, section 7.1, with no context.
-func (s *sealer) expand(label string, n int) []byte {
-	label = "tls13 " + label
-	info := slices.Concat([]byte{byte(n >> 8), byte(n), byte(len(label))}, []byte(label), []byte{0})
-	key, err := hkdf.Expand(s.hash, s.secret, string(info), n)
-	if err != nil {
-		panic(err)
-	}
-	return key
-}
-
-func (s *sealer) open(number uint64, record []byte) ([]byte, error) {
-	nonce := bytes.Clone(s.iv)
-	for i := range 8 {
-		nonce[len(nonce)-1-i] ^= byte(number >> (8 * i))
-	}
-	return s.aead.Open(nil, nonce, record[5:], record[:5])
 }
