@@ -15,6 +15,7 @@ import (
 	"net/textproto"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -244,7 +245,11 @@ func TestHTTPAgainAfterRollBack(t *testing.T) {
 	}
 	asks, enough := make(chan struct{}), make(chan struct{})
 	asked := make(chan int32, 1)
-	go func() {
+	var client sync.WaitGroup
+	defer client.Wait()
+	end := sync.OnceFunc(func() { close(enough) })
+	defer end()
+	client.Go(func() {
 		for n := int32(0); ; n++ {
 			if err := get(ln); err != nil {
 				t.Error(err)
@@ -257,7 +262,7 @@ func TestHTTPAgainAfterRollBack(t *testing.T) {
 			default:
 			}
 		}
-	}()
+	})
 	wait.For(t, asks, "an answer before")
 	execute := u.HTTP(srv, other)
 	again := make(chan error, 1)
@@ -269,7 +274,7 @@ func TestHTTPAgainAfterRollBack(t *testing.T) {
 	if err := get(other); err != nil {
 		t.Error(err)
 	}
-	close(enough)
+	end()
 	if n := wait.For(t, asked, "the client") + 1; calls.Load() != n {
 		t.Errorf("%d requests have called the handler %d times", n, calls.Load())
 	}
