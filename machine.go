@@ -1,9 +1,6 @@
 package grace
 
-import (
-	"runtime"
-	"time"
-)
+import "time"
 
 // The state machine of a process: events in, effects out. What happens reaches
 // the method on, one event at a time, from the goroutine that owns the Upgrader's
@@ -221,8 +218,7 @@ func (m *machine) on(e event) {
 	switch e := e.(type) {
 	case evReady:
 		err := m.onReady()
-		e.reply <- err
-		runtime.Gosched() // the program goes on first: the rest, the log line above all, takes longer than all before
+		e.reply <- err // the program goes on before the rest is done
 		if err == nil {
 			m.onServing()
 		}

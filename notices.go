@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ func (p performer) sayToOperator(n notice, e Event, err error) {
 	u := p.u
 	switch n {
 	case noticeServing:
+		runtime.Gosched() // the caller of Ready goes on first: this takes longer than to accept
 		u.log.Info("grace: serving", "pid", os.Getpid(), "generation", u.generation, "sockets", len(u.socks.Snapshot()))
 		u.tellMaster()
 		u.notify.Ready(u.serves())

@@ -89,8 +89,8 @@ func (u *Upgrader) accept() error {
 }
 
 // handshake agrees with the old process that it is this process's turn now:
-// the state in memory, claims, the line, go, the exclusive state, and the PID file. If the old process is
-// dead it is our turn in any case.
+// the state in memory, claims, the line, go, the exclusive state, and the PID file. If the
+// old process is dead it is our turn in any case.
 func (u *Upgrader) handshake() error {
 	p := u.parent
 	if u.exclusive == nil {

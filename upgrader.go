@@ -186,7 +186,9 @@ func newUpgrader(sys system, opts []Option) (_ *Upgrader, err error) {
 	u.joinMaster()
 	u.foreseeTrouble()
 	u.warnIfNeverReady()
-	go u.catch() // of a new process; handshake waits for it
+	if u.parent != nil {
+		go u.catch() // handshake waits for it
+	}
 	return u, nil
 }
 
