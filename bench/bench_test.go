@@ -65,6 +65,11 @@ func TestTable(t *testing.T) {
 			t.Errorf("%d numbers in the row %q, want %d", columns[name], name, want)
 		}
 	}
+	for _, head := range []string{"throughput, TLS connections kept, 1", "throughput, TLS connections kept, MoveTLS, 1", "10 idle, connections kept, ", "10 idle, TLS connections kept, median", "10 idle, TLS connections kept, MoveTLS, "} {
+		if !strings.Contains(out.String(), head) {
+			t.Errorf("there is no table %q", head)
+		}
+	}
 	if t.Failed() {
 		t.Log(out.String())
 	}

@@ -225,7 +225,7 @@ func micros(ns int64) float64 { return float64(ns) / 1e3 }
 func environment() (env []string) {
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "GRACE_") && !strings.HasPrefix(name, "LISTEN_") && name != "NOTIFY_SOCKET" && name != server.FloorVariable && name != server.LoadVariable && name != server.TLSVariable && name != server.MoveTLSVariable && name != server.ProbationVariable {
+		if !strings.HasPrefix(name, "GRACE_") && !strings.HasPrefix(name, "LISTEN_") && name != "NOTIFY_SOCKET" && !strings.HasPrefix(name, "BENCH_") {
 			env = append(env, kv)
 		}
 	}
