@@ -65,7 +65,7 @@
 //	helpers_linger   opens long streams and sees that they live
 //	helpers_systemd  boots a systemd in namespaces of its own
 //
-// Package internal/proctest starts programs, waits for their lines, and sees that no process is left;
-// internal/load makes requests and counts what was lost; internal/testing/netns runs a test in a
-// network of its own.
+// Package internal/proctest starts programs, waits for their lines, and sees that no process
+// is left; internal/load makes requests and counts what was lost; internal/testing/netns runs
+// a test in a network of its own.
 package integration

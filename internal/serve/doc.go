@@ -42,7 +42,7 @@
 //	                   other is taken while they are held
 //
 // Those of package sockets come after these, but for three. Host.ticketsMu and
-// ticketSecrets.mu are taken with Socket.Closing held, for the manifest. connSet.mu is taken with Set.mu or
-// Listener.mu held, since check is called when a gate has changed: so with connSet.mu only
-// the gate's own lock and that of the list of connections may be taken.
+// ticketSecrets.mu are taken with Socket.Closing held, for the manifest. connSet.mu is taken
+// with Set.mu or Listener.mu held, since check is called when a gate has changed: so with
+// connSet.mu only the gate's own lock and that of the list of connections may be taken.
 package serve
