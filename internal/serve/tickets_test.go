@@ -64,6 +64,17 @@ func resumes(t *testing.T, server, client *tls.Config) bool {
 	return c.ConnectionState().DidResume
 }
 
+// TestTicketsDoNotWaitForTheHost: the manifest is written with a lock of the sockets held, and
+// they may be closed by code that Host.mu waits for.
+func TestTicketsDoNotWaitForTheHost(t *testing.T) {
+	u, ln := newProcess(t)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	given := make(chan manifest.Secret, 1)
+	go func() { given <- u.Tickets(ln.(*sockets.Listener).Sock) }()
+	wait.For(t, given, "the secrets, Host.mu held")
+}
+
 // A ticketed is a process whose tls.Config has ticket keys of ours, or not.
 type ticketed struct {
 	*solo
