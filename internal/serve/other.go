@@ -46,6 +46,8 @@ type otherServer struct {
 
 	mu       sync.Mutex // guards the following
 	draining bool
+	shuts    int  // calls of Shutdown that have not returned; the listeners are spared meanwhile
+	shutting bool // there was one since Serve was called: it may be what ends Serve
 	resumed  chan struct{}
 	closed   chan struct{} // closed when Shutdown has closed the listener
 	wanted   chan struct{} // closed when Serve is to be called again: a connection waits
@@ -73,18 +75,13 @@ func (s *otherServer) serve() error {
 			return nil
 		case <-closed: // it will return, maybe when all its connections are gone
 		case err := <-returned:
-			s.mu.Lock()
-			draining := s.draining
-			s.mu.Unlock()
-			if draining || s.host.Stopping.Err() != nil || s.host.Socks.Keep(nil) {
-				s.onClose(closed) // nothing accepts any more
-				break
-			}
-			select {
-			case <-closed:
-			case <-resumed: // a drain was called off right now
-			default:
-				return err // ended by the program itself
+			if s.endsByItself(closed) {
+				select {
+				case <-closed:
+				case <-resumed: // a drain was called off right now
+				default:
+					return err // ended by the program itself
+				}
 			}
 		}
 		select {
@@ -96,11 +93,29 @@ func (s *otherServer) serve() error {
 	}
 }
 
+// endsByItself reports whether Serve has returned for a reason of its own. Else nothing
+// accepts any more, until Serve is called again.
+func (s *otherServer) endsByItself(closed chan struct{}) bool {
+	stops := s.host.Stopping.Err() != nil || s.host.Socks.Keep(nil)
+	s.mu.Lock()
+	defer s.conns.check()
+	defer s.mu.Unlock()
+	if !stops && !s.draining && !s.shutting {
+		return true
+	}
+	s.close(closed)
+	if !s.draining && s.shutting && s.shuts == 0 { // a late Shutdown, which has returned by now
+		s.want()
+	}
+	return false
+}
+
 // begin opens again what a Shutdown has closed, and returns what Serve is to
 // serve.
 func (s *otherServer) begin() (ln net.Listener, resumed, closed, wanted chan struct{}) {
 	s.mu.Lock()
 	s.closed, s.wanted = make(chan struct{}), make(chan struct{})
+	s.shutting = s.shuts > 0
 	resumed, closed, wanted = s.resumed, s.closed, s.wanted
 	s.mu.Unlock()
 	for _, l := range s.conns.all() {
@@ -116,13 +131,18 @@ func (s *otherServer) begin() (ln net.Listener, resumed, closed, wanted chan str
 // any more.
 func (s *otherServer) onClose(closed chan struct{}) {
 	s.mu.Lock()
+	s.close(closed)
+	s.mu.Unlock()
+	s.conns.check()
+}
+
+// close closes closed, once. s.mu is held.
+func (s *otherServer) close(closed chan struct{}) {
 	select {
 	case <-closed:
 	default:
 		close(closed)
 	}
-	s.mu.Unlock()
-	s.conns.check()
 }
 
 // onSpared: Shutdown has closed our listener itself.
@@ -167,6 +187,11 @@ func (s *otherServer) serveOn() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.want()
+}
+
+// want lets Serve be called again. s.mu is held.
+func (s *otherServer) want() {
 	select {
 	case <-s.wanted:
 	default:
@@ -191,7 +216,7 @@ func (s *otherServer) Drain(d *Drain) Report {
 	}()
 	// What waits to be accepted comes first: Shutdown may close the listener.
 	for s.Shutdown != nil && s.conns.wait(d, s.quiet) {
-		go s.shut(ctx)
+		go s.shut(ctx, d)
 		s.conns.wait(d, func() bool { return s.conns.left(true) == 0 || s.stranded() })
 		if !s.stranded() || d.cancelled() {
 			break
@@ -207,12 +232,29 @@ func (s *otherServer) Drain(d *Drain) Report {
 	return Report{Finished: max(0, begun-cut), Cut: cut}
 }
 
-// shut calls Shutdown. The listeners are spared: they are not closed for good,
-// since the upgrade may be rolled back meanwhile.
-func (s *otherServer) shut(ctx context.Context) {
+// shut calls Shutdown. The listeners are spared: they are not closed for good, since the
+// upgrade may be rolled back meanwhile. Shutdown may notice that late, and close them
+// after that: then Serve is called once more.
+func (s *otherServer) shut(ctx context.Context, d *Drain) {
+	s.mu.Lock()
+	s.shuts++
+	s.shutting = true
 	s.spare(s.onSpared)
-	if s.quiet() { // else the upgrade was rolled back already
+	s.mu.Unlock()
+	if s.quiet() && !d.cancelled() {
 		s.Shutdown(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shuts--
+	if s.draining || s.shuts > 0 {
+		return
+	}
+	s.spare(nil)
+	select {
+	case <-s.closed:
+		s.want()
+	default:
 	}
 }
 
@@ -237,11 +279,13 @@ func (s *otherServer) Resume() {
 	s.mu.Lock()
 	draining := s.draining
 	s.draining = false
+	if draining && s.shuts == 0 { // else shut does it
+		s.spare(nil)
+	}
 	s.mu.Unlock()
 	if !draining {
 		return
 	}
-	s.spare(nil)
 	for _, l := range s.conns.all() {
 		l.Release(nil, false)
 	}

@@ -252,16 +252,18 @@ func (s *Set) ReopenGates() {
 }
 
 // Unpark lets l, which was closed while the process drained, accept again, if the
-// drain was called off meanwhile.
+// drain was called off meanwhile. Where the gates are still shut, as long as this process
+// must first have again what it has lent, Accept waits for ReopenGates: an error would end
+// the server that calls it.
 func (s *Set) Unpark(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case !s.open || !l.Gate.IsParked():
-	case l.unwanted:
-		l.Gate.Set(gate.Shut) // for what has come back from a move, and for no other
-	default:
+	case !l.Gate.IsParked():
+	case s.open && !l.unwanted:
 		l.restart()
+	case s.open || s.handedOver: // an unwanted one: for what has come back from a move, and for no other
+		l.Gate.Set(gate.Shut)
 	}
 }
 
