@@ -13,7 +13,7 @@ import (
 
 // Exclusive gives the two functions by which what only one process at a time may have
 // changes hands: a lock, a database file with one writer, state in memory that is
-// written to a file. machine_exclusive.go has the order, and why nothing is lost.
+// written to a file. machine_steps.go has the order, and why nothing is lost.
 //
 // acquire is called by [Upgrader.Ready], before this process accepts anything: in a
 // first process, and in a new one when the old one has released. An error, or a panic,

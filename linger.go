@@ -15,7 +15,7 @@ import (
 	"github.com/julofinance/grace/v3/internal/manifest"
 )
 
-// How processes that linger are held together: see machine_linger.go.
+// How processes that linger are held together: see part 4 of machine_steps.go.
 //
 // A leash is a pair of sockets. The process that lingers has one end for as long as it
 // lives. It gives the other one to its child, which gives it to its own child at an upgrade,
