@@ -75,7 +75,7 @@ func TestExclusiveHeldDoesNotLinger(t *testing.T) {
 	done := second.upgrade()
 	until(t, "the next upgrade to be asked for", func() bool {
 		pending := make(chan bool, 1)
-		second.post(func() { pending <- second.m.pending || second.m.state == upgrading })
+		second.post(func() { pending <- second.m.has(wanted) || second.m.state == upgrading })
 		return receive(t, pending, "the loop")
 	})
 	first.await(draining)

@@ -178,13 +178,7 @@ type machine struct {
 	moving bool          // what waited is on its way to the child, which accepts
 	later  []stopRequest // in releasing, and while moving: see postpone
 
-	// Requests for an upgrade, by stage: one that is wanted as soon as it can
-	// begin, the one under way, and those that a master was asked for.
-	pending bool
-	waiting []reply
-	current []reply
-	asked   []reply
-	passed  bool // one was passed on to the child; wanted again if that dies
+	requests []request // for an upgrade
 
 	stops, upgrades repeats
 }
@@ -203,8 +197,24 @@ type limits struct {
 // exit is how long a program may take to exit when its process has finished.
 func (l limits) exit() time.Duration { return max(time.Second, l.drain) }
 
-// A reply takes the result of a call of Upgrade.
+// A request asks for an upgrade. Several of one stage are one: they have one result.
+type request struct {
+	reply reply
+	stage requestStage
+}
+
+// A reply takes the result of a call of Upgrade; it is nil if a signal has asked.
 type reply = chan error
+
+// A requestStage tells how far a request has come.
+type requestStage int
+
+const (
+	wanted   requestStage = iota // as soon as nothing is in its way
+	underWay                     // the child that it has started is not judged yet
+	atMaster                     // a master was asked
+	handedOn                     // passed on to the child; wanted again if that dies
+)
 
 // on handles one event.
 func (m *machine) on(e event) {

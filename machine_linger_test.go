@@ -33,7 +33,7 @@ func TestLingererThatDoesNotEnd(t *testing.T) {
 	w.m.parent, w.m.parentPid = parentAlive, 6
 	w.to("ready parentLingers parentGone")
 	w.on(evUpgrade{w.request()})
-	if w.m.state != serving || !w.m.pending {
+	if w.m.state != serving || !w.m.has(wanted) {
 		t.Errorf("a process lingers, none may, and the state is %v; want that the upgrade waits", w.m.state)
 	}
 	w.to("lingererStuck")

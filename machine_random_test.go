@@ -108,6 +108,9 @@ var happenings = []func(w *sim, n byte){
 			w.on(evLingererStuck{all[int(n)%len(all)].pid})
 		}
 	},
+	func(w *sim, n byte) { w.on(evPing{}) },
+	func(w *sim, n byte) { w.on(evMasterGone{}) },
+	func(w *sim, n byte) { w.child(evTakes{w.m.child.id}) },
 }
 
 // later is a moment from now, or long after the child has begun to accept.
@@ -136,7 +139,7 @@ func (w *sim) advance() {
 	case w.complete("moved"), w.complete("release"), w.complete("acquire"):
 	case c.stage == going:
 		w.child(evAccepting{id: c.id, at: m.now()})
-	case c.waited && c.asked > c.answered:
+	case c.waited:
 		w.child(evPong{id: c.id})
 	case m.state == standingBy:
 		w.on(evProbationOver{id: c.id})
@@ -175,6 +178,29 @@ func (w *sim) settleAll(t *testing.T) {
 	}
 }
 
+// goOn lets all go well, with a child that lives, until this process rests: it serves
+// alone, or has ended.
+func (w *sim) goOn(t *testing.T) {
+	t.Helper()
+	for range 300 {
+		m := w.m
+		c := &m.child
+		switch {
+		case len(w.broken) > 0, m.state == stopped && m.isOver(), m.state == serving && c.stage == noChild && !m.has(wanted) && m.restoring == 0 && !w.parentLives():
+			return
+		case c.killReason != nil, c.orderly && c.stage > launching, m.state == stopped && w.childLives, m.state == holding && w.childLives:
+			w.exit()
+		case w.complete("lame"), w.complete("finish"), w.complete("master"):
+		case m.stop != notStopping && (w.complete("drain") || w.complete("resume") || w.complete("restore")):
+		case len(m.lingerers) > 0 && m.lingerers[0].told:
+			w.on(evLingererGone{m.lingerers[0].pid})
+		default:
+			w.advance()
+		}
+	}
+	t.Fatalf("a child that lives leads nowhere: the state is %v, the child %v\n%s", w.m.state, w.m.child.stage, strings.Join(w.log, "\n"))
+}
+
 func runSim(t *testing.T, data []byte) {
 	if len(data) < 2 {
 		return
@@ -204,9 +230,14 @@ func runSim(t *testing.T, data []byte) {
 		}
 	}
 	check("at random")
-	// No state is a trap. A child that dies leaves this process serving, or, if
-	// it was told to stop, at its end.
+	// No state is a trap.
 	w.unkillable = false
+	if data[1]&2 == 2 {
+		w.goOn(t)
+		check("after all has gone well")
+	}
+	// A child that dies leaves this process serving, or, if
+	// it was told to stop, at its end.
 	w.settleAll(t)
 	w.exit()
 	w.settleAll(t)

@@ -50,11 +50,10 @@ func (m *machine) onUpgrade(r reply) {
 		m.do.say(noticeTooLate, nil)
 		tell([]reply{r}, fmt.Errorf("grace: Upgrade: %w", ErrStopped))
 	default:
-		m.pending = true
-		m.waiting = append(m.waiting, r)
+		m.requests = append(m.requests, request{r, wanted})
 		m.do.say(noticeAsked, nil)
 		m.settle()
-		if m.pending {
+		if m.has(wanted) {
 			m.do.say(noticeQueued, nil)
 		}
 	}
@@ -63,7 +62,9 @@ func (m *machine) onUpgrade(r reply) {
 // passOn passes a request on to the child: its sender may have read the PID file
 // a moment before the hand-over.
 func (m *machine) passOn(r reply) {
-	m.passed = true
+	if !m.has(handedOn) {
+		m.requests = append(m.requests, request{nil, handedOn})
+	}
 	m.do.sendUpgrade()
 	m.do.say(noticePassedOn, nil)
 	tell([]reply{r}, fmt.Errorf("grace: Upgrade: %w", ErrHandedOver))
@@ -80,8 +81,31 @@ func tell(callers []reply, err error) {
 
 // answer tells the callers of the upgrade under way how it went.
 func (m *machine) answer(err error) {
-	tell(m.current, err)
-	m.current = nil
+	tell(m.take(underWay), err)
+}
+
+// has reports whether there is a request of this stage.
+func (m *machine) has(stage requestStage) bool {
+	return slices.ContainsFunc(m.requests, func(r request) bool { return r.stage == stage })
+}
+
+// take removes the requests of these stages, and returns who has made them.
+func (m *machine) take(stages ...requestStage) (callers []reply) {
+	m.requests = slices.DeleteFunc(m.requests, func(r request) bool {
+		if !slices.Contains(stages, r.stage) {
+			return false
+		}
+		callers = append(callers, r.reply)
+		return true
+	})
+	return callers
+}
+
+// put adds a request of this stage for each caller.
+func (m *machine) put(callers []reply, stage requestStage) {
+	for _, c := range callers {
+		m.requests = append(m.requests, request{c, stage})
+	}
 }
 
 // inTheWay returns what an upgrade that is wanted waits for; "" if nothing. At
@@ -113,25 +137,26 @@ func (m *machine) inTheWay() string {
 
 // settle begins the upgrade that is wanted, as soon as nothing is in its way.
 func (m *machine) settle() {
-	if !m.pending || m.inTheWay() != "" {
+	if !m.has(wanted) || m.inTheWay() != "" {
 		return
 	}
-	m.pending, m.passed = false, false
-	m.current, m.waiting = append(m.current, m.waiting...), nil
-	switch {
-	case m.underMaster:
-		asked := m.current
-		m.current, m.asked = nil, append(m.asked, asked...)
-		m.do.askMaster(asked)
-	case !m.supported:
+	m.take(handedOn)
+	callers := m.take(underWay, wanted)
+	if m.underMaster {
+		m.put(callers, atMaster)
+		m.do.askMaster(callers)
+		return
+	}
+	m.put(callers, underWay)
+	if !m.supported {
 		m.do.say(noticeUnsupported, nil)
 		m.answer(fmt.Errorf("grace: Upgrade: %w", ErrNotSupported))
-	default:
-		m.state = upgrading
-		m.child = childState{id: m.child.id + 1, stage: launching}
-		m.do.say(noticeUpgradeBegins, nil)
-		m.do.launch(m.child.id)
+		return
 	}
+	m.state = upgrading
+	m.child = childState{id: m.child.id + 1, stage: launching}
+	m.do.say(noticeUpgradeBegins, nil)
+	m.do.launch(m.child.id)
 }
 
 func (m *machine) onParentGone() {
@@ -186,8 +211,8 @@ func (m *machine) onMasterAsked(e evMasterAsked) {
 // answerAsked answers those of callers that have no answer yet.
 func (m *machine) answerAsked(callers []reply, err error) {
 	for _, c := range callers {
-		if i := slices.Index(m.asked, c); i >= 0 {
-			m.asked = slices.Delete(m.asked, i, i+1)
+		if i := slices.Index(m.requests, request{c, atMaster}); i >= 0 {
+			m.requests = slices.Delete(m.requests, i, i+1)
 			tell([]reply{c}, err)
 		}
 	}
@@ -322,12 +347,10 @@ func (m *machine) onAccepting(e evAccepting) {
 	}
 	m.state = standingBy
 	m.do.say(noticeStandingBy, nil)
-	if m.pending {
+	if m.has(wanted) {
 		// Asked for while the child was starting: it may run a binary older
 		// than the one that is wanted.
-		m.pending = false
-		tell(m.waiting, fmt.Errorf("grace: Upgrade: %w", ErrHandedOver))
-		m.waiting = nil
+		tell(m.take(wanted), fmt.Errorf("grace: Upgrade: %w", ErrHandedOver))
 		m.passOn(nil)
 	}
 	m.do.examine(m.limits.probation)
@@ -435,9 +458,7 @@ func (m *machine) acceptAgain(n notice, err error) {
 	} else {
 		m.do.tellParentOfChild(false)
 	}
-	if m.passed { // passed on to the child, which is dead
-		m.pending = true
-	}
+	m.put(m.take(handedOn), wanted) // the child is dead
 	m.restore(n, err)
 	if m.drain == over { // it has waited only to hear that the child is well
 		m.onDrained()
@@ -452,10 +473,8 @@ func (m *machine) acceptAgain(n notice, err error) {
 // restore puts back what the child may have taken, and then answers the callers.
 // The next upgrade waits until all is there.
 func (m *machine) restore(n notice, err error) {
-	callers := m.current
-	m.current = nil
 	m.restoring++
-	m.do.restore(callers, n, err)
+	m.do.restore(m.take(underWay), n, err)
 }
 
 func (m *machine) onRestored() {
@@ -755,7 +774,11 @@ func (c *childState) rollBackReason() error {
 }
 
 func (m *machine) onPong() {
-	if m.child.answered++; m.child.answered == m.child.asked {
+	c := &m.child
+	if c.answered == c.asked { // nothing was asked; if it counted, the next answer would be one too many
+		return
+	}
+	if c.answered++; c.answered == c.asked {
 		m.well()
 	}
 }
@@ -1226,7 +1249,7 @@ func (m *machine) stopNow(r stopRequest) {
 	}
 	if r.byOperator() {
 		m.do.sayStop(noticeStopBegins, r)
-		m.answerAsked(slices.Clone(m.asked), nil) // how an upgrade by a master succeeds
+		tell(m.take(atMaster), nil) // how an upgrade by a master succeeds
 	}
 	handedOver := m.state == standingBy || m.state == draining || m.child.went() && m.child.stage != leaving && m.child.killReason == nil && m.state != acquiring
 	if r.leave {
@@ -1382,12 +1405,10 @@ func (m *machine) passStop(r stopRequest) {
 
 // refuseAll answers all callers that wait for an upgrade that will not be.
 func (m *machine) refuseAll() {
-	if m.pending {
+	if m.has(wanted) {
 		m.do.say(noticeTooLate, nil)
 	}
-	callers := slices.Concat(m.current, m.waiting, m.asked)
-	m.current, m.waiting, m.asked, m.pending = nil, nil, nil, false
-	tell(callers, fmt.Errorf("grace: Upgrade: %w", ErrStopped))
+	tell(m.take(underWay, wanted, atMaster), fmt.Errorf("grace: Upgrade: %w", ErrStopped))
 }
 
 // onChildStop: the child begins to end, and tells why.

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -285,26 +286,31 @@ func (w *sim) to(names string) {
 	}
 }
 
-// Each state and each event: testdata/machine.txt has what comes of it. A pair
-// that has no line there is impossible, and changes nothing.
+// Each state and each event: testdata/machine.txt has what comes of it. The events at the
+// end of each state can't happen there, or are too late, and change nothing.
 func TestMachineTable(t *testing.T) {
 	var b strings.Builder
+	states, stages, events := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, s := range situations {
 		fmt.Fprintf(&b, "%s\n", s.name)
+		var nothing []string
 		for _, k := range kinds {
 			w := newSim(false, false, false)
 			s.come(w)
 			if len(w.broken) > 0 {
 				t.Fatalf("%s: %v", s.name, w.broken)
 			}
-			before := fmt.Sprintf("%+v", *w.m)
-			w.on(k.event(w))
+			states[w.m.state.String()], stages[w.m.child.stage.String()] = true, true
+			before, e := fmt.Sprintf("%+v", *w.m), k.event(w)
+			events[strings.TrimPrefix(fmt.Sprintf("%T", e), "grace.")] = true
+			w.on(e)
 			did := strings.Join(w.did, ", ")
 			switch {
 			case len(w.broken) > 0:
 				did += " BROKEN: " + strings.Join(w.broken, "; ")
 			case did != "":
 			case fmt.Sprintf("%+v", *w.m) == before:
+				nothing = append(nothing, k.name)
 				continue
 			default:
 				did = "noted"
@@ -315,6 +321,29 @@ func TestMachineTable(t *testing.T) {
 			}
 			fmt.Fprintf(&b, "\t%-16s%v%s: %s\n", k.name, w.m.state, child, did)
 		}
+		fmt.Fprintf(&b, "\timpossible, or too late: %s\n", strings.Join(nothing, ", "))
+	}
+	for s := starting; s <= stopped; s++ {
+		if !states[s.String()] {
+			t.Errorf("no situation has the state %v", s)
+		}
+	}
+	for s := noChild; s <= leaving; s++ {
+		if !stages[s.String()] {
+			t.Errorf("no situation has the child %v", s)
+		}
+	}
+	code, err := os.ReadFile("machine.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^\t(ev[A-Z]\w*)\s+struct`).FindAllSubmatch(code, -1) {
+		if kind := string(m[1]); !events[kind] {
+			t.Errorf("no event of the table is a %s", kind)
+		}
+	}
+	if len(events) < 40 {
+		t.Errorf("%d kinds of events: is machine.go read as it is written?", len(events))
 	}
 	path := "testdata/machine.txt"
 	if *update {

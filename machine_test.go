@@ -206,7 +206,7 @@ func (w *sim) on(e event) {
 	if w.m.moving && w.m.child.stage == accepting && slices.Contains(w.did, "drain") {
 		w.breaks("it drains while what was held is on its way")
 	}
-	if killed != nil && w.m.child.stage == accepting && stop == notStopping && slices.Contains(w.did, "stopping") && !w.open {
+	if killed != nil && w.m.child.killReason != nil && w.m.child.stage == accepting && stop == notStopping && slices.Contains(w.did, "stopping") && !w.open {
 		w.breaks("it stops with its gates shut, and the child is being killed")
 	}
 	if told := slices.Contains(w.did, "say sick"); told != (w.m.child.killReason == ErrUnhealthy && killed == nil) {
@@ -223,7 +223,7 @@ func (w *sim) on(e event) {
 	if w.exclusive && w.open && !w.mine {
 		w.breaks("it accepts without the exclusive state")
 	}
-	if m.pending && m.inTheWay() == "" {
+	if m.has(wanted) && m.inTheWay() == "" {
 		w.breaks("an upgrade that is wanted does not begin")
 	}
 	if m.restoring < 0 || m.restoring > 0 && w.pending["restore"] == 0 {
@@ -294,7 +294,7 @@ func (w *sim) complete(what string) bool {
 	case "acquire":
 		w.on(evAcquired{})
 	case "master":
-		w.on(evMasterAsked{replies: w.m.asked})
+		w.on(evMasterAsked{replies: w.m.callers(atMaster)})
 	case "leash":
 		w.on(evLeashMade{id: w.m.child.id})
 	}
@@ -328,7 +328,7 @@ func TestOldProcessThatDoesNotExit(t *testing.T) {
 	w := newSim(true, false, false)
 	w.to("ready main")
 	w.on(evUpgrade{w.request()})
-	if w.m.state != serving || !w.m.pending {
+	if w.m.state != serving || !w.m.has(wanted) {
 		t.Errorf("the old process has just finished, and the state is %v; want that the upgrade waits", w.m.state)
 	}
 	w.to("parentStuck")
@@ -339,4 +339,14 @@ func TestOldProcessThatDoesNotExit(t *testing.T) {
 	if !slices.Contains(w.did, "say parent gone") {
 		t.Errorf("the old process has exited after all, and the effects are %q", w.did)
 	}
+}
+
+// callers gives those of the requests of this stage.
+func (m *machine) callers(stage requestStage) (callers []reply) {
+	for _, r := range m.requests {
+		if r.stage == stage {
+			callers = append(callers, r.reply)
+		}
+	}
+	return callers
 }

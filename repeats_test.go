@@ -257,7 +257,7 @@ func TestUpgradeSignalTwice(t *testing.T) {
 	g := h.first()
 	begin := time.Now()
 	wanted := func() (wants bool) {
-		g.ask(func() { wants = g.m.pending || g.m.passed })
+		g.ask(func() { wants = g.m.has(wanted) || g.m.has(handedOn) })
 		return wants
 	}
 	g.ask(func() {

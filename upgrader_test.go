@@ -311,7 +311,7 @@ func TestUpgradeAskedDuringAnother(t *testing.T) {
 	// All five wait: the loop has taken them.
 	for n := 0; n < 5; {
 		c := make(chan int, 1)
-		g.post(func() { c <- len(g.m.waiting) })
+		g.post(func() { c <- len(g.m.callers(wanted)) })
 		n = receive(t, c, "the loop")
 	}
 	close(hold)
