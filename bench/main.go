@@ -48,7 +48,7 @@ func main() {
 	limit := flag.Duration("limit", 20*time.Minute, "how long all of it may take")
 	flag.IntVar(&whole.turns, "turns", whole.turns, "upgrades of each kind of server, idle and under load")
 	only := flag.String("only", "", "measure only this: upgrades, throughput, memory, latency or lost; or reloads, which else is not: what HAProxy and nginx lose")
-	binaries := flag.String("binaries", "", "directory of servers that are built already, plain, grace and tableflip: to compare two versions")
+	binaries := flag.String("binaries", "", "directory of servers that are built already, grace and tableflip: to compare two versions")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

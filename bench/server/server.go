@@ -23,6 +23,9 @@ import (
 // FloorVariable makes a server end at the first line of main.
 const FloorVariable = "BENCH_FLOOR"
 
+// PlainVariable makes the server on this library one on net/http alone.
+const PlainVariable = "BENCH_PLAIN"
+
 // LoadVariable names a file with a certificate and its key. If it is set, the server
 // serves what package load asks for, and does so over TLS as well, on a second address.
 const LoadVariable = "BENCH_LOAD"

@@ -14,6 +14,9 @@ import (
 
 func main() {
 	begun := server.Begin()
+	if os.Getenv(server.PlainVariable) != "" {
+		servePlain(begun)
+	}
 	u, err := grace.New(grace.PIDFile(os.Args[1]), grace.Probation(server.Probation()), grace.MoveTLS(os.Getenv(server.MoveTLSVariable) != ""))
 	server.Check(err)
 	ln, err := u.Listen("tcp", "127.0.0.1:0")

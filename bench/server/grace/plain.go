@@ -1,6 +1,5 @@
 //go:build linux
 
-// Plain is the server of the benchmark on net/http alone: it can't be replaced.
 package main
 
 import (
@@ -9,8 +8,8 @@ import (
 	"github.com/julofinance/grace/v3/bench/server"
 )
 
-func main() {
-	begun := server.Begin()
+// servePlain is the server on net/http alone, which can't be replaced. It does not return.
+func servePlain(begun int64) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	server.Check(err)
 	go func() { server.Serving(begun, ln); server.Alone() }()
