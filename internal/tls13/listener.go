@@ -20,10 +20,24 @@ type Listener struct {
 	// Below is what tls.NewListener was given.
 	Below net.Listener
 
-	mu   sync.Mutex
-	copy net.Listener // stands on next; guarded by mu
-	next handed
+	// pure: the configuration calls no function of the program's, so what one connection
+	// was shown, another one that asks for the same is shown too.
+	pure bool
+
+	mu      sync.Mutex
+	copy    net.Listener // stands on next; guarded by mu
+	next    handed
+	covered map[question]bool // if pure: what was covered before; guarded by mu
 }
+
+// A question is what Covers asks the configuration.
+type question struct {
+	name, alpn string
+	curve      tls.CurveID
+}
+
+// mostCovered is how many questions are remembered: the names are the clients' choice.
+const mostCovered = 1024
 
 // A handed listener gives the one connection that it was given.
 type handed struct {
@@ -47,7 +61,7 @@ func Through(ln net.Listener) *Listener {
 	if err != nil {
 		return nil
 	}
-	l := &Listener{}
+	l := &Listener{covered: map[question]bool{}}
 	below := reflect.ValueOf(ln).Elem().Field(at["Listener"])
 	l.Below, _ = below.Interface().(net.Listener)
 	made := reflect.New(known.Elem())
@@ -58,7 +72,22 @@ func Through(ln net.Listener) *Listener {
 	if c, err := l.Server(probe); l.Below == nil || err != nil || c.NetConn() != probe {
 		return nil
 	}
+	l.pure = callsNothing(reflect.ValueOf(ln).Elem().Field(at["config"]))
 	return l
+}
+
+// callsNothing reports whether no function is set in config, a *tls.Config. The program
+// must not change it any more, see [tls.Config].
+func callsNothing(config reflect.Value) bool {
+	if config.IsNil() {
+		return false
+	}
+	for i := range config.Elem().NumField() {
+		if f := config.Elem().Field(i); f.Kind() == reflect.Func && !f.IsNil() {
+			return false
+		}
+	}
+	return true
 }
 
 // Server returns what the listener would return of a connection that was accepted below
@@ -82,7 +111,8 @@ func (l *Listener) Server(c net.Conn) (*tls.Conn, error) {
 // client in memory shows the name, protocol and curve of s, and is to be shown TLS 1.3 and a
 // certificate that is valid for the name. A connection with client certificates is
 // refused, since their keys would be needed. The functions of the configuration are
-// called as in each handshake, with a connection that has the addresses of conn.
+// called as in each handshake, with a connection that has the addresses of conn; if there
+// are none, one handshake answers for all that ask for the same.
 func (l *Listener) Covers(ctx context.Context, conn net.Conn, s *State) (_ tls.ConnectionState, err error) {
 	defer func() {
 		if err != nil {
@@ -96,6 +126,10 @@ func (l *Listener) Covers(ctx context.Context, conn net.Conn, s *State) (_ tls.C
 	if len(s.Certificates) > 0 {
 		return tls.ConnectionState{}, errors.New("the client has shown a certificate, which can't be verified anew by a listener of the program's")
 	}
+	asked := question{s.ServerName, s.ALPN, s.Curve}
+	if l.hasCovered(asked) {
+		return cs, nil
+	}
 	shown, err := l.shake(ctx, conn, s)
 	if err != nil {
 		return tls.ConnectionState{}, err
@@ -103,7 +137,26 @@ func (l *Listener) Covers(ctx context.Context, conn net.Conn, s *State) (_ tls.C
 	if err := s.named(&tls.Certificate{Leaf: shown.PeerCertificates[0]}); err != nil {
 		return tls.ConnectionState{}, err
 	}
+	l.remember(asked)
 	return cs, nil
+}
+
+func (l *Listener) hasCovered(q question) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.covered[q]
+}
+
+func (l *Listener) remember(q question) {
+	if !l.pure {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.covered) >= mostCovered {
+		clear(l.covered)
+	}
+	l.covered[q] = true
 }
 
 // shake makes a handshake with the listener, and returns what the client has seen.

@@ -2,10 +2,13 @@ package tls13
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"net"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -137,14 +140,89 @@ func TestListenerCoversInTime(t *testing.T) {
 	}
 }
 
+// A drawn counts how often something random was wanted: at least once in a handshake.
+type drawn struct{ n atomic.Int64 }
+
+func (d *drawn) Read(p []byte) (int, error) {
+	d.n.Add(1)
+	return rand.Read(p)
+}
+
+// What the configuration alone answers is asked once; a function of it each time.
+func TestListenerCoversOnce(t *testing.T) {
+	mine := worldCert()
+	get := func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &mine, nil }
+	for name, c := range map[string]struct {
+		config *tls.Config
+		once   bool
+	}{
+		"certificates":   {&tls.Config{Certificates: []tls.Certificate{mine}}, true},
+		"GetCertificate": {&tls.Config{GetCertificate: get}, false},
+		"VerifyConnection": {&tls.Config{
+			Certificates: []tls.Certificate{mine}, VerifyConnection: func(tls.ConnectionState) error { return nil },
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var d drawn
+			c.config.Rand = &d
+			l := Through(tls.NewListener(&named{}, c.config))
+			asks := func(change func(*State)) (handshake bool, err error) {
+				t.Helper()
+				s := plainState()
+				if change != nil {
+					change(&s)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				before := d.n.Load()
+				_, err = l.Covers(ctx, client{}, &s)
+				return d.n.Load() > before, err
+			}
+			for i := range 3 {
+				if shook, err := asks(nil); err != nil || shook != (i == 0 || !c.once) {
+					t.Errorf("the same for the %d. time: a handshake %v, error %v", i+1, shook, err)
+				}
+			}
+			for what, change := range map[string]func(*State){
+				"no name":       func(s *State) { s.ServerName = "" },
+				"no protocol":   func(s *State) { s.ALPN = "" },
+				"another curve": func(s *State) { s.Curve = tls.CurveP256 },
+			} {
+				if shook, err := asks(change); !shook || err != nil {
+					t.Errorf("%s: a handshake %v, error %v", what, shook, err)
+				}
+			}
+			for range 2 { // what is refused is asked again
+				if shook, err := asks(func(s *State) { s.ServerName = "other.test" }); !shook || err == nil {
+					t.Errorf("another name: a handshake %v, error %v", shook, err)
+				}
+			}
+			for i := range 2 * mostCovered {
+				l.remember(question{name: strconv.Itoa(i)})
+			}
+			if n := len(l.covered); n > mostCovered {
+				t.Errorf("%d questions are remembered, want %d at most", n, mostCovered)
+			}
+		})
+	}
+}
+
 // BenchmarkListenerCovers is what one connection costs a new process whose TLS is done by
 // a listener of the program's.
 func BenchmarkListenerCovers(b *testing.B) {
-	l := Through(tls.NewListener(&named{}, serverConfig()))
-	s := plainState()
-	for b.Loop() {
-		if _, err := l.Covers(b.Context(), client{}, &s); err != nil {
-			b.Fatal(err)
-		}
+	mine := worldCert()
+	for name, config := range map[string]*tls.Config{
+		"certificates": serverConfig(),
+		"a function":   {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &mine, nil }},
+	} {
+		b.Run(name, func(b *testing.B) {
+			l := Through(tls.NewListener(&named{}, config))
+			s := plainState()
+			for b.Loop() {
+				if _, err := l.Covers(b.Context(), client{}, &s); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
