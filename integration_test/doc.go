@@ -9,6 +9,7 @@
 //	an upgrade that fails                broken, start, slow_exec, fault, enfile, inflight
 //	a new process that dies or hangs     rollback, rollback_matrix, fault, stuck
 //	a new process that does not work     sick
+//	what the program is told of it       events
 //	an old process that lingers          linger, linger_exclusive, systemd_linger
 //	state in memory that goes over       carry
 //	an old process that dies             killed, steps, last_stop

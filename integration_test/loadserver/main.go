@@ -30,6 +30,7 @@ var (
 	most      = flag.Int("most", 1000, "how many connections -limited lets in at once")
 	moveTLS   = flag.Bool("movetls", false, "MoveTLS(true), and HTTP/1.1 only over TLS")
 	insist    = flag.Bool("insist", false, "each answer is given Connection: keep-alive, as some handlers do")
+	events    = flag.Duration("events", 0, "write each event, and take that long for it")
 	certs     = flag.String("certs", "", "directory with cert.pem and key.pem")
 )
 
@@ -58,6 +59,9 @@ func dieWithTest() {
 func run() error {
 	readSickness()
 	opts := append(healthOptions(), grace.PIDFile(*pidFile), grace.Probation(*probation), grace.DrainTimeout(*drain), grace.MoveTLS(*moveTLS))
+	if *events > 0 {
+		opts = append(opts, grace.Events(writeEvent))
+	}
 	u, err := grace.New(opts...)
 	if err != nil {
 		return err
@@ -71,6 +75,12 @@ func run() error {
 	err = u.Run(context.Background())
 	fmt.Printf("begun pid=%d n=%d\n", os.Getpid(), begun.Load())
 	return err
+}
+
+// writeEvent is slow: a process that exited without waiting for it would lose the last ones.
+func writeEvent(e grace.Event) {
+	time.Sleep(*events)
+	fmt.Printf("event %q pid=%d generation=%d peer=%d at=%d took=%v err=%v\n", e.Kind, e.Pid, e.Generation, e.Peer, e.Time.UnixNano(), e.Took > 0, e.Err != nil)
 }
 
 func listen(u *grace.Upgrader) (err error) {
