@@ -12,6 +12,7 @@
 //	what the program is told of it       events
 //	an old process that lingers          linger, linger_exclusive, systemd_linger
 //	state in memory that goes over       carry
+//	state that one process may have      exclusive, linger_exclusive
 //	an old process that dies             killed, steps, last_stop
 //	signals, and stops                   signals, group, hangup, steps, last_stop, lameduck
 //	sockets that come, go and change     socket, socket_change, socket_binary, packet, nonblock, blocking
@@ -43,6 +44,7 @@
 //	moveserver    connections of other protocols, which move
 //	clients       clients of HTTPS in Node and Python, for loss_tls_clients
 //	benchserver   what the benchmarks of an upgrade replace
+//	ledger        has exclusive state and five kinds of listeners, or is the one-liner
 //	badchild      a new process that breaks the protocol
 //	inflight      uses up what the kernel allows of descriptors under way
 //	original      a program as it was written for grace.v1

@@ -7,8 +7,10 @@ package exclusivetest
 
 import (
 	"bufio"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -24,16 +26,21 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/http2test"
 )
 
-// A Server is a running program. It prints "listening", and the addresses of HTTP and, if
-// it has that, of its lines. POST /add adds the body as an entry, GET /all gives all.
+// A Server is a running program. It prints "listening", and the addresses of HTTP and, as
+// far as it has them, of its lines, HTTPS, HTTP/2 without TLS, and UDP, in this order. POST
+// /add adds the body as an entry, GET /all gives all.
 type Server struct {
 	*proctest.Process
-	t           *testing.T
-	binary      string // what an upgrade starts
-	pidFile     string
-	HTTP, Lines string
+	t       *testing.T
+	binary  string // what an upgrade starts
+	pidFile string
+
+	HTTP, Lines, HTTPS, H2C, UDP string
+
+	Trust *tls.Config // of clients of HTTPS
 }
 
 // Start starts the program at path, with these arguments; FILE in them is a file of the
@@ -48,8 +55,12 @@ func Start(t *testing.T, path string, args ...string) *Server {
 		args[i] = strings.ReplaceAll(args[i], "FILE", filepath.Join(dir, "state"))
 	}
 	s.Process = proctest.Start(t, proctest.Command{Path: s.binary, Args: args, Env: []string{"GRACE_PIDFILE=" + s.pidFile}})
-	m := s.WaitLine(`^listening (\S+) ?(\S*)`)
-	s.HTTP, s.Lines = m[1], m[2]
+	addrs := strings.Fields(s.WaitLine(`^listening (.+)`)[1])
+	for i, addr := range []*string{&s.HTTP, &s.Lines, &s.HTTPS, &s.H2C, &s.UDP} {
+		if i < len(addrs) {
+			*addr = addrs[i]
+		}
+	}
 	s.WaitLine(`grace: serving`)
 	return s
 }
@@ -131,6 +142,7 @@ type Load struct {
 
 	mu     sync.Mutex // guards what follows
 	acked  []string
+	kinds  map[string]int // of acked, by the kind of client
 	lost   []string
 	worst  time.Duration // since Pause was called last
 	pauses []time.Duration
@@ -139,28 +151,57 @@ type Load struct {
 // Clients are how many there are of each kind.
 type Clients struct {
 	KeepAlive, Connect, Lines int
+
+	HTTPS, HTTP2, H2C, UDP int // HTTP2 is that over TLS
+}
+
+func (c Clients) all() int {
+	return c.KeepAlive + c.Connect + c.Lines + c.HTTPS + c.HTTP2 + c.H2C + c.UDP
 }
 
 // Load starts the clients.
 func (s *Server) Load(c Clients) *Load {
-	l := &Load{s: s, stop: make(chan struct{})}
-	for range c.KeepAlive {
-		l.wg.Go(func() { l.run(&webClient{addr: s.HTTP}) })
+	l := &Load{s: s, stop: make(chan struct{}), kinds: map[string]int{}}
+	tcp := func(addr string) func() (net.Conn, error) {
+		return func() (net.Conn, error) { return net.Dial("tcp", addr) }
 	}
-	for range c.Connect {
-		l.wg.Go(func() { l.run(&webClient{addr: s.HTTP, once: true}) })
+	start := func(n int, kind string, one func() client) {
+		if n > 0 {
+			l.kinds[kind] = 0
+		}
+		for range n {
+			l.wg.Go(func() { l.run(kind, one()) })
+		}
 	}
-	for range c.Lines {
-		l.wg.Go(func() { l.run(&lineClient{addr: s.Lines}) })
-	}
+	start(c.KeepAlive, "keep-alive", func() client { return &webClient{dialed: dialed{dial: tcp(s.HTTP)}} })
+	start(c.Connect, "connect", func() client { return &webClient{dialed: dialed{dial: tcp(s.HTTP)}, once: true} })
+	start(c.Lines, "lines", func() client { return &lineClient{dialed{dial: tcp(s.Lines)}} })
+	start(c.HTTPS, "HTTPS", func() client { return &webClient{dialed: dialed{dial: s.secure("http/1.1")}} })
+	start(c.HTTP2, "HTTP/2", func() client { return newHTTP2(s.secure("h2")) })
+	start(c.H2C, "h2c", func() client { return newHTTP2(tcp(s.H2C)) })
+	start(c.UDP, "UDP", func() client {
+		return &lineClient{dialed{dial: func() (net.Conn, error) { return net.Dial("udp", s.UDP) }}}
+	})
 	return l
+}
+
+// secure connects to HTTPS.
+func (s *Server) secure(proto string) func() (net.Conn, error) {
+	return func() (net.Conn, error) {
+		trust := s.Trust.Clone()
+		trust.NextProtos = []string{proto}
+		d := tls.Dialer{NetDialer: &net.Dialer{Timeout: limit}, Config: trust}
+		return d.Dial("tcp", s.HTTPS)
+	}
 }
 
 type client interface {
 	add(entry string) error
+	close()
 }
 
-func (l *Load) run(c client) {
+func (l *Load) run(kind string, c client) {
+	defer c.close()
 	for {
 		select {
 		case <-l.stop:
@@ -173,9 +214,10 @@ func (l *Load) run(c client) {
 		took := time.Since(begun)
 		l.mu.Lock()
 		if err != nil {
-			l.lost = append(l.lost, fmt.Sprintf("%s, after %v: %v", entry, took, err))
+			l.lost = append(l.lost, fmt.Sprintf("%s of %s, after %v: %v", entry, kind, took, err))
 		} else {
 			l.acked = append(l.acked, entry)
+			l.kinds[kind]++
 		}
 		l.worst = max(l.worst, took)
 		l.mu.Unlock()
@@ -207,18 +249,27 @@ func (l *Load) allow(name string, n int) {
 	}
 }
 
-// Acked is how many entries were acknowledged so far.
-func (l *Load) Acked() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.acked)
-}
-
-// WaitMore waits until n more entries were acknowledged.
+// WaitMore waits until n more entries were acknowledged, of each kind one at least.
 func (l *Load) WaitMore(n int) {
 	l.s.t.Helper()
-	before := l.Acked()
-	proctest.WaitFor(l.s.t, proctest.Limit, fmt.Sprintf("%d more answers", n), func() bool { return l.Acked() >= before+n })
+	l.mu.Lock()
+	all, kinds := len(l.acked), maps.Clone(l.kinds)
+	l.mu.Unlock()
+	if !proctest.Poll(proctest.Limit, func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for kind, before := range kinds {
+			if l.kinds[kind] == before {
+				return false
+			}
+		}
+		return len(l.acked) >= all+n
+	}) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.s.t.Fatalf("waited %v in vain for %d more answers than %d, and more of each kind than %v: %d, %v; lost: %q",
+			proctest.Limit, n, all, kinds, len(l.acked), l.kinds, l.lost[:min(len(l.lost), 3)])
+	}
 }
 
 // Stop ends the load, and fails the test if anything was lost. It logs the figures.
@@ -259,7 +310,7 @@ func (l *Load) Stop() {
 	if slices.Sort(paused); len(paused) > 0 {
 		figures += fmt.Sprintf("; paused: p50 %v, max %v", paused[len(paused)/2].Round(100*time.Microsecond), paused[len(paused)-1].Round(100*time.Microsecond))
 	}
-	t.Log(figures)
+	t.Logf("%s; by kind of client: %v", figures, l.kinds)
 	if len(l.lost) > 0 || missing > 0 || twice > 0 || len(l.acked) == 0 {
 		t.Errorf("%d requests were lost, %d acknowledged writes were lost, %d are there twice, of %d", len(l.lost), missing, twice, len(l.acked))
 	}
@@ -268,30 +319,50 @@ func (l *Load) Stop() {
 // limit is how long an answer may take.
 const limit = 60 * time.Second
 
-// A webClient sends a POST, on the connection that it has unless the server has said that
-// it ends. Nothing is sent twice.
-type webClient struct {
-	addr string
-	once bool // a connection for each request
-	conn net.Conn
+// A dialed client has one connection at a time.
+type dialed struct {
+	dial func() (net.Conn, error)
+	conn net.Conn // nil: none
 	in   *bufio.Reader
 }
 
-func (c *webClient) add(entry string) (err error) {
+// open connects, unless there is a connection.
+func (c *dialed) open() (err error) {
 	if c.conn == nil {
-		if c.conn, err = net.Dial("tcp", c.addr); err != nil {
+		if c.conn, err = c.dial(); err != nil {
+			c.conn = nil
 			return err
 		}
 		c.in = bufio.NewReader(c.conn)
 	}
-	close := true
+	c.conn.SetDeadline(time.Now().Add(limit))
+	return nil
+}
+
+func (c *dialed) close() {
+	if c.conn != nil {
+		c.conn.Close()
+		c.conn = nil
+	}
+}
+
+// A webClient sends a POST, on the connection that it has unless the server has said that
+// it ends. Nothing is sent twice.
+type webClient struct {
+	dialed
+	once bool // a connection for each request
+}
+
+func (c *webClient) add(entry string) (err error) {
+	if err := c.open(); err != nil {
+		return err
+	}
+	ends := true
 	defer func() {
-		if close {
-			c.conn.Close()
-			c.conn = nil
+		if ends {
+			c.close()
 		}
 	}()
-	c.conn.SetDeadline(time.Now().Add(limit))
 	more := ""
 	if c.once {
 		more = "Connection: close\r\n"
@@ -307,40 +378,48 @@ func (c *webClient) add(entry string) (err error) {
 	if err == nil && (resp.StatusCode != http.StatusOK || string(body) != "ok\n") {
 		err = fmt.Errorf("%s: %.100q", resp.Status, body)
 	}
-	close = resp.Close || err != nil
+	ends = resp.Close || err != nil
 	return err
 }
 
-// A lineClient has one connection, and another only when that has failed.
-type lineClient struct {
-	addr string
-	conn net.Conn
-	in   *bufio.Reader
-}
+// A lineClient has one connection, and another only when that has failed. Over UDP a line is
+// a packet, which is sent once.
+type lineClient struct{ dialed }
 
 func (c *lineClient) add(entry string) (err error) {
-	if c.conn == nil {
-		if c.conn, err = net.Dial("tcp", c.addr); err != nil {
-			return err
-		}
-		c.in = bufio.NewReader(c.conn)
+	if err := c.open(); err != nil {
+		return err
 	}
-	c.conn.SetDeadline(time.Now().Add(limit))
 	defer func() {
 		if err != nil {
-			c.conn.Close()
-			c.conn = nil
+			c.close()
 		}
 	}()
 	if _, err := fmt.Fprintln(c.conn, entry); err != nil {
 		return err
 	}
-	answer, err := c.in.ReadString('\n')
+	return isOK(c.in.ReadString('\n'))
+}
+
+// isOK gives an error if the answer is another.
+func isOK(answer string, err error) error {
 	if err == nil && answer != "ok\n" {
 		err = fmt.Errorf("%.100q", answer)
 	}
 	return err
 }
+
+// An http2Client opens another connection when it is told to go away. Nothing is sent twice.
+type http2Client struct{ asks *http2test.Client }
+
+func newHTTP2(dial func() (net.Conn, error)) *http2Client {
+	c := &http2Client{http2test.NewClient(dial)}
+	c.asks.Limit = limit
+	return c
+}
+
+func (c *http2Client) add(entry string) error { return isOK(c.asks.Post("/add", entry)) }
+func (c *http2Client) close()                 { c.asks.Close() }
 
 // A Version is one that fails, and what is to be seen then.
 type Version struct {
@@ -372,7 +451,6 @@ func Broken(s *Server, c Clients, good string, bad ...Version) {
 	s.t.Helper()
 	l := s.Load(c)
 	l.WaitMore(100)
-	all := c.KeepAlive + c.Connect + c.Lines
 	for _, v := range bad {
 		s.Install(v.Path)
 		l.Forget()
@@ -384,7 +462,7 @@ func Broken(s *Server, c Clients, good string, bad ...Version) {
 		}
 		l.Pause()
 		if v.Dies {
-			l.allow(v.Name, all)
+			l.allow(v.Name, c.all())
 		}
 	}
 	s.Install(good)
