@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
@@ -184,4 +186,45 @@ func TestExclusiveStopped(t *testing.T) {
 			b.v.want(t, c.calls...)
 		})
 	}
+}
+
+// TestExclusiveUnasked: the new generation does not ask for a socket that the old one has. A
+// client that waits there in the pause is answered by neither with what the vault has, and
+// does not wait for ever.
+func TestExclusiveUnasked(t *testing.T) {
+	b := newBank(t)
+	main := b.main
+	asked := make(chan net.Addr, 1)
+	b.main = func(g *generation) error {
+		if g.n == 1 {
+			ln, err := g.Listen("tcp", "localhost:0")
+			if err != nil {
+				return err
+			}
+			asked <- ln.Addr()
+			execute, _ := g.HTTP(&http.Server{Handler: b.handler(g)}, ln)
+			go execute()
+		}
+		return main(g)
+	}
+	first := b.first()
+	other := *b
+	other.addr = receive(t, asked, "the other socket")
+	before := other.visit(t)
+	before.ask("1")
+	before.Close()
+	p := b.pause(t, first)
+	waits := other.visit(t)
+	waits.send("/")
+	close(b.go1)
+	p.busy.reads("1")
+	p.areAnswered("2")
+	resp, err := http.ReadResponse(waits.in, nil)
+	if err != nil || resp.StatusCode != http.StatusServiceUnavailable || !resp.Close {
+		t.Errorf("the client on the other socket has %v, %v; want 503 and Connection: close", resp, err)
+	}
+	if err := receive(t, p.done, "Upgrade"); err != nil {
+		t.Error(err)
+	}
+	b.v.want(t, "1 acquire", "1 release", "2 acquire")
 }

@@ -110,6 +110,8 @@ type bank struct {
 	tls   *tls.Config   // nil: plaintext
 	// stream serves /stream.
 	stream http.HandlerFunc
+	// server may change the server of a generation.
+	server func(*generation, *http.Server)
 }
 
 func newBank(t *testing.T, opts ...Option) *bank {
@@ -127,13 +129,17 @@ func newBank(t *testing.T, opts ...Option) *bank {
 		if g.n == 1 {
 			b.addr = ln.Addr()
 		}
-		give := func() (func() error, func(error)) { return g.HTTP(&http.Server{Handler: b.handler(g)}, ln) }
-		if b.tls != nil {
-			give = func() (func() error, func(error)) {
-				return g.HTTPS(&http.Server{Handler: b.handler(g), TLSConfig: b.tls.Clone()}, ln, "", "")
-			}
+		srv := &http.Server{Handler: b.handler(g)}
+		if b.server != nil {
+			b.server(g, srv)
 		}
-		execute, _ := give()
+		if b.tls != nil {
+			srv.TLSConfig = b.tls.Clone()
+			execute, _ := g.HTTPS(srv, ln, "", "")
+			go execute()
+			return g.Ready()
+		}
+		execute, _ := g.HTTP(srv, ln)
 		go execute()
 		return g.Ready()
 	})
