@@ -27,8 +27,14 @@ func main() {
 	begun := now()
 	n := flag.Int("listeners", 1, "how many to open")
 	pidFile := flag.String("pidfile", "", "PID file")
+	exclusive := flag.Bool("exclusive", false, "with exclusive state, which takes no time to change hands")
 	flag.Parse()
-	u, err := grace.New(grace.PIDFile(*pidFile), grace.Probation(0), grace.Logger(nil))
+	opts := []grace.Option{grace.PIDFile(*pidFile), grace.Probation(0), grace.Logger(nil)}
+	if *exclusive {
+		nothing := func(context.Context) error { return nil }
+		opts = append(opts, grace.Exclusive(nothing, nothing))
+	}
+	u, err := grace.New(opts...)
 	if err != nil {
 		log.Fatal(err)
 	}

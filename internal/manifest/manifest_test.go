@@ -24,6 +24,7 @@ func TestRecords(t *testing.T) {
 			},
 		},
 		&Claims{},
+		&Claims{Pongs: true, Probes: true, Keeps: true, Exclusive: true},
 		&Claims{Sockets: []int{0, 3, 1}, Takes: []string{"http/1", "", odd}},
 	} {
 		m := control.NewMessage('x', want)
@@ -34,6 +35,13 @@ func TestRecords(t *testing.T) {
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: got %+v, want %+v", m.Payload, got, want)
 		}
+	}
+}
+
+// TestClaimsOfNothing: what a new process does not have takes no room in its claims.
+func TestClaimsOfNothing(t *testing.T) {
+	if got := string(control.NewMessage('x', &Claims{}).Payload); got != "\n" {
+		t.Errorf("the claims of a process that has nothing are %q, want an empty record", got)
 	}
 }
 
