@@ -22,7 +22,7 @@
 //	systemd                              systemd_*
 //	socketmaster, einhorn, start_server  master_*
 //	programs written for others          original (grace.v1), gracehttp, endless, tableflip, tableflip_fds, compat/
-//	what the README and docs/ say        readme, systemd_docs, scripts
+//	what the README and docs/ say        readme, readme_links, systemd_docs, scripts
 //	nothing piles up                     thousand
 //	sendfile and splice still work       copy
 //	TLS sessions are resumed             tickets
