@@ -305,11 +305,17 @@ func (m mutant) pattern() string {
 	return strings.Join(parts, "/")
 }
 
-// module says where to be, and what the package is called there: it may be a
-// module of its own.
+// module says where to be, and what the package is called there: it may be of a module of
+// its own, at its directory or above that.
 func (m mutant) module() (dir, pkg string) {
-	if _, err := os.Stat(filepath.Join(m.pkg, "go.mod")); err == nil {
-		return m.pkg, "."
+	for dir = filepath.Clean(m.pkg); dir != "."; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			rest, err := filepath.Rel(dir, m.pkg)
+			if err != nil {
+				break // not reached: dir begins m.pkg
+			}
+			return dir, "./" + filepath.ToSlash(rest)
+		}
 	}
 	return ".", m.pkg
 }

@@ -175,12 +175,12 @@ func (s *Server) Load(c Clients) *Load {
 	}
 	start(c.KeepAlive, "keep-alive", func() client { return &webClient{dialed: dialed{dial: tcp(s.HTTP)}} })
 	start(c.Connect, "connect", func() client { return &webClient{dialed: dialed{dial: tcp(s.HTTP)}, once: true} })
-	start(c.Lines, "lines", func() client { return &lineClient{dialed{dial: tcp(s.Lines)}} })
+	start(c.Lines, "lines", func() client { return &lineClient{dialed: dialed{dial: tcp(s.Lines)}, halves: true} })
 	start(c.HTTPS, "HTTPS", func() client { return &webClient{dialed: dialed{dial: s.secure("http/1.1")}} })
 	start(c.HTTP2, "HTTP/2", func() client { return newHTTP2(s.secure("h2")) })
 	start(c.H2C, "h2c", func() client { return newHTTP2(tcp(s.H2C)) })
 	start(c.UDP, "UDP", func() client {
-		return &lineClient{dialed{dial: func() (net.Conn, error) { return net.Dial("udp", s.UDP) }}}
+		return &lineClient{dialed: dialed{dial: func() (net.Conn, error) { return net.Dial("udp", s.UDP) }}}
 	})
 	return l
 }
@@ -195,6 +195,9 @@ func (s *Server) secure(proto string) func() (net.Conn, error) {
 	}
 }
 
+// entryPrefix begins each entry.
+const entryPrefix = "entry-"
+
 type client interface {
 	add(entry string) error
 	close()
@@ -208,7 +211,7 @@ func (l *Load) run(kind string, c client) {
 			return
 		case <-time.After(rand.N(10 * time.Millisecond)):
 		}
-		entry := fmt.Sprintf("entry-%d", l.n.Add(1))
+		entry := fmt.Sprint(entryPrefix, l.n.Add(1))
 		begun := time.Now()
 		err := c.add(entry)
 		took := time.Since(begun)
@@ -384,7 +387,11 @@ func (c *webClient) add(entry string) (err error) {
 
 // A lineClient has one connection, and another only when that has failed. Over UDP a line is
 // a packet, which is sent once.
-type lineClient struct{ dialed }
+type lineClient struct {
+	dialed
+	halves bool   // send the beginning of a line before its turn, so that an upgrade may come in between
+	sent   string // that beginning
+}
 
 func (c *lineClient) add(entry string) (err error) {
 	if err := c.open(); err != nil {
@@ -393,12 +400,18 @@ func (c *lineClient) add(entry string) (err error) {
 	defer func() {
 		if err != nil {
 			c.close()
+			c.sent = ""
 		}
 	}()
-	if _, err := fmt.Fprintln(c.conn, entry); err != nil {
+	if _, err := io.WriteString(c.conn, strings.TrimPrefix(entry+"\n", c.sent)); err != nil {
 		return err
 	}
-	return isOK(c.in.ReadString('\n'))
+	if err := isOK(c.in.ReadString('\n')); err != nil || !c.halves {
+		return err
+	}
+	c.sent = entryPrefix
+	io.WriteString(c.conn, c.sent) // if that fails, so does the next call
+	return nil
 }
 
 // isOK gives an error if the answer is another.
