@@ -115,6 +115,64 @@ func TestOriginalTimeouts(t *testing.T) {
 	p.WaitExit(p.Pid())
 }
 
+// TestOriginalRun: Run and RunWithErr serve and upgrade, with the timeout that they are
+// given, and as in the first version heed neither -p nor -t.
+func TestOriginalRun(t *testing.T) {
+	for _, c := range []struct{ function, timeout, want, returned string }{
+		{"Run", "7s", "7s", "Run has returned"},
+		{"RunWithErr", "0s", "87600h0m0s", "RunWithErr has returned: <nil>"}, // without an end
+	} {
+		t.Run(c.function, func(t *testing.T) {
+			p := proctest.Start(t, proctest.Command{
+				Path: proctest.Build(t, originalPackage), Args: []string{"-t", "-p", "1", "-run", c.function, "-timeout", c.timeout, "-hport", freeAddr(t)},
+			})
+			p.WaitLine(`grace: serving`)
+			p.Signal(p.Pid(), syscall.SIGUSR2)
+			if got := p.WaitLine(`upgrade done; draining.* timeout=(\S+)`)[1]; got != c.want {
+				t.Errorf("the drain timeout is %s, want %s", got, c.want)
+			}
+			p.WaitLine("^" + c.returned + "$")
+			if got := p.WaitExit(p.Pid()).ExitStatus(); got != 0 {
+				t.Errorf("the old process has ended with status %d, want 0", got)
+			}
+			pid := p.WaitAlone()
+			waitGeneration(p, pid, 2)
+			p.Signal(pid, syscall.SIGTERM)
+			p.WaitLine("^" + c.returned + "$")
+			p.WaitAllGone()
+		})
+	}
+}
+
+// TestOriginalRunFails: Run ends the program, RunWithErr returns the error.
+func TestOriginalRunFails(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for function, want := range map[string]struct {
+		status int
+		line   string
+	}{
+		"Run":        {1, "address already in use"},
+		"RunWithErr": {0, "RunWithErr has returned: .*address already in use"},
+	} {
+		t.Run(function, func(t *testing.T) {
+			p := proctest.Start(t, proctest.Command{
+				Path: proctest.Build(t, originalPackage), Args: []string{"-run", function, "-hport", taken.Addr().String()},
+			})
+			p.WaitLine(want.line)
+			if got := p.WaitExit(p.Pid()).ExitStatus(); got != want.status {
+				t.Errorf("the program has ended with status %d, want %d", got, want.status)
+			}
+			if n := p.Count("Run has returned"); n != 0 {
+				t.Error("Run has returned, and not ended the program")
+			}
+		})
+	}
+}
+
 // Under socketmaster Listen gives its socket, whatever the argument.
 func TestOriginalSocketmaster(t *testing.T) {
 	cmd := script(t, "exec %s -hport 192.0.2.1:9", proctest.Build(t, originalPackage))

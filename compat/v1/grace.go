@@ -15,6 +15,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -70,6 +71,28 @@ func (c Config) server(addr string, h http.Handler) *http.Server {
 		WriteTimeout: cmp.Or(c.HTTPWriteTimeout, 10*time.Second),
 	}
 }
+
+// Run serves handler on addr until the process was told to stop, or a new one has taken
+// its place, and what it had begun is finished, which may take timeout; 0 or less: as long
+// as it needs. An error is logged and ends the program with status 1, as it does in the
+// first version; [RunWithErr] returns it. The server has no timeouts of its own, and the
+// flags -p and -t don't count here, as before.
+func Run(addr string, timeout time.Duration, handler http.Handler) {
+	if err := RunWithErr(addr, timeout, handler); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// RunWithErr is [Run] that returns the error.
+func RunWithErr(addr string, timeout time.Duration, handler http.Handler) error {
+	if timeout <= 0 {
+		timeout = forever
+	}
+	return grace.Serve(addr, handler, grace.DrainTimeout(timeout))
+}
+
+// forever is a drain without an end.
+const forever = 10 * 365 * 24 * time.Hour
 
 // ErrConfigTest is returned by [Listen] if the flag -t was given: the address is fine,
 // nothing is to be served, the program should exit with status 0.

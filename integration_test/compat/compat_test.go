@@ -5,10 +5,6 @@ package compat
 import (
 	"encoding/json"
 	"fmt"
-	"go/build"
-	"go/importer"
-	"go/token"
-	"go/types"
 	"io"
 	"net"
 	"os"
@@ -21,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	_ "github.com/cloudflare/tableflip/testing" // for go.mod: the tests read its source
-
 	"github.com/julofinance/grace/v3"
 	"github.com/julofinance/grace/v3/compat/tableflip"
 	"github.com/julofinance/grace/v3/internal/load"
@@ -34,77 +28,6 @@ var library = []any{grace.Serve, tableflip.New} // so that a cached result is st
 func TestMain(m *testing.M) {
 	runtime.KeepAlive(library)
 	proctest.Main(m)
-}
-
-// TestTableflipAPI: every exported name of tableflip v1.2.3 is there, with the very
-// type, and so is every field and method.
-func TestTableflipAPI(t *testing.T) {
-	const shim = "github.com/julofinance/grace/v3/compat/tableflip"
-	build.Default.CgoEnabled = false // package net has Go code in place of C then
-	imp := importer.ForCompiler(token.NewFileSet(), "source", nil).(types.ImporterFrom)
-	for _, sub := range []string{"", "/testing"} {
-		original, err := imp.ImportFrom("github.com/cloudflare/tableflip"+sub, ".", 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ours, err := imp.ImportFrom(shim+sub, ".", 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want, got := exported(original), exported(ours)
-		if len(want) < 10 {
-			t.Errorf("tableflip%s has only %q", sub, want)
-		}
-		for name, is := range want {
-			if got[name] != is {
-				t.Errorf("%s%s: %s is %q, want %q", shim, sub, name, got[name], is)
-			}
-		}
-	}
-}
-
-// exported gives the type of each exported name of a package, and of the fields and
-// methods of its types.
-func exported(p *types.Package) map[string]string {
-	all := map[string]string{}
-	short := func(q *types.Package) string {
-		if strings.Contains(q.Path(), "tableflip") {
-			return q.Name()
-		}
-		return q.Path()
-	}
-	for _, name := range p.Scope().Names() {
-		obj := p.Scope().Lookup(name)
-		if !obj.Exported() {
-			continue
-		}
-		named, isType := obj.Type().(*types.Named)
-		if _, ok := obj.(*types.TypeName); !ok || !isType {
-			all[name] = types.TypeString(obj.Type(), short)
-			if c, ok := obj.(*types.Const); ok {
-				all[name] += " = " + c.Val().ExactString()
-			}
-			continue
-		}
-		switch u := named.Underlying().(type) {
-		case *types.Struct:
-			all[name] = "struct"
-			for f := range u.Fields() {
-				if f.Exported() {
-					all[name+"."+f.Name()] = types.TypeString(f.Type(), short)
-				}
-			}
-		default:
-			all[name] = types.TypeString(u, short)
-		}
-		methods := types.NewMethodSet(types.NewPointer(named))
-		for m := range methods.Methods() {
-			if m.Obj().Exported() {
-				all[name+"."+m.Obj().Name()+"()"] = types.TypeString(m.Type(), short)
-			}
-		}
-	}
-	return all
 }
 
 // example makes a program of an example of tableflip's own: the import path is

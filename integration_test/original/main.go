@@ -15,8 +15,10 @@ import (
 )
 
 var (
-	listen = flag.Bool("listen", false, "serve no HTTP: answer with the pid, then echo")
-	hport  = flag.String("hport", "127.0.0.1:0", "what the configuration says")
+	listen  = flag.Bool("listen", false, "serve no HTTP: answer with the pid, then echo")
+	hport   = flag.String("hport", "127.0.0.1:0", "what the configuration says")
+	run     = flag.String("run", "", "call this `function` in place of ServeWithConfig: Run or RunWithErr")
+	timeout = flag.Duration("timeout", 0, "of that function")
 )
 
 func main() {
@@ -29,6 +31,15 @@ func main() {
 	}()
 	if *listen {
 		echo()
+		return
+	}
+	switch *run {
+	case "Run":
+		grace.Run(*hport, *timeout, nil)
+		fmt.Println("Run has returned")
+		return
+	case "RunWithErr":
+		fmt.Printf("RunWithErr has returned: %v\n", grace.RunWithErr(*hport, *timeout, nil))
 		return
 	}
 	if err := grace.ServeWithConfig(*hport, grace.Config{}, nil); err != nil {
