@@ -34,8 +34,9 @@
 //
 // What needs modules that the library does not is a module of its own: quic (quic-go), rpc
 // (grpc-go and cmux), xnet (HTTP/2 of golang.org/x/net), h2spec (its cases, compared with
-// net/http), dns (miekg/dns, and the source of UDP answers), exporter (Prometheus' exporter-toolkit, which serves by itself) and
-// compat (what the packages of compat/ stand in for, and fasthttp).
+// net/http), dns (miekg/dns, and the source of UDP answers), exporter (Prometheus'
+// exporter-toolkit, which serves by itself), caddy (Caddy as a library) and compat (what the
+// packages of compat/ stand in for, and fasthttp).
 //
 // # Programs
 //
