@@ -4,6 +4,8 @@
 #              Go that is supported; NEWEST and OLDEST say which
 # make newest  the same with the newest that is released
 # make mutants breaks one line of the code after the other, and sees that a test fails
+# make linger  long streams of every kind, each held for a minute over five upgrades that are
+#              5 s apart; it takes five minutes
 # make demo    upgrades before your eyes; ARGS="-h" shows what can be set
 # make bench   the cost, each against a baseline of the same run: first the table of
 #              bench/, beside net/http and tableflip; ARGS="-h" shows what can be set
@@ -32,7 +34,7 @@ TIMEOUT   ?= 60m
 ARGS      ?=
 
 
-.PHONY: all test oldest newest lint mutants bench cover demo packages clean
+.PHONY: all test oldest newest lint mutants linger bench cover demo packages clean
 
 all: lint test
 
@@ -103,6 +105,17 @@ lint:
 # ARGS="-run NAME" breaks only what is called so.
 mutants: packages
 	@go run ./internal/mutants $(ARGS)
+
+# What is cut, and what takes longer than it may after probation's end, fails.
+LINGER := integration_test=TestLingerStreams example/websocket=TestClientStaysLong example/grpc=TestLongStreams
+
+linger:
+	@failed=; \
+	for test in $(LINGER); do \
+		echo "== linger $$test"; \
+		(cd $${test%=*} && go test -count=1 -timeout $(TIMEOUT) -run "^$${test#*=}$$" -v $(TESTFLAGS) . -linger-long) || failed+=" $$test"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "FAIL in$$failed"; exit 1; fi
 
 # Each benchmark measures its baseline itself, turn by turn with what it is
 # compared to, and prints the ratio: only that means something.

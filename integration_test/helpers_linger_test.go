@@ -155,17 +155,6 @@ func startBackend(t testing.TB) (addr string) {
 	return ln.Addr().String()
 }
 
-// mustGoOn waits for n more events of each event stream.
-func mustGoOn(all []*stream, n int) {
-	for range n {
-		for _, st := range all {
-			if st.name == "/sse" {
-				st.mustLive()
-			}
-		}
-	}
-}
-
 // mustLiveAll looks at all streams.
 func mustLiveAll(all []*stream) {
 	for _, st := range all {

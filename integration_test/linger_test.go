@@ -3,7 +3,6 @@
 package integration_test
 
 import (
-	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -16,41 +15,36 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/lingertest"
 	"golang.org/x/sys/unix"
 )
 
-// lingerEvents is for a trial by hand: with 250, which take 5 seconds,
-//
-//	go test -run TestLingerStreams -v -linger-events 250
-var lingerEvents = flag.Int("linger-events", 1, "events of each event stream between the upgrades of TestLingerStreams")
-
-// lingerWithin is how long after probation's end an upgrade is over, whatever streams there
-// are. A run with -linger-events sees to it; the others print the figure. The processes
-// themselves tell when, by the times of their log lines.
-const lingerWithin = 3 * time.Second
-
 // TestLingerStreams: streams of each kind, of every generation, over five upgrades. None is
 // cut, no upgrade waits for another, each is over soon, and the PID file names the newest.
+// With -linger-long each is held for a minute: make linger.
 func TestLingerStreams(t *testing.T) {
 	s := startServer(t, "-linger", "5", "-drain", "1s") // which is not what limits the streams
 	backend := startBackend(t)
 	l := s.startLoad(2)
-	all := s.streams(backend)
+	var all []*stream
+	run := lingertest.New(t, func() { mustLiveAll(all) })
+	open := func() {
+		all = append(all, s.streams(backend)...)
+		run.Opened(fmt.Sprintf("SSE, WebSocket and tunnel of process %d", s.filePid()))
+	}
+	open()
 	pids := []int{s.Pid()}
-	for range 5 {
-		mustGoOn(all, *lingerEvents)
+	for range lingertest.Upgrades {
+		run.Upgrade()
 		old := s.filePid()
 		pid := s.upgradeAndLinger()
-		took := s.took(fmt.Sprintf(`msg="grace: upgrade done; draining" from=%d `, old), fmt.Sprintf(`msg="grace: the old process lingers; this one may be upgraded" from=%d `, pid))
-		if t.Logf("%v from probation's end until the next upgrade may begin", took); took > lingerWithin && *lingerEvents > 1 {
-			t.Errorf("the upgrade from %d to %d was over %v after probation's end, want %v at most", old, pid, took, lingerWithin)
-		}
+		// By the times of the processes' own log lines.
+		run.Over(s.took(fmt.Sprintf(`msg="grace: upgrade done; draining" from=%d `, old), fmt.Sprintf(`msg="grace: the old process lingers; this one may be upgraded" from=%d `, pid)))
 		mustLiveAll(all)
-		all = append(all, s.streams(backend)...)
+		open()
 		pids = append(pids, pid)
 	}
-	mustGoOn(all, *lingerEvents)
-	mustLiveAll(all)
+	run.End()
 	if n := s.Count(`msg="grace: upgrade queued"`); n > 0 {
 		t.Errorf("%d upgrades have waited", n)
 	}

@@ -11,8 +11,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/lingertest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -186,7 +188,7 @@ func TestUpgrades(t *testing.T) {
 }
 
 // A stream in both directions is served by its process over five upgrades, each of which
-// begins as soon as it may.
+// begins as soon as it may. With -linger-long each is held for a minute: make linger.
 func TestLongStreams(t *testing.T) {
 	p := start(t, "-probation", "50ms")
 	end := load(t, p, 2)
@@ -195,19 +197,12 @@ func TestLongStreams(t *testing.T) {
 		pid, n int
 	}
 	var all []*long
-	ctx, cancel := context.WithTimeout(context.Background(), 4*proctest.Limit)
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	open := func() {
-		c := dial(t, p)
-		mustCall(t, c, p.pid)
-		s, err := c.NewStream(ctx, &clock.Streams[1], "/example.Clock/Echo")
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, &long{ClientStream: s, pid: p.pid})
-	}
 	echo := func() {
 		t.Helper()
+		late := time.AfterFunc(2*proctest.Limit, cancel)
+		defer late.Stop()
 		for _, l := range all {
 			l.n++
 			got, want := new(wrapperspb.StringValue), fmt.Sprintf("%d message %d", l.pid, l.n)
@@ -220,16 +215,33 @@ func TestLongStreams(t *testing.T) {
 			}
 		}
 	}
-	for range 5 {
-		open()
+	run := lingertest.New(t, echo)
+	open := func() {
+		c := dial(t, p)
+		mustCall(t, c, p.pid)
+		s, err := c.NewStream(ctx, &clock.Streams[1], "/example.Clock/Echo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, &long{ClientStream: s, pid: p.pid})
 		echo()
+		run.Opened(fmt.Sprintf("gRPC's stream of process %d", p.pid))
+	}
+	for range lingertest.Upgrades {
+		open()
+		run.Upgrade()
 		old := p.upgrade()
+		p.WaitLine(`grace: upgrade done; draining`)
+		done := time.Now()
 		p.WaitLine(fmt.Sprintf(`grace: the old process lingers; this one may be upgraded.* old=%d`, old))
+		run.Over(time.Since(done))
 		echo()
 	}
+	run.End()
 	if n := p.Count(`grace: upgrade queued`); n > 0 {
 		t.Errorf("%d upgrades have waited", n)
 	}
+	time.AfterFunc(2*proctest.Limit, cancel)
 	for _, l := range all {
 		if err := l.CloseSend(); err != nil {
 			t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/julofinance/grace/v3/internal/proctest"
+	"github.com/julofinance/grace/v3/internal/testing/lingertest"
 )
 
 func TestMain(m *testing.M) { proctest.Main(m) }
@@ -56,6 +57,7 @@ func (s *server) dial() *websocket.Conn {
 // mustEcho sends n messages, each of which this process must answer.
 func (s *server) mustEcho(c *websocket.Conn, pid, n int) {
 	s.t.Helper()
+	c.NetConn().SetDeadline(time.Now().Add(2 * proctest.Limit))
 	for i := range n {
 		want := fmt.Sprintf("%d message %d", pid, i)
 		_, msg, _ := strings.Cut(want, " ")
@@ -118,24 +120,38 @@ func TestClientsStay(t *testing.T) {
 }
 
 // A client is served by its process over five upgrades, each of which begins as soon as it
-// may.
+// may. With -linger-long each is served for a minute: make linger.
 func TestClientStaysLong(t *testing.T) {
 	s := start(t, "-stay")
-	all := []*websocket.Conn{s.dial()}
-	pids := []int{s.pid}
-	s.mustEcho(all[0], s.pid, 10)
-	for range 5 {
-		old := s.upgrade()
-		s.WaitLine(fmt.Sprintf(`grace: the old process lingers; this one may be upgraded.* old=%d`, old))
-		all, pids = append(all, s.dial()), append(pids, s.pid)
+	var all []*websocket.Conn
+	var pids []int
+	echo := func() {
+		t.Helper()
 		for i, c := range all {
 			s.mustEcho(c, pids[i], 10)
 		}
 	}
+	run := lingertest.New(t, echo)
+	open := func() {
+		all, pids = append(all, s.dial()), append(pids, s.pid)
+		echo()
+		run.Opened(fmt.Sprintf("gorilla's WebSocket of process %d", s.pid))
+	}
+	open()
+	for range lingertest.Upgrades {
+		run.Upgrade()
+		old := s.upgrade()
+		s.WaitLine(`grace: upgrade done; draining`)
+		done := time.Now()
+		s.WaitLine(fmt.Sprintf(`grace: the old process lingers; this one may be upgraded.* old=%d`, old))
+		run.Over(time.Since(done))
+		open()
+	}
+	run.End()
 	if n := s.Count(`grace: upgrade queued`); n > 0 {
 		t.Errorf("%d upgrades have waited", n)
 	}
-	for i, c := range all[:5] {
+	for i, c := range all[:lingertest.Upgrades] {
 		c.Close()
 		s.WaitGone(pids[i])
 	}
