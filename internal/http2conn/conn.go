@@ -71,8 +71,8 @@ var farewell = append([]byte{
 // straggling is how long streams may still come after the answer to the PING. A client
 // that writes from several goroutines or threads may have given a stream its id before
 // it has read GOAWAY, and write HEADERS after the PING's answer: Go's does, in
-// writeRequest, between addStreamLocked and encodeAndWriteHeaders.
-const straggling = 50 * time.Millisecond
+// writeRequest, between addStreamLocked and encodeAndWriteHeaders. A test has its own.
+var straggling = 50 * time.Millisecond
 
 // New returns c as net/http is to serve it. Nothing of HTTP/2 has been read from c or
 // written to it: what c reads begins with the client's preface. If c does TLS, see

@@ -87,6 +87,36 @@ func TestTwoGoAways(t *testing.T) {
 	})
 }
 
+// TestStraggling: a stream that comes a moment after the answer to the PING is served. A PING
+// of the client's is answered in between: the server has read on by then.
+func TestStraggling(t *testing.T) {
+	before := straggling
+	straggling = 2 * time.Second // on a busy machine, 50 ms may be over before the stream is sent
+	t.Cleanup(func() { straggling = before })
+	s := newSite(t, false, echo)
+	c := newClient(t, s, s.addr)
+	c.hello()
+	c.answered(c.post("first"), "first")
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		s.drain(time.Hour)
+	}()
+	c.until(typeGoAway)
+	c.until(typePing)
+	c.send(frame(typePing, flagAck, 0, pingData[:]...))
+	c.send(frame(typePing, 0, 0, []byte("the next")...))
+	for string(c.until(typePing)) != "the next" {
+	}
+	late := c.post("late")
+	c.answered(late, "late")
+	if id := away(t, c.until(typeGoAway)); id != late {
+		t.Errorf("the second GOAWAY says %d, want %d", id, late)
+	}
+	c.ends(maxID, late)
+	wait.For(t, drained, "the end of the drain")
+}
+
 // TestNoAnswer: a client that does not answer the PING has its time, and its streams
 // are answered.
 func TestNoAnswer(t *testing.T) {
