@@ -226,15 +226,23 @@ func TestUpgradeScript(t *testing.T) {
 		if got != want {
 			t.Errorf("grace-upgrade ended with status %d; want %d; it said %q", got, want, out)
 		}
+		if want == 1 && !strings.Contains(string(out), "its log says why") {
+			t.Errorf("grace-upgrade said %q of an upgrade that has failed", out)
+		}
 	}
 	old := s.filePid()
 	upgrade(0, "30")
 	if s.filePid() == old {
 		t.Errorf("grace-upgrade ended with status 0, and the PID file still names %d", old)
 	}
+	// It does not take the 10 minutes to see that an upgrade has failed, or was rolled back.
 	s.misbehave("exit=3@listen")
-	upgrade(1, "2")
+	upgrade(1, "600")
 	s.WaitLine(`grace: upgrade failed`)
+	s.misbehave("exit-after-ready=0s")
+	upgrade(1, "600")
+	s.WaitLine(`grace: rolled back`)
+	s.misbehave("")
 	h := s.hold() // the old process has to wait for it
 	upgrade(3, "10")
 	h.release()
