@@ -148,6 +148,9 @@ func (g *generation) exit() {
 			}
 		})
 		<-u.over
+		if u.leash != nil {
+			u.leash.conn.Close()
+		}
 		u.socks.Close()
 		if u.pid != nil {
 			u.pid.release(false)

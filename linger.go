@@ -176,7 +176,7 @@ func (u *Upgrader) hearLingerer(l *leash) {
 		case leashUpgrade:
 			u.happen(evSignal{fromPeer, time.Now()})
 		case leashStop, leashStopNow:
-			u.happen(evStop{stopRequest{at: time.Now(), now: b == leashStopNow, reason: fmt.Sprintf("process %d, which a supervisor takes for the service, was told to stop", l.pid)}})
+			u.happen(evStop{stopRequest{at: time.Now(), now: b == leashStopNow, reason: fmt.Sprintf("process %d, which a supervisor takes for the service, was told to stop", l.pid), watched: l.pid}})
 		}
 	}, func() {
 		u.leashes.drop(l)

@@ -165,10 +165,14 @@ type machine struct {
 	gaveUp     bool // this process has given up, and its parent serves on
 	ended      bool // Done is closed
 	lingers    lingerStage
-	limited    bool       // this process lingers, and has DrainTimeout from when it was told to end
-	told       bool       // it lingers, and the process that serves has told it to end
-	lingerers  []lingerer // older processes that linger, the oldest first
-	restoring  int        // how many roll backs have not put everything back
+	limited    bool // this process lingers, and has DrainTimeout from when it was told to end
+	told       bool // it lingers, and the process that serves has told it to end
+	// It lingers, a supervisor takes it for the service, and it has passed a stop on to the
+	// process that serves, for the end of which it waits.
+	awaitsNewest bool
+	leashGone    bool       // no process has the other end of its leash any more
+	lingerers    []lingerer // older processes that linger, the oldest first
+	restoring    int        // how many roll backs have not put everything back
 
 	hold holdStage
 	back struct { // in acquiring: what is told when this process accepts again

@@ -41,3 +41,36 @@ func TestLingererThatDoesNotEnd(t *testing.T) {
 		t.Errorf("it does not end, the state is %v, and the effects are %q; want that the upgrade begins", w.m.state, w.did)
 	}
 }
+
+// TestLingererThatIsWatched: one that lingers, and that a supervisor takes for the service,
+// ends last: it waits for the process that serves, which does not wait for it.
+func TestLingererThatIsWatched(t *testing.T) {
+	w := newSim(false, false, false)
+	w.service = true
+	w.beginLingering()
+	w.to("stop drained")
+	if w.m.state != holding {
+		t.Errorf("it was told to stop, has drained, and is %v, want that it waits for the process that serves", w.m.state)
+	}
+	w.to("leashGone")
+	if w.m.state != stopped {
+		t.Errorf("the process that served is gone, and it is %v, want %v", w.m.state, stopped)
+	}
+
+	w = newSim(false, false, false)
+	w.service = true
+	w.beginLingering()
+	w.to("leashGone stop drained")
+	if w.m.state != stopped {
+		t.Errorf("there was no process that served, and it is %v, want %v", w.m.state, stopped)
+	}
+
+	w = newSim(false, false, false)
+	w.m.parent, w.m.parentPid = parentAlive, 6
+	w.to("ready parentLingers")
+	w.on(evStop{stopRequest{reason: "a supervisor", watched: 6}})
+	w.to("drained")
+	if w.m.state != stopped {
+		t.Errorf("only the one that waits for it lingers, and it is %v, want %v", w.m.state, stopped)
+	}
+}

@@ -178,6 +178,13 @@ func (w *sim) settleAll(t *testing.T) {
 	}
 }
 
+// endLeash: no process is left that could tell this one, which lingers, to end.
+func (w *sim) endLeash() {
+	if w.m.lingers == lingered {
+		w.on(evLeash{gone: true})
+	}
+}
+
 // goOn lets all go well, with a child that lives, until this process rests: it serves
 // alone, or has ended.
 func (w *sim) goOn(t *testing.T) {
@@ -192,6 +199,8 @@ func (w *sim) goOn(t *testing.T) {
 			w.exit()
 		case w.complete("lame"), w.complete("finish"), w.complete("master"):
 		case m.stop != notStopping && (w.complete("drain") || w.complete("resume") || w.complete("restore")):
+		case m.awaitsNewest && m.state == holding:
+			w.endLeash()
 		case len(m.lingerers) > 0 && m.lingerers[0].told:
 			w.on(evLingererGone{m.lingerers[0].pid})
 		default:
@@ -212,6 +221,7 @@ func runSim(t *testing.T, data []byte) {
 	if data[1]&1 == 1 {
 		w.m.limits.lame = time.Second
 	}
+	w.service = data[1]&4 == 4
 	for i := range int(data[0]>>6) * int(data[0]&1) { // an older process had them before
 		w.m.lingerers = append(w.m.lingerers, lingerer{pid: 1000 + i})
 	}
@@ -240,6 +250,7 @@ func runSim(t *testing.T, data []byte) {
 	// it was told to stop, at its end.
 	w.settleAll(t)
 	w.exit()
+	w.endLeash()
 	w.settleAll(t)
 	if w.parentLives() {
 		w.on(evParentGone{})

@@ -951,9 +951,10 @@ const (
 
 // A lingerer is an older process that lingers.
 type lingerer struct {
-	pid   int
-	told  bool // to end
-	stuck bool // it did not end in time: it is waited for no more
+	pid     int
+	told    bool // to end
+	stuck   bool // it did not end in time: it is waited for no more
+	watched bool // it waits for this process: see awaitsNewest
 }
 
 // lingering counts the older processes that are waited for.
@@ -1074,14 +1075,21 @@ func (m *machine) stopLingering(r stopRequest) {
 	m.do.sayStop(noticeStopLingering, r)
 	if r.byOperator() && m.do.isService() {
 		m.do.pullLeash(true, r.now)
+		m.awaitsNewest = !m.leashGone
 	}
 	m.endLingering(r.now)
 }
 
 // onLeash: the newest process has told this one to end, or there is none any more.
 func (m *machine) onLeash(e evLeash) {
+	if e.gone {
+		m.leashGone, m.awaitsNewest = true, false
+	}
 	switch {
 	case m.state == stopped:
+		return
+	case m.state == holding && e.gone:
+		m.endHold()
 		return
 	case e.gone && m.told: // the others were told to end as well
 	case e.gone:
@@ -1184,6 +1192,7 @@ type stopRequest struct {
 	now      bool      // cut off what is left at once
 	passedOn bool      // the other process of a hand-over was told first
 	leave    bool      // only this process is to end, not the service
+	watched  int       // from this process, which lingers and is the service in a supervisor's eyes; else 0
 	reason   string    // if it was neither a signal nor the program
 }
 
@@ -1201,6 +1210,11 @@ const passOnFor = 10 * time.Second
 func (m *machine) onStop(r stopRequest) {
 	if r.at.IsZero() {
 		r.at = m.now()
+	}
+	for i := range m.lingerers {
+		if l := &m.lingerers[i]; l.pid == r.watched {
+			l.watched = true
+		}
 	}
 	if !m.repeatedStop(r) {
 		m.stopNow(r)
@@ -1499,12 +1513,21 @@ func (m *machine) drained() {
 }
 
 // mustHold reports whether this process, which has drained, is to wait. A child that
-// is being started must be known, so that it can be killed. And systemd ends what is
-// left of a service whose main process exits: the child, and those that linger, are
-// to drain in peace.
+// is being started must be known, so that it can be killed. At the end of the service those
+// that linger are to drain in peace: whoever watches the service, by this process or by the
+// lock of the PID file, takes it for over when this one has ended, and kills what is left, or
+// closes its log. systemd knows the child as little. If it is one of those that lingers which
+// is watched so, that one waits for this process.
 func (m *machine) mustHold() bool {
-	others := m.child.went() || m.lingering() > 0
-	return m.child.stage == launching || m.stop == stopService && others && m.do.hasServiceManager()
+	switch {
+	case m.child.stage == launching, m.awaitsNewest:
+		return true
+	case m.stop != stopService:
+		return false
+	case slices.ContainsFunc(m.lingerers, func(l lingerer) bool { return !l.stuck && !l.watched }):
+		return true
+	}
+	return m.child.went() && m.do.hasServiceManager()
 }
 
 // endHold finishes, if that was what this process has waited for.

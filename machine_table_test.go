@@ -114,7 +114,6 @@ var situations = []struct {
 		w.to("ready upgrade launch line claims accept stop drained")
 	}},
 	{"holding, for one that lingers", func(w *sim) {
-		w.systemd = true
 		w.m.parent, w.m.parentPid = parentAlive, 6
 		w.to("ready parentLingers stop drained")
 	}},

@@ -29,6 +29,7 @@ type sim struct {
 	ends       bool // the program has asked for the end
 	wants      bool // this process is to linger
 	systemd    bool
+	service    bool // a supervisor takes this process for the service
 
 	exclusive    bool // there is exclusive state
 	mine, theirs bool // which process has it
@@ -159,7 +160,7 @@ func (w *sim) after(_ time.Duration, e event) {
 }
 func (w *sim) say(n notice, _ error)           { w.effect("say %v", n) }
 func (w *sim) sayStop(n notice, _ stopRequest) { w.effect("say %v", n) }
-func (w *sim) isService() bool                 { return false }
+func (w *sim) isService() bool                 { return w.service }
 func (w *sim) hasServiceManager() bool         { return w.systemd }
 
 // on gives the machine an event, and looks at what must always hold.

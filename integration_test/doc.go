@@ -10,7 +10,7 @@
 //	a new process that dies or hangs     rollback, rollback_matrix, fault, stuck
 //	a new process that does not work     sick
 //	what the program is told of it       events
-//	an old process that lingers          linger, linger_exclusive, systemd_linger
+//	an old process that lingers          linger, linger_exclusive, systemd_linger, supervisors_linger
 //	state in memory that goes over       carry
 //	state that one process may have      exclusive, linger_exclusive
 //	an old process that dies             killed, steps, last_stop
@@ -18,7 +18,7 @@
 //	sockets that come, go and change     socket, socket_change, socket_binary, packet, nonblock, blocking
 //	what a new process inherits          env, start, socket_binary, rights
 //	the PID file                         pidfile, pidfile_fault
-//	supervisors and scripts              supervisors, scripts, group
+//	supervisors and scripts              supervisors, supervisors_linger, scripts, group
 //	systemd                              systemd_*
 //	socketmaster, einhorn, start_server  master_*
 //	programs written for others          original (grace.v1), gracehttp, endless, tableflip, tableflip_fds, compat/
@@ -71,5 +71,5 @@
 //
 // Package internal/proctest starts programs, waits for their lines, and sees that no process
 // is left; internal/load makes requests and counts what was lost; internal/testing/netns runs
-// a test in a network of its own.
+// a test in a network of its own; internal/testing/lingertest paces upgrades under long streams.
 package integration

@@ -213,7 +213,7 @@ func TestGroupOfInit(t *testing.T) {
 // supervisord signals the whole group where it is told to.
 func TestGroupOfSupervisord(t *testing.T) {
 	addr := freeAddr(t)
-	s, ctl := supervisord(t, func(server []string) string {
+	s := startSupervisord(t, func(server []string) string {
 		pidFile := server[4]
 		server[2] = "tcp=" + addr
 		server = append(server, "-probation", "0", "-drain", "10m")
@@ -228,20 +228,12 @@ func TestGroupOfSupervisord(t *testing.T) {
 	s.WaitLine(`upgrade done; draining"`)
 	s.waitNewest()
 	h2 := s.hold()
-	stopped := make(chan string, 1)
-	go func() { stopped <- ctl("stop", "hello") }()
+	halted := s.beginHalt()
 	s.WaitLine(`msg="grace: stopping".* now=false`)
 	s.waitRefused()
 	h2.release()
 	h.release()
-	select {
-	case out := <-stopped:
-		if !strings.Contains(out, "stopped") {
-			t.Errorf("supervisorctl stop said %q", out)
-		}
-	case <-time.After(2 * proctest.Limit):
-		t.Errorf("supervisorctl stop has not returned")
-	}
+	halted()
 	s.WaitGone(s.pid())
 	s.mustCutNothing()
 	s.stop(syscall.SIGTERM)
@@ -283,12 +275,7 @@ func TestTermLongAfterHandOver(t *testing.T) {
 // supervisord knows only the pid that it has started: a stop that it sends is
 // one of the service, however long ago that process has handed over.
 func TestSupervisordStopsByTheFirstPid(t *testing.T) {
-	addr := freeAddr(t)
-	s, ctl := supervisord(t, func(server []string) string {
-		server[2] = "tcp=" + addr
-		server = append(server, "-probation", "0", "-drain", "10m")
-		return "[program:hello]\ncommand=" + strings.Join(server, " ") + "\nstopwaitsecs=100\nstdout_logfile=/dev/stdout\nstdout_logfile_maxbytes=0\nredirect_stderr=true\n"
-	})
+	s := startSupervisordAlone(t, "-probation", "0", "-drain", "10m")
 	old := s.pid()
 	h := s.hold()
 	s.Signal(old, syscall.SIGUSR2)
@@ -296,8 +283,7 @@ func TestSupervisordStopsByTheFirstPid(t *testing.T) {
 	s.waitNewest()
 	h2 := s.hold()
 	waitLong(t)
-	stopped := make(chan string, 1)
-	go func() { stopped <- ctl("stop", "hello") }()
+	halted := s.beginHalt()
 	s.WaitLine(fmt.Sprintf(`passed on" from=%d new=%d`, old, s.pid()))
 	s.waitRefused()
 	h2.release()
@@ -305,10 +291,6 @@ func TestSupervisordStopsByTheFirstPid(t *testing.T) {
 	h.release()
 	s.WaitGone(old)
 	s.mustCutNothing()
-	select {
-	case <-stopped:
-	case <-time.After(2 * proctest.Limit):
-		t.Errorf("supervisorctl stop has not returned")
-	}
+	halted()
 	s.stop(syscall.SIGTERM)
 }

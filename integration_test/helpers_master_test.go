@@ -160,10 +160,12 @@ func (m *mastered) mustLogAll(lines []string) {
 	}
 }
 
-// stop ends the master, and waits until nothing is left.
+// stop ends the master, unless sig is 0, and waits until nothing is left.
 func (m *mastered) stop(sig syscall.Signal) {
 	m.t.Helper()
-	m.Signal(m.Pid(), sig)
+	if sig != 0 {
+		m.Signal(m.Pid(), sig)
+	}
 	m.WaitAllGone()
 	if _, err := os.Stat(m.pidFile); !os.IsNotExist(err) {
 		m.t.Errorf("the PID file is left: %v", err)

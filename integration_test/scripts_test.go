@@ -201,7 +201,7 @@ type runner struct {
 	program, debian string
 	status          func(t *testing.T, dir string) string // what stays the same while it serves; "" if it is down
 	stop            func(t *testing.T, dir string)        // returns when the service is down, or is about to be
-	end             syscall.Signal                        // ends the supervisor; 0: stop did
+	end             syscall.Signal                        // see supervised
 }
 
 var runners = map[string]runner{
@@ -255,11 +255,20 @@ func TestRunScripts(t *testing.T) {
 }
 
 func testRunScript(t *testing.T, r runner, file string) {
+	s := startRunScript(t, r, file, "-probation", "10ms")
+	s.upgrade20()
+	s.crash()
+	s.finish()
+}
+
+// startRunScript starts the supervisor with this script, and the server with more arguments.
+func startRunScript(t *testing.T, r runner, file string, more ...string) *supervised {
+	t.Helper()
 	path := needProgram(t, r.program, r.debian)
 	addr, dir := freeAddr(t), shortDir(t)
 	m := startUnder(t, "tcp", func(args []string) proctest.Command {
 		args[1] = "tcp=" + addr
-		args = append(args, "-probation", "10ms")
+		args = append(args, more...)
 		replace := []string{"/run/hello.pid", args[3], "/usr/local/bin/hello", proctest.Build(t, serverPackage) + " " + strings.Join(args, " ")}
 		if file == "run" {
 			needProgram(t, "start_server", "libserver-starter-perl")
@@ -270,19 +279,7 @@ func testRunScript(t *testing.T, r runner, file string) {
 		writeFile(t, filepath.Join(dir, "run"), example(t, "runit/"+file, replace...), 0o755)
 		return proctest.Command{Path: path, Args: []string{dir}}
 	})
-	s := &supervised{mastered: m, status: func() string { return r.status(t, dir) }}
+	s := &supervised{mastered: m, end: r.end, halt: func() { r.stop(t, dir) }, status: func() string { return r.status(t, dir) }}
 	proctest.WaitFor(t, proctest.Limit, "the supervisor to call it up", func() bool { return s.status() != "" })
-	s.upgrade20()
-	s.crash()
-	r.stop(t, dir)
-	s.WaitGone(s.pid())
-	s.mustLogAll(s.Lines())
-	if r.end != 0 {
-		s.stop(r.end)
-		return
-	}
-	s.WaitAllGone()
-	if _, err := os.Stat(m.pidFile); !os.IsNotExist(err) {
-		t.Errorf("the PID file is left: %v", err)
-	}
+	return s
 }

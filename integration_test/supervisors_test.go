@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/julofinance/grace/v3/internal/proctest"
 )
@@ -63,21 +64,31 @@ func follow(t testing.TB) string {
 // A supervised server is one that supervisord, runit or monit watches.
 type supervised struct {
 	*mastered
-	status func() string // a line that must not change as long as it serves
-	deaf   bool          // when it stops the server it does not wait, nor read what that says
+	status func() string  // a line that must not change as long as it serves
+	halt   func()         // has it stop the server
+	end    syscall.Signal // ends it; 0: halt does
+	sees   func() int     // the pid that it watches, if it reads the PID file
+	before string         // its status before the upgrades
+	deaf   bool           // when it stops the server it does not wait, nor read what that says
 }
 
 // upgrade20 upgrades under load; the supervisor must see nothing of it.
 func (s *supervised) upgrade20() {
 	s.t.Helper()
-	before := s.status()
+	s.before = s.status()
 	s.underLoad(func() {
 		for range upgrades {
 			s.upgrade()
 		}
 	})
-	if after := s.status(); after != before {
-		s.t.Errorf("the supervisor says %q after the upgrades, and said %q before", after, before)
+	s.mustSeeNoChange()
+}
+
+// mustSeeNoChange: the supervisor says what it has said before the upgrades.
+func (s *supervised) mustSeeNoChange() {
+	s.t.Helper()
+	if now := s.status(); now != s.before {
+		s.t.Errorf("the supervisor says %q, and said %q before the upgrades", now, s.before)
 	}
 }
 
@@ -93,8 +104,8 @@ func (s *supervised) crash() {
 	s.pids = s.pids[len(s.pids)-1:] // the one before has no last words
 }
 
-// supervisord starts supervisord with a program section.
-func supervisord(t *testing.T, conf func(server []string) string) (*supervised, func(...string) string) {
+// startSupervisord starts supervisord with a program section.
+func startSupervisord(t *testing.T, conf func(server []string) string) *supervised {
 	t.Helper()
 	path := needProgram(t, "supervisord", "supervisor")
 	dir := shortDir(t)
@@ -121,41 +132,75 @@ serverurl=unix://$dir/sock
 		return proctest.Command{Path: path, Args: []string{"-n", "-c", main}}
 	})
 	pid := regexp.MustCompile(`^hello\s+RUNNING\s+pid \d+`)
-	s := &supervised{mastered: m, status: func() string { return pid.FindString(ctl("status", "hello")) }}
+	s := &supervised{mastered: m, end: syscall.SIGTERM, status: func() string { return pid.FindString(ctl("status", "hello")) }}
+	s.halt = func() {
+		if out := ctl("stop", "hello"); !strings.Contains(out, "stopped") {
+			t.Errorf("supervisorctl stop said %q", out)
+		}
+	}
 	proctest.WaitFor(t, proctest.Limit, "supervisord to call it running", func() bool { return s.status() != "" })
-	return s, ctl
+	return s
 }
 
-// finish stops the program, then the supervisor.
-func (s *supervised) finish(ctl func(...string) string) {
+// finish stops the server, then the supervisor.
+func (s *supervised) finish() {
 	s.t.Helper()
-	if out := ctl("stop", "hello"); !strings.Contains(out, "stopped") {
-		s.t.Errorf("supervisorctl stop said %q", out)
-	}
+	s.halt()
 	s.WaitGone(s.pid())
 	if !s.deaf {
 		s.mustLogAll(s.Lines())
 	}
-	s.stop(syscall.SIGTERM)
+	s.stop(s.end)
+}
+
+// beginHalt has the supervisor stop the server; wait waits until it has.
+func (s *supervised) beginHalt() (wait func()) {
+	halted := make(chan struct{})
+	go func() { defer close(halted); s.halt() }()
+	return func() {
+		s.t.Helper()
+		select {
+		case <-halted:
+		case <-time.After(2 * proctest.Limit):
+			s.t.Fatalf("the supervisor has not stopped the server")
+		}
+	}
+}
+
+// startSupervisordAlone starts it with the server and nothing that stays between.
+func startSupervisordAlone(t *testing.T, more ...string) *supervised {
+	t.Helper()
+	addr := freeAddr(t)
+	return startSupervisord(t, func(server []string) string {
+		server[2] = "tcp=" + addr
+		return "[program:hello]\ncommand=" + strings.Join(append(server, more...), " ") + "\nstopwaitsecs=100\nstdout_logfile=/dev/stdout\nstdout_logfile_maxbytes=0\nredirect_stderr=true\n"
+	})
+}
+
+// startSupervisordFollow starts it with a file of example/supervisors, and the server with
+// more arguments.
+func startSupervisordFollow(t *testing.T, name string, more ...string) *supervised {
+	t.Helper()
+	addr := freeAddr(t)
+	s := startSupervisord(t, func(server []string) string {
+		pidFile := server[4]
+		server[2] = "tcp=" + addr
+		return example(t, name,
+			"/usr/local/bin/grace-follow", follow(t), "/run/hello.pid", pidFile,
+			"/usr/local/bin/hello", strings.Join(append(server, more...), " "),
+			"/var/log/hello.log", "/dev/stdout")
+	})
+	s.deaf = strings.Contains(name, "pidproxy")
+	return s
 }
 
 func TestSupervisordFollow(t *testing.T) {
 	for _, name := range []string{"supervisord.conf", "supervisord-pidproxy.conf"} {
 		t.Run(name, func(t *testing.T) {
-			addr := freeAddr(t)
-			s, ctl := supervisord(t, func(server []string) string {
-				pidFile := server[4]
-				server[2] = "tcp=" + addr
-				server = append(server, "-probation", "10ms")
-				return example(t, name,
-					"/usr/local/bin/grace-follow", follow(t), "/run/hello.pid", pidFile,
-					"/usr/local/bin/hello", strings.Join(server, " "),
-					"/var/log/hello.log", "/dev/stdout")
-			})
-			s.deaf = strings.Contains(name, "pidproxy")
+			s := startSupervisordFollow(t, name, "-probation", "10ms")
 			s.upgrade20()
 			s.crash()
-			s.finish(ctl)
+			s.finish()
 		})
 	}
 }
@@ -163,24 +208,25 @@ func TestSupervisordFollow(t *testing.T) {
 func TestSupervisordStartServer(t *testing.T) {
 	needProgram(t, "start_server", "libserver-starter-perl")
 	addr := freeAddr(t)
-	s, ctl := supervisord(t, func(server []string) string {
+	s := startSupervisord(t, func(server []string) string {
 		server[2] = "tcp=" + addr
 		return example(t, "supervisord-start_server.conf", "--port=9000", "--port="+addr, "--interval=3", "--interval=0",
 			"/run/hello.pid", server[4], "/usr/local/bin/hello", strings.Join(server, " "), "/var/log/hello.log", "/dev/stdout")
 	})
 	s.upgrade20()
 	s.crash()
-	s.finish(ctl)
+	s.finish()
 }
 
-// Monit starts the server and reads its PID file.
-func TestMonit(t *testing.T) {
+// startMonit starts monit, and with it the server, with more arguments.
+func startMonit(t *testing.T, more ...string) *supervised {
+	t.Helper()
 	path := needProgram(t, "monit", "monit")
 	addr, dir := freeAddr(t), shortDir(t)
 	conf := filepath.Join(dir, "monitrc")
 	m := startUnder(t, "tcp", func(args []string) proctest.Command {
 		args[1] = "tcp=" + addr
-		args = append(args, "-probation", "10ms")
+		args = append(args, more...)
 		port := addr[strings.LastIndexByte(addr, ':')+1:]
 		program := example(t, "monit.conf", "/run/hello.pid", args[3], "port 9000", "port "+port, "/foo/bar", "/pid",
 			"/usr/local/bin/hello", proctest.Build(t, serverPackage)+" "+strings.Join(args, " "),
@@ -196,19 +242,29 @@ set idfile $dir/id
 		out, _ := run(t, path, append([]string{"-c", conf}, args...)...)
 		return out
 	}
-	s := &supervised{mastered: m, status: func() string { return regexp.MustCompile(`(?m)^\s*status\s+OK$`).FindString(monit("status", "hello")) }}
+	status := func(pattern string) string {
+		if m := regexp.MustCompile(pattern).FindStringSubmatch(monit("status", "hello")); m != nil {
+			return m[1]
+		}
+		return ""
+	}
+	s := &supervised{mastered: m, end: syscall.SIGTERM, halt: func() { monit("stop", "hello") }}
+	s.status = func() string { return status(`(?m)^\s*status\s+(OK)$`) }
+	s.sees = func() int {
+		pid, _ := strconv.Atoi(status(`(?m)^\s*pid\s+(\d+)$`))
+		return pid
+	}
 	proctest.WaitFor(t, proctest.Limit, "monit to call it running", func() bool { return s.status() != "" })
+	return s
+}
+
+// Monit starts the server and reads its PID file.
+func TestMonit(t *testing.T) {
+	s := startMonit(t, "-probation", "10ms")
 	s.upgrade20()
-	pid := regexp.MustCompile(`(?m)^\s*pid\s+(\d+)$`)
-	proctest.WaitFor(t, proctest.Limit, "monit to see the pid", func() bool {
-		got := pid.FindStringSubmatch(monit("status", "hello"))
-		return got != nil && atoi(t, got[1]) == m.pid()
-	})
+	proctest.WaitFor(t, proctest.Limit, "monit to see the pid", func() bool { return s.sees() == s.pid() })
 	s.crash()
-	monit("stop", "hello")
-	s.WaitGone(s.pid())
-	s.mustLogAll(s.Lines())
-	s.stop(syscall.SIGTERM)
+	s.finish()
 }
 
 // grace-upgrade says by its status how the upgrade went.
