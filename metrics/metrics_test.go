@@ -12,8 +12,13 @@ import (
 	"github.com/julofinance/grace/v3"
 )
 
+// tests counts the runs of TestExpvar: a name can be published once.
+var tests int
+
 func TestExpvar(t *testing.T) {
-	event := Expvar("grace")
+	tests++
+	name := "grace " + strconv.Itoa(tests)
+	event := Expvar(name)
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for _, e := range []grace.Event{
 		{Kind: grace.EventReady, Generation: 3},
@@ -27,7 +32,7 @@ func TestExpvar(t *testing.T) {
 	}
 	unhealthy := (&grace.UpgradeError{Reason: grace.ErrUnhealthy, Pid: 7, Err: errors.New("it says 500")}).Error()
 	var got, want map[string]any
-	if err := json.Unmarshal([]byte(expvar.Get("grace").String()), &got); err != nil {
+	if err := json.Unmarshal([]byte(expvar.Get(name).String()), &got); err != nil {
 		t.Fatal(err)
 	}
 	json.Unmarshal([]byte(`{
