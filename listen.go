@@ -150,16 +150,24 @@ func (u *Upgrader) listening(l *sockets.Listener, err error, network, addr strin
 // [Upgrader.Ready], stop when a new process accepts, and return net.ErrClosed after Done: no
 // error for an actor that serves packets. Writes always work.
 //
-// What it gives has the methods of a [*net.UDPConn], or for unixgram of a [*net.UnixConn],
-// and is none: assert an interface with those that the program calls, as
+// What it gives has every method of a [*net.UDPConn], or for unixgram of a [*net.UnixConn],
+// and is none, since its reads wait. So besides a [net.PacketConn] it is a [net.Conn] and a
+// [syscall.Conn]. Assert an interface with those methods that the program calls, as
 //
 //	interface {
 //		ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
 //		WriteToUDPAddrPort(b []byte, addr netip.AddrPort) (int, error)
 //	}
 //
+// Every method that reads waits, ReadMsgUDP and the Read of a SyscallConn too, as quic-go
+// and golang.org/x/net use it. Its Control does not, nor what File gives: a copy that both
+// processes would read.
+//
 // A UDP socket that is bound to a wildcard address answers, on Linux, from the address that
-// the peer has asked; docs/udp.md says by which methods, and what it costs.
+// the peer has asked; docs/udp.md says by which methods, and what it costs. One with
+// SO_REUSEPORT that was not handed over, beside others of the same address, is given
+// packets by the kernel from ListenPacket on: they wait until this process is ready, and are
+// lost if it never is.
 func (u *Upgrader) ListenPacket(network, addr string) (net.PacketConn, error) {
 	return u.ListenPacketWith(u.opt.listenConfig, network, addr)
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/julofinance/grace/v3"
 )
 
-// When a hook is called, see [endlessServer.RegisterSignalHook]; and the states that
+// When a hook is called, see RegisterSignalHook of what [NewServer] gives; and the states that
 // the original has, which nothing here takes or gives.
 const (
 	PRE_SIGNAL = iota
