@@ -21,7 +21,7 @@
 //	supervisors and scripts              supervisors, supervisors_linger, scripts, group
 //	systemd                              systemd_*
 //	socketmaster, einhorn, start_server  master_*
-//	programs written for others          original (grace.v1), gracehttp, endless, tableflip, tableflip_fds, compat/
+//	programs written for others          original (grace.v1), gracehttp, endless, tableflip, tableflip_*, compat/
 //	what the README and docs/ say        readme, readme_links, systemd_docs, scripts
 //	nothing piles up                     thousand
 //	sendfile and splice still work       copy

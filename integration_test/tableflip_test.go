@@ -241,6 +241,22 @@ func TestTableflipUpgradeAtTheEndOfTheOldProcess(t *testing.T) {
 	n.die(0)
 }
 
+// TestTableflipKilledParent: for WaitForParent a process that was killed has exited.
+func TestTableflipKilledParent(t *testing.T) {
+	_, p := startFlip(t, "")
+	p.want("ok", "ready")
+	done := p.begin("upgrade")
+	n := p.born()
+	n.want("ok", "new")
+	n.want("ok", "ready")
+	p.result(done, "ok")
+	wait := n.begin("waitparent")
+	p.p.Signal(p.pid, syscall.SIGKILL)
+	n.result(wait, "ok")
+	n.want("true", "hasparent")
+	n.next("", nil)
+}
+
 func TestTableflipFailedUpgrades(t *testing.T) {
 	_, p := startFlip(t, "timeout=1h")
 	addr := p.do("listen a tcp 127.0.0.1:0")

@@ -66,6 +66,9 @@ type Upgrader struct {
 	upgraded  atomic.Bool
 }
 
+// supported is whether processes can be replaced here; variable for the test.
+var supported = runtime.GOOS != "windows"
+
 // only is whether New has succeeded before.
 var only struct {
 	mu   sync.Mutex // guards made
@@ -79,7 +82,7 @@ var only struct {
 func New(opts Options) (upg *Upgrader, err error) {
 	only.mu.Lock()
 	defer only.mu.Unlock()
-	if runtime.GOOS == "windows" {
+	if !supported {
 		return nil, ErrNotSupported
 	}
 	if only.made {

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -124,6 +125,17 @@ func (p *program) register() {
 	}
 	c["ready"] = func([]string) (string, error) { return "ok", p.upg.Ready() }
 	c["upgrade"] = func([]string) (string, error) { return "ok", p.upg.Upgrade() }
+	c["onhangup"] = func([]string) (string, error) { // SIGHUP asks for an upgrade, as in tableflip's documentation
+		hangups := make(chan os.Signal, 1)
+		signal.Notify(hangups, syscall.SIGHUP)
+		go func() {
+			for range hangups {
+				err := p.upg.Upgrade()
+				fmt.Printf("upgraded pid=%d: %v\n", os.Getpid(), err)
+			}
+		}()
+		return "ok", nil
+	}
 	c["stop"] = func([]string) (string, error) { p.upg.Stop(); return "ok", nil }
 	c["hasparent"] = func([]string) (string, error) { return fmt.Sprint(p.upg.HasParent()), nil }
 	c["exiting"] = func([]string) (string, error) {
