@@ -42,7 +42,7 @@ func alone(t *testing.T, dir string, want ...string) {
 	}
 }
 
-func TestPIDFileReplacesWhatNobodyHolds(t *testing.T) {
+func TestPIDFileReplacesWhatIsNotHeld(t *testing.T) {
 	ours := fmt.Sprintln(os.Getpid())
 	for name, content := range map[string]string{
 		"stale":            "999999999\n",

@@ -60,20 +60,20 @@ func (s *stubborn) Offer(*sockets.Mover) {}
 func (s *stubborn) Resume()              {}
 func (s *stubborn) End()                 {}
 
-func (s *stubborn) mustDrain(t *testing.T, who string) *serve.Drain {
+func (s *stubborn) mustDrain(t *testing.T, name string) *serve.Drain {
 	t.Helper()
-	return receive(t, s.draining, "the drain of "+who)
+	return receive(t, s.draining, "the drain of "+name)
 }
 
-func mustBeCut(t *testing.T, d *serve.Drain, who string, want bool) {
+func mustBeCut(t *testing.T, d *serve.Drain, name string, want bool) {
 	t.Helper()
 	if want {
-		receive(t, d.TimeUp(), "the cut of "+who)
+		receive(t, d.TimeUp(), "the cut of "+name)
 		return
 	}
 	select {
 	case <-d.TimeUp():
-		t.Errorf("the drain of %s was cut off", who)
+		t.Errorf("the drain of %s was cut off", name)
 	default:
 	}
 }
@@ -231,9 +231,9 @@ func TestLateStopOfBoth(t *testing.T) {
 	}
 }
 
-// TestStopByWhoKnowsTheFirstPidOnly: a supervisor that takes the first process
+// TestStopWhereOnlyTheFirstPidIsKnown: a supervisor that takes the first process
 // for the service stops the service by it, however long ago it handed over.
-func TestStopByWhoKnowsTheFirstPidOnly(t *testing.T) {
+func TestStopWhereOnlyTheFirstPidIsKnown(t *testing.T) {
 	for name, s := range map[string]starter{"supervisord": {supervisord: true}, "systemd": {systemd: true}} {
 		t.Run(name, func(t *testing.T) {
 			p := handsOver(t, draining)

@@ -27,7 +27,7 @@ func TestMasterWithoutSockets(t *testing.T) {
 		env    []string
 	}{
 		"einhorn":             {"einhorn", []string{"EINHORN_FD_COUNT=0", pid}},
-		"einhorn, who is not": {"einhorn", []string{"EINHORN_FD_COUNT=0"}},
+		"einhorn, not there":  {"einhorn", []string{"EINHORN_FD_COUNT=0"}},
 		"old einhorn":         {"einhorn", []string{"EINHORN_FDS=", pid}},
 		"start_server, empty": {"start_server", []string{"SERVER_STARTER_PORT="}},
 		"start_server, ;":     {"start_server", []string{"SERVER_STARTER_PORT=;"}},

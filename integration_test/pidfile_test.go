@@ -146,7 +146,7 @@ func TestSecondInstanceIsRefused(t *testing.T) {
 	mustRefuse(t, second, fmt.Sprintf("already running as pid %d, ", p.Pid()))
 }
 
-func TestPIDFileThatNobodyHolds(t *testing.T) {
+func TestPIDFileThatIsNotHeld(t *testing.T) {
 	for name, content := range map[string]string{
 		"stale": "999999999\n", "garbage": "\x00not a pid", "empty": "", "of a living process": fmt.Sprintln(os.Getpid()),
 	} {
@@ -219,7 +219,7 @@ func TestPIDFileAtTheLastStop(t *testing.T) {
 		}
 		onlyFile(t, s.pidFile)
 	})
-	t.Run("stays if it is somebody else's", func(t *testing.T) {
+	t.Run("stays if it is another process's", func(t *testing.T) {
 		s := startServer(t, "-probation", "0s")
 		pid := s.mustUpgrade()
 		if err := os.WriteFile(s.pidFile+".other", []byte("1\n"), 0o644); err != nil {

@@ -120,7 +120,7 @@ func TestFollowSignalsNoStranger(t *testing.T) {
 		pidFile := writeFile(t, filepath.Join(dir, "app.pid"), fmt.Sprintln(stranger.Pid()), 0o644)
 		return proctest.Start(t, proctest.Command{Path: follow(t), Args: append([]string{pidFile}, server...)}), stranger
 	}
-	t.Run("nobody holds the lock", func(t *testing.T) {
+	t.Run("no process holds the lock", func(t *testing.T) {
 		p, stranger := start(t, t.TempDir(), "/bin/sh", "-c", `trap "echo ended in order; exit 0" TERM; echo up; while :; do sleep 0.1; done`)
 		p.WaitLine("^up$")
 		p.Signal(p.Pid(), syscall.SIGTERM)

@@ -85,9 +85,9 @@ func fill(t *testing.T, pipe *os.File, room int) {
 	})
 }
 
-// TestLogThatNobodyReads: standard error is a full pipe, or has room for a few
+// TestLogThatIsNotRead: standard error is a full pipe, or has room for a few
 // lines, at which another step of the hand-over would be the one that waits.
-func TestLogThatNobodyReads(t *testing.T) {
+func TestLogThatIsNotRead(t *testing.T) {
 	for room := range 4 {
 		t.Run(fmt.Sprintf("room for %d lines", room), func(t *testing.T) {
 			t.Parallel()
@@ -134,8 +134,8 @@ func TestLogThatNobodyReads(t *testing.T) {
 	}
 }
 
-// TestUnitThatNobodyReads: systemd's socket is full, and no process reads it.
-func TestUnitThatNobodyReads(t *testing.T) {
+// TestUnitThatIsNotRead: systemd's socket is full, and no process reads it.
+func TestUnitThatIsNotRead(t *testing.T) {
 	path := filepath.Join(shortDir(t), "notify")
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -220,7 +220,7 @@ func TestTableflipUpgrade(t *testing.T) {
 	}
 }
 
-// TestTableflipUpgradeAtTheEndOfTheOldProcess: a caller who has seen that end may be faster
+// TestTableflipUpgradeAtTheEndOfTheOldProcess: a caller that has seen that end may be faster
 // than the new process, which was stopped meanwhile.
 func TestTableflipUpgradeAtTheEndOfTheOldProcess(t *testing.T) {
 	_, p := startFlip(t, "")

@@ -76,7 +76,7 @@ func (s *server) mustEcho(c *websocket.Conn, pid, n int) {
 func (s *server) mustEchoNew() {
 	s.t.Helper()
 	c := s.dial()
-	if pid := s.whoEchoes(c); pid != s.pid {
+	if pid := s.echoingPid(c); pid != s.pid {
 		c.Close()
 		c = s.dial()
 	}
@@ -84,7 +84,7 @@ func (s *server) mustEchoNew() {
 	c.Close()
 }
 
-func (s *server) whoEchoes(c *websocket.Conn) (pid int) {
+func (s *server) echoingPid(c *websocket.Conn) (pid int) {
 	s.t.Helper()
 	if err := c.WriteMessage(websocket.TextMessage, []byte("who")); err != nil {
 		s.t.Fatal(err)

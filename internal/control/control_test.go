@@ -196,7 +196,7 @@ func TestChannelKeepsDescriptorsWithTheirFrame(t *testing.T) {
 	}
 }
 
-func TestChannelClosesWhatNobodyTook(t *testing.T) {
+func TestChannelClosesWhatWasNotTaken(t *testing.T) {
 	c, other := pair(t)
 	_, ended := reading(c)
 	r, w := fdtest.Pipes(t, 1)

@@ -232,7 +232,7 @@ func TestDoorIsLikeNetHTTP(t *testing.T) {
 			return sortedFrames(says(preface+"\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", false)(t, addr))
 		}},
 		{name: "the end to HTTPS", https: true, client: says("", true)},
-		{name: "a client that trusts nobody", https: true, client: distrusts},
+		{name: "a client that trusts no certificate", https: true, client: distrusts},
 		{name: "a protocol of the user's", https: true, set: []func(*http.Server){withFoo}, client: speaksFoo},
 		{name: "HTTP/1 beside a protocol of the user's", https: true, set: []func(*http.Server){withFoo}, client: asks("https", http1)},
 		{name: "a hook that panics", https: true, set: []func(*http.Server){func(srv *http.Server) {

@@ -141,7 +141,7 @@ func TestGoAway(t *testing.T) {
 }
 
 // TestPostsAreNotLost: a client that sends nothing a second time loses no request while
-// the server is drained again and again, whoever's HTTP/2 it is.
+// the server is drained again and again, with each of the HTTP/2 servers.
 func TestPostsAreNotLost(t *testing.T) {
 	cert, trusting := tlstest.Certificate(t)
 	for _, c := range []struct {

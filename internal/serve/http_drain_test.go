@@ -123,7 +123,7 @@ func TestBound(t *testing.T) {
 		{"a slow body", []step{{time.Second, "T / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\na"}, {time.Hour, "b"}}, "1h0m1s: "},
 		{"a slow handler", []step{{0, "T / HTTP/1.1\r\nHost: a\r\nWait: 1h\r\n\r\n"}}, "1h0m0s: "},
 	} {
-		for _, how := range []string{"nobody takes it", "somebody takes it"} {
+		for _, how := range []string{"no process takes it", "another process takes it"} {
 			var got transcript
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(func(*http.Server) {})
@@ -132,7 +132,7 @@ func TestBound(t *testing.T) {
 				go got.receive(w.client)
 				w.send([]step{{0, "GE"}})
 				synctest.Wait()
-				if how == "nobody takes it" {
+				if how == "no process takes it" {
 					w.conn.Track.Finish(grace)
 				} else {
 					w.conn.Track.Offer(&sockets.Mover{Grace: grace})

@@ -193,9 +193,9 @@ func TestIdleRuleFails(t *testing.T) {
 	}
 }
 
-// TestIdleRuleHoldsNobodyUp: the goroutine that says that the new process takes more
+// TestIdleRuleHoldsNothingUp: the goroutine that says that the new process takes more
 // does not wait for the check.
-func TestIdleRuleHoldsNobodyUp(t *testing.T) {
+func TestIdleRuleHoldsNothingUp(t *testing.T) {
 	p := newCouple(t, saysSide)
 	checking, go1 := make(chan struct{}), make(chan struct{})
 	p.old.u.Host.rule.check = func() error {

@@ -30,9 +30,9 @@ func dribble(c net.Conn) {
 	}()
 }
 
-// TestSlowClientsHoldNobodyUp: while clients have connected that say nothing, or nothing
+// TestSlowClientsHoldNothingUp: while clients have connected that say nothing, or nothing
 // whole, the next one is answered.
-func TestSlowClientsHoldNobodyUp(t *testing.T) {
+func TestSlowClientsHoldNothingUp(t *testing.T) {
 	cert, trusting := tlstest.Certificate(t)
 	hello := clientHello(t)
 	for _, c := range []struct {

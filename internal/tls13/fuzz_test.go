@@ -254,7 +254,7 @@ func errText(err error) string {
 	return err.Error()
 }
 
-// TestRecordsAtRandom is FuzzRecords for those who do not fuzz.
+// TestRecordsAtRandom is FuzzRecords where nothing fuzzes.
 func TestRecordsAtRandom(t *testing.T) {
 	seed := time.Now().UnixNano()
 	random := rand.New(rand.NewPCG(uint64(seed), 0))

@@ -66,7 +66,7 @@ func (s State) String() string {
 // GoString is String: %#v prints no secrets either.
 func (s State) GoString() string { return s.String() }
 
-// check reports what is wrong with a State, whoever made it.
+// check reports what is wrong with a State, however it was made.
 func (s *State) check() error {
 	suite, err := suiteOf(s.Suite)
 	if err != nil {
