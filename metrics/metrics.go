@@ -1,6 +1,7 @@
 // Package metrics counts the events of a [grace.Upgrader] in variables of package expvar.
 // (It is a package of its own since to import expvar adds a handler to
-// http.DefaultServeMux.) A collector for Prometheus is the module metrics/graceprom.
+// http.DefaultServeMux.) A collector for Prometheus is the module
+// github.com/julofinance/grace/metrics/graceprom/v3.
 //
 // Each process counts for itself, from zero: a new one has completed no upgrade yet. What
 // tells that an upgrade has succeeded is that generation has grown.

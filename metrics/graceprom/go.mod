@@ -1,4 +1,4 @@
-module github.com/julofinance/grace/v3/metrics/graceprom
+module github.com/julofinance/grace/metrics/graceprom/v3
 
 go 1.25.0
 
