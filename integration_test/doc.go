@@ -35,8 +35,8 @@
 // What needs modules that the library does not is a module of its own: quic (quic-go), rpc
 // (grpc-go and cmux), xnet (HTTP/2 of golang.org/x/net), h2spec (its cases, compared with
 // net/http), dns (miekg/dns, and the source of UDP answers), exporter (Prometheus'
-// exporter-toolkit, which serves by itself), caddy (Caddy as a library) and compat (what the
-// packages of compat/ stand in for, and fasthttp).
+// exporter-toolkit, which serves by itself), graceprom (what Prometheus is told of upgrades),
+// caddy (Caddy as a library) and compat (what the packages of compat/ stand in for, and fasthttp).
 //
 // # Programs
 //
@@ -71,5 +71,6 @@
 //
 // Package internal/proctest starts programs, waits for their lines, and sees that no process
 // is left; internal/load makes requests and counts what was lost; internal/testing/netns runs
-// a test in a network of its own; internal/testing/lingertest paces upgrades under long streams.
+// a test in a network of its own; internal/testing/lingertest paces upgrades under long streams; metricstest upgrades a
+// program that counts its events.
 package integration

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/julofinance/grace/v3/metrics/internal/metricstest"
+	"github.com/julofinance/grace/v3/integration_test/metricstest"
 )
 
 const upgraded = "grace of real upgrades"

@@ -1,4 +1,4 @@
-package graceprom
+package graceprom_test
 
 import (
 	"encoding/json"
@@ -6,12 +6,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/julofinance/grace/v3/metrics/internal/metricstest"
+	"github.com/julofinance/grace/metrics/graceprom/v3"
+	"github.com/julofinance/grace/v3/integration_test/metricstest"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 func TestMain(m *testing.M) {
-	c := New()
+	c := graceprom.New()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(c)
 	metricstest.Main(m, c.Event, func() string { return gathered(registry) })
