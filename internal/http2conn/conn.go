@@ -43,6 +43,7 @@ type Conn struct {
 	told    bool   // our GOAWAY has been sent, or a part of it
 	owed    []byte // the rest of it
 
+	begun  atomic.Bool // see Begun
 	asked  atomic.Bool // GoAway was called
 	leave  atomic.Pointer[leave]
 	closed atomic.Bool
@@ -83,6 +84,9 @@ func New(c net.Conn) *Conn {
 
 // NetConn returns what [New] was given.
 func (c *Conn) NetConn() net.Conn { return c.Conn }
+
+// Begun reports whether the client has begun a stream.
+func (c *Conn) Begun() bool { return c.begun.Load() }
 
 // GoAway tells the client to begin no more streams, and calls done when those have come
 // that were on their way: when the client has shown that it knows, when the connection
@@ -168,6 +172,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if whole && c.limited {
 			c.limited = false
 			c.Conn.SetReadDeadline(time.Time{}) // Go 1.25 does not
+		}
+		if whole && c.in.typ() == typeHeaders && !c.begun.Load() {
+			c.begun.Store(true)
 		}
 		if whole && c.in.typ() == typePing && c.in.flags()&flagAck != 0 && c.in.small == pingData && c.leave.Load() != nil {
 			c.answered = true

@@ -102,9 +102,10 @@ func (s *httpServer) serveHTTP2(c net.Conn) error {
 	return nil
 }
 
-// lateHTTP2 is how long a connection that comes while the process drains may
+// lateHTTP2 is how long a connection that comes while the process drains, or just before, may
 // begin streams: one that is told to go away at once would have been opened in
-// vain.
+// vain. A client that waits for our SETTINGS before it sends its first request, as HAProxy
+// does, may take that for a connection that has failed.
 const lateHTTP2 = time.Second
 
 // goAwayTime is how long a client may take to show that it begins no more streams. It
@@ -190,8 +191,9 @@ func (s *httpServer) retire(tw *twin) {
 }
 
 // goAway sends GOAWAY on all HTTP/2 connections: twice, with so much time between at
-// most, or once if that is 0. They end when their streams have, also if the drain is
-// called off meanwhile: a client that was told to go away opens another connection.
+// most, or once if that is 0. One on which nothing was asked yet has lateHTTP2 for that first.
+// They end when their streams have, also if the drain is called off meanwhile: a client that
+// was told to go away opens another connection.
 func (s *httpServer) goAway(after time.Duration) {
 	s.mu.Lock()
 	tw := s.twin
@@ -227,11 +229,18 @@ func (s *httpServer) goAway(after time.Duration) {
 	var left atomic.Int64
 	left.Store(int64(len(conns)))
 	for _, c := range conns {
-		c.GoAway(after, func() {
-			if left.Add(-1) == 0 {
-				shut()
-			}
-		})
+		tell := func() {
+			c.GoAway(after, func() {
+				if left.Add(-1) == 0 {
+					shut()
+				}
+			})
+		}
+		if c.Begun() {
+			tell()
+		} else {
+			time.AfterFunc(min(lateHTTP2, s.host.IdleGrace), tell)
+		}
 	}
 }
 

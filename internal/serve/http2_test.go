@@ -140,6 +140,26 @@ func TestGoAway(t *testing.T) {
 	}
 }
 
+// TestGoAwayLetsBegin: a connection that was opened just before the drain, and on which nothing
+// was asked, is not told to go away at once.
+func TestGoAwayLetsBegin(t *testing.T) {
+	srv := &http.Server{Handler: http.NotFoundHandler(), Protocols: new(http.Protocols)}
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	u, ln := newProcess(t, idle(time.Hour))
+	execute := u.HTTP(srv, ln)
+	served := u.run(t, execute)
+	defer wait.For(t, served, "execute")
+	defer u.askStop()
+	c := dialHTTP2(t, ln.Addr().String())
+	began := time.Now()
+	u.httpServer(srv).goAway(goAwayTime)
+	c.waitFrame(frameGoAway)
+	if took := time.Since(began); took < lateHTTP2 {
+		t.Errorf("GOAWAY has come after %v, want %v at least", took, lateHTTP2)
+	}
+	c.waitEnd()
+}
+
 // TestPostsAreNotLost: a client that sends nothing a second time loses no request while
 // the server is drained again and again, with each of the HTTP/2 servers.
 func TestPostsAreNotLost(t *testing.T) {
