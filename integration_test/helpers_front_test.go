@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -38,10 +39,11 @@ func boundSocket(t testing.TB) (socket *os.File, addr string) {
 	return socket, ln.Addr().String()
 }
 
-// start starts it, in a process group of its own, which ends with the test.
-func (f front) start(t testing.TB) {
+// start starts it, in a process group of its own, which ends with the test, and gives what
+// it prints.
+func (f front) start(t testing.TB) (out *logtest.Buffer) {
 	t.Helper()
-	out := &logtest.Buffer{}
+	out = &logtest.Buffer{}
 	f.cmd.Stdout, f.cmd.Stderr = out, out
 	f.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	f.cmd.WaitDelay = time.Second
@@ -65,4 +67,36 @@ func (f front) start(t testing.TB) {
 			}
 		}
 	})
+	return out
 }
+
+// startHAProxy starts HAProxy with what config adds to haproxyConfig; the sockets, which we
+// have bound, are fd@3 and so on. It sends nothing twice.
+func startHAProxy(t testing.TB, config string, sockets ...*os.File) (out *logtest.Buffer) {
+	t.Helper()
+	path := needTool(t, "haproxy", "haproxy")
+	file := filepath.Join(t.TempDir(), "haproxy.cfg")
+	if err := os.WriteFile(file, []byte(haproxyConfig+config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "-db", "-f", file)
+	cmd.ExtraFiles = sockets
+	return front{name: "HAProxy", cmd: cmd}.start(t)
+}
+
+const haproxyConfig = `
+global
+	nbthread 1
+	log stdout format raw local0
+defaults
+	mode http
+	log global
+	option httplog
+	option dontlog-normal
+	retries 0
+	retry-on none
+	no option redispatch
+	timeout connect 30s
+	timeout client 30s
+	timeout server 30s
+`

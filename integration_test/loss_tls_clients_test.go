@@ -7,9 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,7 +30,7 @@ func TestLosslessMovedTLSClients(t *testing.T) {
 		startScript(t, s, "Node https.Agent", needTool(t, "node", "nodejs"), "-e", nodeScript),
 		startScript(t, s, "Python http.client", needTool(t, "python3", "python3"), "-c", pythonScript),
 		startTLSFront(t, s, "nginx", func(addr string) string { return startNginxAs(t, nginxHTTPS, addr) }),
-		startTLSFront(t, s, "HAProxy", func(addr string) string { return startHAProxy(t, addr) }),
+		startTLSFront(t, s, "HAProxy", func(addr string) string { return startTLSHAProxy(t, addr) }),
 	}
 	lost := false
 	meet := func() {
@@ -223,41 +220,18 @@ func startTLSFront(t testing.TB, s *loadServer, name string, start func(addr str
 	return c
 }
 
-// startHAProxy puts HAProxy in front of addr, and gives its own address. It keeps
-// connections, sends nothing twice, and has a socket that we have bound.
-func startHAProxy(t testing.TB, addr string) string {
+// startTLSHAProxy puts HAProxy in front of addr, and gives its own address. It keeps
+// connections.
+func startTLSHAProxy(t testing.TB, addr string) string {
 	t.Helper()
-	path := needTool(t, "haproxy", "haproxy")
 	socket, own := boundSocket(t)
-	config := filepath.Join(t.TempDir(), "haproxy.cfg")
-	if err := os.WriteFile(config, fmt.Appendf(nil, haproxyConfig, addr), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(path, "-db", "-f", config)
-	cmd.ExtraFiles = []*os.File{socket} // fd@3
-	front{name: "HAProxy", cmd: cmd}.start(t)
-	return own
-}
-
-const haproxyConfig = `
-global
-	nbthread 1
-	log stdout format raw local0
-defaults
-	mode http
-	log global
-	option httplog
-	option dontlog-normal
-	retries 0
-	retry-on none
-	no option redispatch
-	timeout connect 30s
-	timeout client 30s
-	timeout server 30s
+	startHAProxy(t, fmt.Sprintf(`
 frontend front
 	bind fd@3
 	default_backend app
 backend app
 	http-reuse always
 	server app %s ssl verify none alpn http/1.1 sni str(grace) ssl-min-ver TLSv1.3 ciphersuites TLS_AES_256_GCM_SHA384
-`
+`, addr), socket)
+	return own
+}

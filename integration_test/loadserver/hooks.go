@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/julofinance/grace/v3"
 	"github.com/julofinance/grace/v3/internal/load"
 )
 
@@ -43,6 +44,7 @@ func hooked(name string) *http.Server {
 		begun.Add(1)
 		all.ServeHTTP(w, r)
 	})
+	mux.HandleFunc("/readyz", grace.Readiness)
 	mux.HandleFunc("/hooks", func(w http.ResponseWriter, r *http.Request) {
 		ctx := r.Context()
 		conn, _ := ctx.Value(key("conn")).(net.Conn)

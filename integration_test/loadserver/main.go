@@ -22,6 +22,7 @@ var (
 	pidFile   = flag.String("pidfile", "", "PID file")
 	probation = flag.Duration("probation", time.Second, "probation")
 	drain     = flag.Duration("drain", 30*time.Second, "drain timeout")
+	lame      = flag.Duration("lame", 0, "lame duck")
 	plain     = flag.String("plain", "", "serve plaintext HTTP/1 on this address")
 	tls       = flag.String("tls", "", "serve HTTP/1.1 and HTTP/2 over TLS on this address")
 	h2c       = flag.String("h2c", "", "serve HTTP/1 and HTTP/2, both plaintext, on this address")
@@ -58,7 +59,7 @@ func dieWithTest() {
 
 func run() error {
 	readSickness()
-	opts := append(healthOptions(), grace.PIDFile(*pidFile), grace.Probation(*probation), grace.DrainTimeout(*drain), grace.MoveTLS(*moveTLS))
+	opts := append(healthOptions(), grace.PIDFile(*pidFile), grace.Probation(*probation), grace.DrainTimeout(*drain), grace.LameDuck(*lame), grace.MoveTLS(*moveTLS))
 	if *events > 0 {
 		opts = append(opts, grace.Events(writeEvent))
 	}

@@ -64,6 +64,9 @@ type Client struct {
 	// Limit is how long an answer may take; 0: as long as it likes. If it is over, the
 	// request has failed, and its connection is closed.
 	Limit time.Duration
+	// Stays leaves it to the server to close a connection that was told to go away. It must be
+	// set before the first request.
+	Stays bool
 
 	dial func() (net.Conn, error)
 
@@ -80,6 +83,18 @@ func (c *Client) Dials() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.conns)
+}
+
+// GoAways returns which streams the GOAWAYs of each connection have named as the last.
+func (c *Client) GoAways() (all []uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cc := range c.conns {
+		cc.mu.Lock()
+		all = append(all, cc.aways...)
+		cc.mu.Unlock()
+	}
+	return all
 }
 
 // Close closes its connections.
@@ -132,7 +147,7 @@ func (c *Client) begin(path string) (*clientConn, *answer, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		cc := &clientConn{c: conn, in: bufio.NewReader(conn), answers: map[uint32]*answer{}, next: 1}
+		cc := &clientConn{c: conn, stays: c.Stays, in: bufio.NewReader(conn), answers: map[uint32]*answer{}, next: 1}
 		// Windows as large as can be: answers wait for none.
 		hello := AppendFrame([]byte(Preface), typeSettings, 0, 0, 0, 4, 0x7f, 0xff, 0xff, 0xff)
 		if _, err := conn.Write(AppendFrame(hello, typeWindowUpdate, 0, 0, 0x7f, 0xff, 0, 0)); err != nil {
@@ -146,12 +161,14 @@ func (c *Client) begin(path string) (*clientConn, *answer, error) {
 
 // A clientConn is one connection.
 type clientConn struct {
-	c  net.Conn
-	in *bufio.Reader
+	c     net.Conn
+	in    *bufio.Reader
+	stays bool
 
 	mu      sync.Mutex // guards what follows, and each write
 	next    uint32     // stream
 	away    bool       // it was told to go away, or has ended
+	aways   []uint32   // see Client.GoAways
 	answers map[uint32]*answer
 }
 
@@ -217,6 +234,7 @@ func (cc *clientConn) readFrame() error {
 	case typ == typeGoAway:
 		cc.away = true
 		last := binary.BigEndian.Uint32(payload)
+		cc.aways = append(cc.aways, last)
 		for id := range cc.answers {
 			if id > last {
 				cc.end(id, fmt.Errorf("%w: GOAWAY names stream %d as the last", ErrNotServed, last))
@@ -235,7 +253,7 @@ func (cc *clientConn) readFrame() error {
 			cc.end(id, nil)
 		}
 	}
-	if cc.away && len(cc.answers) == 0 {
+	if cc.away && len(cc.answers) == 0 && !cc.stays {
 		return errors.New("closed, as nothing is to come") // like most clients
 	}
 	return nil
