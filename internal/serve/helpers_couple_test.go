@@ -110,7 +110,17 @@ func (s *side) open() {
 // newCouple makes both. handler is told which of them serves.
 func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	t.Helper()
-	p := &couple{t: t, old: newSide(t, nil, 0, handler("old"))}
+	old := newSide(t, nil, 0, handler("old"))
+	old.open()
+	return newCoupleOf(t, old, handler("new"))
+}
+
+// next makes a couple whose old process is the new one of p.
+func (p *couple) next(handler http.Handler) *couple { return newCoupleOf(p.t, p.new, handler) }
+
+func newCoupleOf(t testing.TB, old *side, handler http.Handler) *couple {
+	t.Helper()
+	p := &couple{t: t, old: old}
 	socks := p.old.u.Socks.Snapshot()
 	var first int
 	err := sockets.WithFDs(socks, func(_ []*sockets.Socket, fds []int) (err error) {
@@ -120,9 +130,8 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.old.open()
 	m := manifest.Manifest{Sockets: []manifest.Entry{socks[0].Entry}}
-	p.new = newSide(t, &m, first, handler("new"))
+	p.new = newSide(t, &m, first, handler)
 	theirs, n, err := control.Pair()
 	if err != nil {
 		t.Fatal(err)
@@ -131,12 +140,13 @@ func newCouple(t testing.TB, handler func(side string) http.Handler) *couple {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.old.ch, p.new.ch = control.New(theirs), control.New(ours)
-	p.mover = sockets.NewMover(p.old.ch, socks)
+	from, to := control.New(theirs), control.New(ours)
+	t.Cleanup(func() { from.Close(); to.Close() })
+	p.old.ch, p.new.ch = from, to
+	p.mover = sockets.NewMover(from, socks)
 	p.mover.Patience = wait.Limit // for tests of something else
 	p.mover.Learn(p.new.u.Socks.Claims())
-	p.recv = &sockets.Receiver{Ch: p.new.ch, Find: p.new.u.Socks.Taker, Held: map[uint32]*sockets.Received{}}
-	t.Cleanup(func() { p.old.ch.Close(); p.new.ch.Close() })
+	p.recv = &sockets.Receiver{Ch: to, Find: p.new.u.Socks.Taker, Held: map[uint32]*sockets.Received{}}
 	return p
 }
 
