@@ -180,6 +180,7 @@ http {
 		server %[3]s;
 		keepalive 16;
 		keepalive_requests 1000000;
+		keepalive_timeout 1h;
 	}
 	server {`
 

@@ -4,9 +4,12 @@ package integration_test
 
 import (
 	_ "embed"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,9 +23,10 @@ var tlsUpgrades = flag.Int("tls-upgrades", 10, "how many upgrades TestLosslessMo
 
 // TestLosslessMovedTLSClients upgrades under the clients of HTTPS that people run, all at
 // once, none of which sends a request a second time, each through a relay of its own. Not
-// one request may fail, and no connection may be told to close. Those that keep their
-// connections have at the end the ones with which they have begun, over which each of the
-// processes has answered; the reverse proxies have opened no more than they need at once.
+// one request may fail, and no connection may be told to close. Each client has at the end the
+// connections with which it has begun, and answers over all of them; with each upgrade all have
+// moved. Over each of those of curl and the scripts, which name them, each of the processes has
+// answered.
 func TestLosslessMovedTLSClients(t *testing.T) {
 	s := startLoadServer(t, "tls", "--", "-movetls")
 	clients := []*tlsClient{
@@ -58,22 +62,26 @@ func TestLosslessMovedTLSClients(t *testing.T) {
 		c.mustHaveKept(t, n+1)
 	}
 	mustCutNone(t, s)
+	sockets := 0
+	for _, c := range clients {
+		sockets += c.sockets
+	}
+	// No process has more connections than were opened: the sum is that of all with each upgrade.
 	moved, finished := s.drained("moved"), s.drained("finished")
-	if finished != 0 {
-		t.Errorf("%d connections were finished, want 0: all can move", finished)
+	if moved != n*sockets || finished != 0 {
+		t.Errorf("%d connections have moved and %d were finished, want %d and 0: %d with each upgrade", moved, finished, n*sockets, sockets)
 	}
 	t.Logf("%d upgrades: %d connections moved, %d finished", n, moved, finished)
 }
 
-// A tlsClient is one that keeps its connections if it can.
+// A tlsClient is one that keeps its connections.
 type tlsClient struct {
 	*lossClient
-	sockets int // how many it keeps; 0: any, up to most
-	most    int // how many it may open in all
+	sockets int // how many it keeps
 	met     func(pid int) bool
 
-	// Of those that keep them; lossClient.mu guards what follows.
-	servedBy map[int][]string // by the number of the socket: the pids that have answered
+	// lossClient.mu guards what follows.
+	servedBy map[int][]string // by the number of the socket, if it is known: the pids that have answered
 	kept     int              // sockets at the end
 }
 
@@ -111,12 +119,6 @@ func (c *tlsClient) answer(socket int, pid string) {
 // that names them, that each of the processes has answered over each.
 func (c *tlsClient) mustHaveKept(t testing.TB, processes int) {
 	t.Helper()
-	if c.sockets == 0 {
-		if opened := c.relay.Accepted(); opened > c.most {
-			t.Errorf("%s: %d connections were opened, want at most %d: it keeps them", c.name, opened, c.most)
-		}
-		return
-	}
 	if opened := c.relay.Accepted(); opened != c.sockets || c.kept != c.sockets {
 		t.Errorf("%s: %d connections were opened, and %d are there at the end; want %d", c.name, opened, c.kept, c.sockets)
 	}
@@ -192,12 +194,17 @@ func startScript(t testing.TB, s *loadServer, name string, how ...string) *tlsCl
 }
 
 // startTLSFront puts a reverse proxy before the server, and posts through it. It is given the
-// relay's address, and gives its own.
+// relay's address, and gives its own. All of its connections are opened before the first
+// upgrade, and needed once more at the end.
 func startTLSFront(t testing.TB, s *loadServer, name string, start func(addr string) string) *tlsClient {
 	t.Helper()
 	const clients = 8
-	c := &tlsClient{lossClient: newLossClient(t, name, s, "tls"), most: clients}
-	run := startHTTPLoad(t, httpload.Config{Addr: start(c.relay.Addr()), Kinds: kinds(clients, httpload.KeepAlive)})
+	c := &tlsClient{lossClient: newLossClient(t, name, s, "tls"), sockets: clients}
+	addr := start(c.relay.Addr())
+	if err := askTogether(addr, clients, s.filePid()); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	run := startHTTPLoad(t, httpload.Config{Addr: addr, Kinds: kinds(clients, httpload.KeepAlive)})
 	take := func(rep httpload.Report) httpload.Report {
 		for _, l := range rep.Losses[len(c.lost):] {
 			c.lose(l.String())
@@ -215,9 +222,41 @@ func startTLSFront(t testing.TB, s *loadServer, name string, start func(addr str
 	}
 	c.after = func() string {
 		c.answered.Store(int64(take(run.Stop()).Total().Answered))
-		return fmt.Sprintf(", of %d clients", clients)
+		if err := askTogether(addr, clients, s.filePid()); err != nil {
+			c.lose(err.Error())
+		} else {
+			c.kept = clients // but for new ones, which the relay counts
+		}
+		return fmt.Sprintf(", %d kept", c.kept)
 	}
 	return c
+}
+
+// askTogether sends n requests at once that are answered when all have come, by the process
+// pid.
+func askTogether(addr string, n, pid int) error {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * proctest.Limit}
+	errs := make(chan error, n)
+	for range n {
+		go func() {
+			resp, err := client.Get(fmt.Sprintf("http://%s/together?n=%d&say=all", addr, n))
+			if err != nil {
+				errs <- err
+				return
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if by := resp.Header.Get("X-Pid"); err == nil && (string(body) != "all" || by != strconv.Itoa(pid)) {
+				err = fmt.Errorf("%q is the answer of process %s to one of %d requests at once, want that of %d", body, by, n, pid)
+			}
+			errs <- err
+		}()
+	}
+	var all error
+	for range n {
+		all = errors.Join(all, <-errs)
+	}
+	return all
 }
 
 // startTLSHAProxy puts HAProxy in front of addr, and gives its own address. It keeps
@@ -231,7 +270,7 @@ frontend front
 	default_backend app
 backend app
 	http-reuse always
-	server app %s ssl verify none alpn http/1.1 sni str(grace) ssl-min-ver TLSv1.3 ciphersuites TLS_AES_256_GCM_SHA384
+	server app %s pool-purge-delay 1h ssl verify none alpn http/1.1 sni str(grace) ssl-min-ver TLSv1.3 ciphersuites TLS_AES_256_GCM_SHA384
 `, addr), socket)
 	return own
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -20,6 +21,7 @@ func Handler() http.Handler {
 	mux.HandleFunc("GET /sized", sizedHandler)
 	mux.HandleFunc("GET /chunked", chunkedHandler)
 	mux.HandleFunc("GET /stream", streamHandler)
+	mux.Handle("GET /together", &gathering{})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Pid", pid)
 		mux.ServeHTTP(w, r)
@@ -105,5 +107,32 @@ func streamHandler(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.WriteString(conn, line); err != nil {
 			return
 		}
+	}
+}
+
+// A gathering lets n requests wait for each other, and answers when all are there: a proxy
+// needs n connections for them.
+type gathering struct {
+	mu     sync.Mutex // guards what follows
+	waits  int
+	gather chan struct{} // closed when the last one has come; nil if none waits
+}
+
+func (g *gathering) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	n, _ := strconv.Atoi(r.FormValue("n"))
+	g.mu.Lock()
+	if g.gather == nil {
+		g.gather = make(chan struct{})
+	}
+	all := g.gather
+	if g.waits++; g.waits >= n {
+		close(all)
+		g.waits, g.gather = 0, nil
+	}
+	g.mu.Unlock()
+	select {
+	case <-all:
+		write(w, []byte(r.FormValue("say")))
+	case <-r.Context().Done():
 	}
 }
