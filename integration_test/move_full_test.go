@@ -18,6 +18,11 @@ import (
 // many opens n connections, each with one answer behind it, in no goroutine.
 func (m *mover) many(n int) []*client {
 	m.t.Helper()
+	return m.manyBy(m.dialFrom, n)
+}
+
+func (m *mover) manyBy(dial func(ip string) *client, n int) []*client {
+	m.t.Helper()
 	clients := make([]*client, n)
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -29,7 +34,7 @@ func (m *mover) many(n int) []*client {
 					return
 				}
 				// One source address has not the ports for all.
-				d := m.dialFrom(fmt.Sprintf("127.0.1.%d", 1+i%8))
+				d := dial(fmt.Sprintf("127.0.1.%d", 1+i%8))
 				if a, err := d.ask("/"); err != nil || a.pid != m.Pid() {
 					m.t.Errorf("a new connection: answered by %d, %v", a.pid, err)
 				}

@@ -30,9 +30,11 @@ func startTLSMoverBy(t testing.TB, first, next string) *mover {
 }
 
 // dialTLS makes a connection with one handshake, which is not made again.
-func (m *mover) dialTLS() *client {
+func (m *mover) dialTLS() *client { return m.dialTLSFrom("") }
+
+func (m *mover) dialTLSFrom(ip string) *client {
 	m.t.Helper()
-	c := m.dial()
+	c := m.dialFrom(ip)
 	over := tls.Client(c.Conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}})
 	if err := over.Handshake(); err != nil {
 		m.t.Fatal(err)
