@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/serve"
+	"github.com/julofinance/grace/v3/internal/sockets"
 	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
@@ -129,6 +130,30 @@ func TestDrainingAfterRollBack(t *testing.T) {
 	g.askStop()
 	receive(t, again, "the last drain")
 	receive(t, g.Done(), "Done")
+}
+
+// TestDrainingIsOpenBeforeTheGates: after a roll back the first request that is accepted
+// finds Draining open.
+func TestDrainingIsOpenBeforeTheGates(t *testing.T) {
+	u, ln := newSolo(t)
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	u.host.SetDraining(true)
+	u.socks.Yield(u.socks.Snapshot(), []int{0})
+	l := ln.(*sockets.Listener)
+	closed := make(chan bool, 9)
+	l.Gate.Watch(func() {
+		if l.Gate.IsOpen() {
+			closed <- isClosed(u.Draining())
+		}
+	})
+	u.post(func() { performer{u}.reopenGates() })
+	if receive(t, closed, "the gates to open") {
+		t.Error("Draining is closed when the gates open")
+	}
+	u.askStop()
+	receive(t, u.Done(), "Done")
 }
 
 // TestDrainingOfOtherContexts: it never comes.

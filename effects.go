@@ -45,8 +45,8 @@ func (p performer) leaveEnd() {
 
 func (p performer) reopenGates() {
 	p.u.host.Bar(false)
+	p.u.host.SetDraining(false) // before what waits is accepted: a stream that begins now is not to end
 	p.u.socks.ReopenGates()
-	p.u.host.SetDraining(false)
 }
 
 func (p performer) mend()   { p.u.socks.MendAll() }

@@ -391,3 +391,43 @@ func TestTableflipPIDFile(t *testing.T) {
 		t.Errorf("the PID file is left after Stop: %v", err)
 	}
 }
+
+// TestTableflipRolledBackAfterUpgrade: the new process dies when Upgrade has returned, and
+// the old one waits for what is queued. That one serves on, and can be upgraded and stopped.
+func TestTableflipRolledBackAfterUpgrade(t *testing.T) {
+	for _, last := range []string{"stop", "upgrade"} {
+		t.Run(last, func(t *testing.T) {
+			f, p := startFlip(t, "")
+			addr := p.do("listen queued tcp 127.0.0.1:0")
+			p.do("addlistener added unix %s", f.path("added"))
+			p.want("ok", "ready")
+			queued, err := net.Dial("tcp", addr) // keeps the old process from its end for 5 seconds
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer queued.Close()
+			done := p.begin("upgrade")
+			n := p.born()
+			n.want("ok", "new")
+			n.do("listener added unix %s", f.path("added"))
+			n.want("ok", "ready")
+			p.result(done, "ok")
+			f.p.Signal(n.pid, syscall.SIGKILL)
+			f.p.WaitLine(`grace: rolled back; this process accepts again`)
+			p.want("false", "exiting")
+			p.want("ok", "serve queued")
+			if last == "upgrade" {
+				p = p.next("", func(n *flipper) {
+					n.do("listener queued tcp %s", addr)
+					n.do("listener added unix %s", f.path("added"))
+				})
+			}
+			p.want("ok", "stop")
+			p.want("ok", "waitexit")
+			if f.exists(f.path("added")) {
+				t.Error("the path is there when the last process has stopped")
+			}
+			p.die(0)
+		})
+	}
+}

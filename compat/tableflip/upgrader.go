@@ -151,13 +151,14 @@ func (u *Upgrader) Exit() <-chan struct{} { return u.exit }
 
 // Stop lets no more upgrade happen, kills a new process that is not ready yet, and
 // closes the channel that Exit gives. The paths of unix sockets are removed. Once an
-// Upgrade has succeeded it does nothing: all that is the new process's. It returns at
-// once.
+// Upgrade has succeeded it does nothing: all that is the new process's, unless that dies
+// before Exit, and this one serves on. It returns at once.
 func (u *Upgrader) Stop() {
-	if u.upgraded.Load() {
+	if u.hasHandedOver() {
 		return
 	}
 	u.stopOnce.Do(func() {
+		u.upgraded.Store(false) // it was rolled back: the paths are this process's
 		u.stopping.Store(true)
 		u.Fds.stop()
 		go u.u.Shutdown(context.Background()) // it waits for Done, and Stop does not
@@ -197,7 +198,7 @@ func (u *Upgrader) Upgrade() error {
 		return errors.New("tableflip: an upgrade is in progress")
 	}
 	defer u.upgrading.Unlock()
-	if u.upgraded.Load() {
+	if u.hasHandedOver() {
 		return errors.New("tableflip: this process was upgraded already")
 	}
 	if !u.ready.Load() {
@@ -219,6 +220,19 @@ func (u *Upgrader) Upgrade() error {
 	}
 	u.upgraded.Store(err == nil)
 	return err
+}
+
+// hasHandedOver reports whether an Upgrade has succeeded, and the new process has not died
+// since, before Exit: then this one serves on.
+func (u *Upgrader) hasHandedOver() bool {
+	if !u.upgraded.Load() {
+		return false
+	}
+	switch u.u.State() {
+	case grace.StateDraining, grace.StateLingering, grace.StateStopped:
+		return true
+	}
+	return false
 }
 
 var errTerminating = fmt.Errorf("tableflip: terminating: %w", grace.ErrStopped)

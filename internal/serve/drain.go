@@ -121,6 +121,14 @@ func (d *Drain) Offer(servers []Drainer) {
 	}
 }
 
+// back is Resume for a server that has seen that the drain was called off. An Offer that
+// is under way comes to its end before.
+func (d *Drain) back(s Drainer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.Resume()
+}
+
 func (d *Drain) Resume(servers []Drainer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -16,13 +16,17 @@ import (
 // start, it changes nothing but what Hijack returns.
 type goodbye struct {
 	http.ResponseWriter
-	said bool
+	said  bool
+	still func() bool // false: it is not the last answer after all
 }
 
 // say is called before anything that sends the header.
 func (w *goodbye) say() {
 	if !w.said {
 		w.said = true
+		if !w.still() {
+			return
+		}
 		w.unset()
 		w.Header().Set("Connection", "close")
 	}

@@ -183,7 +183,10 @@ func (s *httpServer) serve(ln net.Listener, own []*sockets.Listener) error {
 // a listener that wraps it may return an error of its own.
 func (s *httpServer) ending(err error) bool {
 	closed := errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)
-	return s.draining.Load() != nil || s.host.Stopping.Err() != nil || closed && s.host.Socks.Keep(nil)
+	s.mu.Lock() // see resume
+	draining := s.draining.Load() != nil
+	s.mu.Unlock()
+	return draining || s.host.Stopping.Err() != nil || closed && s.host.Socks.Keep(nil)
 }
 
 // whenResumed returns the channel that is closed when the next drain is called
@@ -224,7 +227,7 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h = http.DefaultServeMux
 	}
 	if r.ProtoMajor < 2 && s.saysGoodbye(r) { // HTTP/2 gets GOAWAY
-		last := &goodbye{ResponseWriter: w}
+		last := &goodbye{ResponseWriter: w, still: s.leaves}
 		h.ServeHTTP(last, r)
 		last.say()
 		return
@@ -234,6 +237,9 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.ServeHTTP(w, r)
 }
+
+// leaves reports whether clients are to go: a drain may have been called off.
+func (s *httpServer) leaves() bool { return s.ends() || s.lame.Load() }
 
 // saysGoodbye reports whether the answer to r is the last one of its connection.
 func (s *httpServer) saysGoodbye(r *http.Request) bool {
@@ -320,6 +326,9 @@ func (s *httpServer) Drain(d *Drain) Report {
 	if m != nil && s.movesTLS.Load() && !s.host.tlsRuleHolds() {
 		m.BarTLS()
 	}
+	if d.cancelled() { // that takes a moment: no client is to be told any more
+		return Report{}
+	}
 	s.mu.Lock()
 	s.mover = m // first: code that sees draining relies on it
 	s.since = d.begun
@@ -342,7 +351,7 @@ func (s *httpServer) Drain(d *Drain) Report {
 		}
 	}
 	if d.cancelled() {
-		s.Resume()
+		d.back(s)
 		return Report{}
 	}
 	cut := s.foreigners() + s.conns.open(true)
@@ -374,19 +383,29 @@ func (s *httpServer) left(hijacked bool) int {
 
 // Resume lets the server serve on: the drain was called off.
 func (s *httpServer) Resume() {
-	if s.draining.Swap(nil) == nil {
+	if !s.resume() {
 		return
 	}
 	for _, t := range s.conns.tracks() {
 		t.Offer(nil)
 		t.Finish(0)
 	}
+}
+
+// resume reports whether the server was draining. Code that sees, with mu held, that it
+// drains no more finds resumed closed: else it would take what has ended Serve in the
+// drain for the program's doing.
+func (s *httpServer) resume() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.draining.Swap(nil) == nil {
+		return false
+	}
 	s.mover = nil
 	s.unboundForeign()
 	close(s.resumed)
 	s.resumed = make(chan struct{})
+	return true
 }
 
 // End ends the server; what is left is cut off.

@@ -91,10 +91,9 @@ func (s *httpServer) serveHTTP2(c net.Conn) error {
 		s.leave(served)
 		s.retire(tw)
 	}
-	leaves := func() bool { return s.ends() || s.lame.Load() }
-	if leaves() { // it has come when the others had been told already
+	if s.leaves() { // it has come when the others had been told already
 		time.AfterFunc(min(lateHTTP2, s.host.IdleGrace), func() {
-			if leaves() {
+			if s.leaves() {
 				s.goAway(goAwayTime)
 			}
 		})

@@ -5,7 +5,6 @@ import (
 	"net"
 	"sync"
 
-	"github.com/julofinance/grace/v3/internal/gate"
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
@@ -183,7 +182,7 @@ func (s *otherServer) stranded() bool {
 // serveOn lets Serve be called again, for those that are stranded.
 func (s *otherServer) serveOn() {
 	for _, l := range s.conns.all() {
-		l.Gate.Swap(gate.Parked, gate.Shut)
+		s.host.Socks.UnparkGiven(l)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -200,6 +199,9 @@ func (s *otherServer) want() {
 }
 
 func (s *otherServer) Drain(d *Drain) Report {
+	if d.cancelled() { // before a client is told
+		return Report{}
+	}
 	s.mu.Lock()
 	s.draining = true
 	s.mu.Unlock()
@@ -225,7 +227,7 @@ func (s *otherServer) Drain(d *Drain) Report {
 	}
 	s.conns.wait(d, func() bool { return s.conns.left(true) == 0 })
 	if d.cancelled() {
-		s.Resume()
+		d.back(s)
 		return Report{}
 	}
 	cut := s.conns.open(true)
@@ -276,21 +278,18 @@ func (s *otherServer) Offer(m *sockets.Mover) {
 }
 
 func (s *otherServer) Resume() {
-	s.mu.Lock()
-	draining := s.draining
-	s.draining = false
-	if draining && s.shuts == 0 { // else shut does it
-		s.spare(nil)
-	}
-	s.mu.Unlock()
-	if !draining {
+	s.mu.Lock() // to the end: what sees that this server drains no more finds resumed closed
+	defer s.mu.Unlock()
+	if !s.draining {
 		return
+	}
+	s.draining = false
+	if s.shuts == 0 { // else shut does it
+		s.spare(nil)
 	}
 	for _, l := range s.conns.all() {
 		l.Release(nil, false)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	close(s.resumed)
 	s.resumed = make(chan struct{})
 }

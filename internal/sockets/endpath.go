@@ -11,10 +11,11 @@ func (s *Set) endPath(sock *Socket, mayReturn bool) {
 		l.reopening.Lock()
 		defer l.reopening.Unlock()
 	}
-	if mayReturn {
-		sock.hide()
-	} else {
+	switch {
+	case !mayReturn:
 		sock.unlink()
+	case !s.isOpen(): // else rolled back already: clients are to find the file
+		sock.hide()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -28,6 +29,12 @@ func (s *Set) endPath(sock *Socket, mayReturn bool) {
 		go sock.show()
 	}
 	s.check()
+}
+
+func (s *Set) isOpen() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open
 }
 
 // isEnding reports whether endPath has not finished yet for some socket.

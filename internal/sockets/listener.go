@@ -251,10 +251,13 @@ func (l *Listener) Finished() bool {
 }
 
 // drop closes the socket, which the program did not want any more while another
-// process had it.
+// process had it. The next roll back finds it closed: its file may be another socket's.
 func (l *Listener) drop() {
 	l.reopening.Lock()
 	defer l.reopening.Unlock()
+	if l.IsShut() {
+		return
+	}
 	l.Sock.unlink()
 	l.closeInner()
 }

@@ -233,6 +233,7 @@ func (s *Set) ReopenGates() {
 	for _, sock := range s.all {
 		sock.last.Store(false)
 		if sock.Listener != nil {
+			sock.Listener.Live.release(nil, false) // else what is accepted before Resume is told to go
 			sock.Listener.free()
 		}
 		switch {
@@ -258,11 +259,26 @@ func (s *Set) ReopenGates() {
 func (s *Set) Unpark(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case !l.Gate.IsParked():
-	case s.open && !l.unwanted:
+	if l.Gate.IsParked() && (s.open || s.handedOver) {
+		l.unpark()
+	}
+}
+
+// UnparkGiven is Unpark, also if this process accepts nothing any more: for what is given
+// to l.
+func (s *Set) UnparkGiven(l *Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.Gate.IsParked() {
+		l.unpark()
+	}
+}
+
+// unpark lets l accept, if it is to, and else return what is given to it. Set.mu is held.
+func (l *Listener) unpark() {
+	if l.socks.open && !l.unwanted {
 		l.restart()
-	case s.open || s.handedOver: // an unwanted one: for what has come back from a move, and for no other
+	} else { // for what has come back from a move, and for no other
 		l.Gate.Set(gate.Shut)
 	}
 }
@@ -339,7 +355,8 @@ func (s *Set) Busy() (all []string) {
 	return all
 }
 
-// Cut closes all connections, and waits until their owners have noticed, or ctx ends.
+// Cut closes all connections, and waits until their owners have noticed, or ctx ends. What
+// is accepted after that end is not cut.
 func (s *Set) Cut(ctx context.Context) {
 	gone := make(chan struct{}, 1)
 	for _, sock := range s.Snapshot() {
@@ -352,7 +369,11 @@ func (s *Set) Cut(ctx context.Context) {
 			default:
 			}
 		})()
-		for _, t := range sock.Listener.Live.All() {
+		all := sock.Listener.Live.All()
+		if ctx.Err() != nil { // they may be of after that end
+			return
+		}
+		for _, t := range all {
 			t.Cut()
 		}
 	}

@@ -50,11 +50,16 @@ func For[T any](t testing.TB, c <-chan T, what string) T {
 }
 
 // InSyscall reports whether a goroutine is in a system call below the function.
-func InSyscall(function string) bool {
+func InSyscall(function string) bool { return in("syscall", function) }
+
+// ForMutex reports whether a goroutine waits for a mutex below the function.
+func ForMutex(function string) bool { return in("sync.Mutex.Lock", function) }
+
+func in(state, function string) bool {
 	b := make([]byte, 1<<20)
 	for _, stack := range strings.Split(string(b[:runtime.Stack(b, true)]), "\n\n") {
 		head, _, _ := strings.Cut(stack, "\n")
-		if strings.Contains(head, "[syscall") && strings.Contains(stack, function) {
+		if strings.Contains(head, "["+state) && strings.Contains(stack, function) {
 			return true
 		}
 	}
