@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
@@ -81,6 +82,7 @@ func (k *talk) serve(w http.ResponseWriter, r *http.Request) {
 			say(why)
 		case <-gone:
 			why = "cut off"
+			time.Sleep(50 * time.Millisecond) // it has something to put away, with the state
 		}
 	}
 	k.ended <- why

@@ -37,6 +37,8 @@ type Host struct {
 
 	ticketsMu sync.Mutex
 	secrets   map[string]*ticketSecrets // by addressKey; guarded by ticketsMu
+
+	streams running // the handlers of HTTP/2
 }
 
 // All returns the servers, and what finishes the sockets' queues.
@@ -86,6 +88,7 @@ func (h *Host) CutLeft(d *Drain) {
 	ctx, cancel := context.WithTimeout(d.ctx, cutPatience)
 	defer cancel()
 	h.Socks.Cut(ctx)
+	h.streams.wait(ctx)
 }
 
 // cutPatience is how long a handler may take to return when its connection was cut off.

@@ -226,6 +226,10 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h == nil {
 		h = http.DefaultServeMux
 	}
+	if r.ProtoMajor >= 2 && s.host != nil {
+		s.host.streams.begin()
+		defer s.host.streams.end()
+	}
 	if r.ProtoMajor < 2 && s.saysGoodbye(r) { // HTTP/2 gets GOAWAY
 		last := &goodbye{ResponseWriter: w, still: s.leaves}
 		h.ServeHTTP(last, r)
