@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	httpload "github.com/julofinance/grace/v3/internal/load"
 	"github.com/julofinance/grace/v3/internal/proctest"
@@ -33,6 +34,7 @@ func TestLosslessMovedTLSClients(t *testing.T) {
 		startCurls(t, s),
 		startScript(t, s, "Node https.Agent", needTool(t, "node", "nodejs"), "-e", nodeScript),
 		startScript(t, s, "Python http.client", needTool(t, "python3", "python3"), "-c", pythonScript),
+		startSClient(t, s),
 		startTLSFront(t, s, "nginx", func(addr string) string { return startNginxAs(t, nginxHTTPS, addr) }),
 		startTLSFront(t, s, "HAProxy", func(addr string) string { return startTLSHAProxy(t, addr) }),
 	}
@@ -190,6 +192,87 @@ func startScript(t testing.TB, s *loadServer, name string, how ...string) *tlsCl
 		}
 	})
 	c.after = func() string { return fmt.Sprintf(", %d kept", c.kept) }
+	return c
+}
+
+// sClientUpdates is how many changes of keys s_client may be told to make: that of OpenSSL 3.0.19
+// hangs after the 216th that is answered with another one, by net/http alone as well.
+const sClientUpdates = 200
+
+// startSClient runs OpenSSL's s_client, which changes its keys while it asks, and each time asks
+// the server to change its own: with each process before every fourth request, for as long as
+// it may.
+func startSClient(t testing.TB, s *loadServer) *tlsClient {
+	t.Helper()
+	c := newTLSClient(t, s, "openssl s_client", 1)
+	// Some of what it prints goes to its standard error. -no_ign_eof: a line K is a command.
+	cmd := command("/bin/sh", "-c", `exec "$@" 2>&1`, "sh", needTool(t, "openssl", "openssl"), "s_client",
+		"-connect", c.relay.Addr(), "-servername", "grace", "-tls1_3", "-ciphersuites", "TLS_AES_256_GCM_SHA384", "-alpn", "http/1.1", "-no_ign_eof")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := make(chan string, 1000)
+	c.runs(t, cmd, func() {}, func(line string) { lines <- strings.TrimSpace(line) })
+	await := func(prefix string) (rest string, ok bool) {
+		late := time.After(2 * proctest.Limit)
+		for {
+			select {
+			case line := <-lines:
+				switch rest, ok := strings.CutPrefix(line, prefix); {
+				case ok:
+					return rest, true
+				case strings.HasPrefix(line, "CONNECTED("):
+					c.kept++
+				}
+			case <-late:
+				c.lose(fmt.Sprintf("%s has not printed %q within %v", c.name, prefix, 2*proctest.Limit))
+				return "", false
+			}
+		}
+	}
+	each := max(1, sClientUpdates/(*tlsUpgrades+1))
+	updates, of, asked := 0, "", 0 // asked: requests to the process of
+	ask := func(i int) bool {
+		if asked%4 == 0 && asked/4 < each && updates < sClientUpdates {
+			io.WriteString(stdin, "K\n")
+			if _, ok := await("KEYUPDATE"); !ok {
+				return false
+			}
+			updates++
+		}
+		body := fmt.Sprintf("request %d\n", i)
+		fmt.Fprintf(stdin, "POST /echo HTTP/1.1\r\nHost: grace\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		if _, ok := await("HTTP/1.1 200 OK"); !ok {
+			return false
+		}
+		pid, ok := await("X-Pid: ")
+		if ok {
+			_, ok = await(strings.TrimSpace(body))
+		}
+		if !ok {
+			return false
+		}
+		c.answer(0, pid)
+		if asked++; pid != of {
+			of, asked = pid, 0
+		}
+		return true
+	}
+	c.work.Go(func() {
+		defer stdin.Close()
+		if _, ok := await("Verify return code"); !ok { // lines are read from now on
+			return
+		}
+		for i := 0; !c.ended.Load() && ask(i); i++ {
+		}
+	})
+	c.after = func() string {
+		if processes := len(c.servedBy[0]); updates < min(processes, sClientUpdates) {
+			c.lose(fmt.Sprintf("%d changes of keys, and %d processes have answered", updates, processes))
+		}
+		return fmt.Sprintf(", %d kept, %d changes of keys", c.kept, updates)
+	}
 	return c
 }
 
