@@ -402,7 +402,9 @@ func (w *tlsWorld) moved(t *testing.T, odd oddity, past past, place placement, w
 	d, done := p.drain()
 	switch {
 	case stays:
-		wait.For(t, p.old.seen, "the connection to come back")
+		p.await("the connection to come back", func() bool { return len(p.old.seen)+len(done) > 0 })
+		// What has come with the end of the handshake may not be looked at yet, and moves then.
+		stays = past.asked || len(done) == 0
 	case begun:
 		p.await("the drain", func() bool { return p.old.http.draining.Load() == d && !p.old.http.begun().IsZero() })
 	case while:
@@ -423,11 +425,15 @@ func (w *tlsWorld) moved(t *testing.T, odd oddity, past past, place placement, w
 
 	got, moved := b.heard(s), p.mover.Count() == 1
 	want = want.untilFatal()
-	switch ours := moved || past.moved; {
-	case !ours: // crypto/tls does go on
+	ours := moved || past.moved
+	if !ours { // crypto/tls does go on
 		got = got.untilFatal()
-	case odd.stricter != "" && strings.HasPrefix(runtime.Version(), "go1.25"):
+	}
+	if odd.stricter != "" && strings.HasPrefix(runtime.Version(), "go1.25") {
 		want.got = odd.stricter
+		if strings.HasPrefix(got.got, "<[2 ") {
+			want.got = got.got // crypto/tls has read it before the move, or did not: either is fatal
+		}
 	}
 	if stays {
 		got.got = strings.Replace(got.got, "Connection: close\r\n", "", 1)
@@ -460,11 +466,13 @@ func oddityOf(t *testing.T, name string) oddity {
 	return oddities[i]
 }
 
-// untilFatal leaves out what the server sends behind a fatal alert: our own record layer sends
-// nothing, see docs/tls.md, and crypto/tls close_notify, or the alert once more.
+// untilFatal leaves out what the server does behind a fatal alert. Our own record layer does
+// nothing, see docs/tls.md; crypto/tls sends close_notify, or the alert once more, and of what it
+// returns a net/http that reads again may still call the handler.
 func (h heard) untilFatal() heard {
 	if at := strings.Index(h.got, "<[2 "); at >= 0 {
 		h.got = h.got[:at+strings.Index(h.got[at:], ">")+1]
+		h.requests = slices.DeleteFunc(slices.Clone(h.requests), func(path string) bool { return path == "/last" })
 	}
 	return h
 }
