@@ -289,7 +289,7 @@ func TestOtherServeEndsWhileItResumes(t *testing.T) {
 	u.handsOver()
 	d := NewDrain(nil)
 	s := u.All()[1].(*otherServer)
-	s.draining = true // as in the midst of Drain
+	s.draining.Store(true) // as in the midst of Drain
 	d.Cancel()
 	s.conns.mu.Lock() // Resume comes as far as here
 	go s.Resume()

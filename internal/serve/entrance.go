@@ -4,6 +4,8 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+
+	"github.com/julofinance/grace/v3/internal/sockets"
 )
 
 // A server closes its listener when it ends, and net/http, gRPC and others end
@@ -12,6 +14,38 @@ import (
 // it again: golang.org/x/net's netutil.LimitListener accepts and closes every
 // connection from then on, and a cmux is over. So while a roll back is possible
 // the user's listener is not closed: it is closed once, at the end.
+
+// A turn is a listener of ours, as one call of Serve gets it. Once that was closed it accepts
+// nothing, and closes nothing: Serve may be called again before the former call has noticed,
+// and a server that was shut down closes what it is given.
+type turn struct {
+	*sockets.Listener
+	over atomic.Bool
+}
+
+func (t *turn) Accept() (net.Conn, error) {
+	if t.over.Load() {
+		return nil, t.ended()
+	}
+	c, err := t.Listener.Accept()
+	if err == nil && t.over.Load() { // for the next turn
+		t.Give(c)
+		return nil, t.ended()
+	}
+	return c, err
+}
+
+func (t *turn) ended() error {
+	return &net.OpError{Op: "accept", Net: t.Addr().Network(), Addr: t.Addr(), Err: net.ErrClosed}
+}
+
+// Close closes the listener as long as it is this call's turn.
+func (t *turn) Close() error {
+	if t.over.Load() {
+		return nil
+	}
+	return t.Listener.Close()
+}
 
 // A hall accepts from a user's listener in a goroutine of its own, so that an
 // Accept of an entrance to it can be made to return without any call of the
@@ -91,7 +125,11 @@ func (h *hall) open(onClose func()) *entrance {
 
 func (e *entrance) Accept() (net.Conn, error) {
 	e.hall.begin.Do(func() { go e.hall.run() })
+	var failed error
 	for {
+		if failed != nil && e.hall.holds.Load() == 0 {
+			return nil, failed
+		}
 		select {
 		case <-e.closed:
 			return nil, net.ErrClosed
@@ -99,8 +137,8 @@ func (e *entrance) Accept() (net.Conn, error) {
 			return nil, net.ErrClosed
 		case a := <-e.hall.out:
 			if a.err != nil {
-				if a.n == e.n {
-					return nil, a.err
+				if a.n == e.n { // what an entrance before has given back comes first
+					failed = a.err
 				}
 				continue
 			}

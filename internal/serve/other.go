@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/julofinance/grace/v3/internal/sockets"
 )
@@ -43,12 +44,17 @@ type otherServer struct {
 	hall     *hall // nil if Listener is ours itself
 	finished chan struct{}
 
+	draining atomic.Bool // changed with mu held
+
 	mu       sync.Mutex // guards the following
-	draining bool
-	shuts    int  // calls of Shutdown that have not returned; the listeners are spared meanwhile
-	shutting bool // there was one since Serve was called: it may be what ends Serve
-	resumed  chan struct{}
+	told     bool       // this drain has called Shutdown
+	shuts    int        // calls of Shutdown that have not returned; the listeners are spared meanwhile
+	shutting bool       // there was one since Serve was called: it may be what ends Serve
+	again    bool       // Serve was called while there was one
+	turn     *turn
+	resumed  chan struct{} // closed when the next drain is called off
 	closed   chan struct{} // closed when Shutdown has closed the listener
+	after    chan struct{} // resumed of that moment
 	wanted   chan struct{} // closed when Serve is to be called again: a connection waits
 }
 
@@ -62,9 +68,13 @@ func (s *otherServer) serve() error {
 			return nil
 		default:
 		}
-		ln, resumed, closed, wanted := s.begin()
-		returned := make(chan error, 1)
-		go func() { returned <- s.Serve(ln) }()
+		ln, closed, wanted := s.begin()
+		ended := make(chan error, 1) // by the program itself
+		go func() {
+			if err := s.Serve(ln); s.endsByItself(closed) {
+				ended <- err
+			}
+		}()
 		var finished chan struct{}
 		if s.hall != nil { // a wrapper may not notice the end of our listener
 			finished = s.finished
@@ -73,37 +83,47 @@ func (s *otherServer) serve() error {
 		case <-finished:
 			return nil
 		case <-closed: // it will return, maybe when all its connections are gone
-		case err := <-returned:
-			if s.endsByItself(closed) {
-				select {
-				case <-closed:
-				case <-resumed: // a drain was called off right now
-				default:
-					return err // ended by the program itself
-				}
-			}
+		case err := <-ended:
+			return err
 		}
 		select {
 		case <-s.finished:
 			return nil
-		case <-resumed:
+		case <-s.calledOff():
 		case <-wanted:
 		}
 	}
 }
 
-// endsByItself reports whether Serve has returned for a reason of its own. Else nothing
-// accepts any more, until Serve is called again.
+// calledOff returns the channel that is closed when the drain in which Serve has ended is
+// called off: that of an earlier one has called Serve already.
+func (s *otherServer) calledOff() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.after
+}
+
+// endsByItself is called when Serve has returned, and reports whether that was for a reason
+// of its own. Else nothing accepts any more, until Serve is called again.
 func (s *otherServer) endsByItself(closed chan struct{}) bool {
+	drained := s.draining.Load() // now: Resume holds mu
 	stops := s.host.Stopping.Err() != nil || s.host.Socks.Keep(nil)
 	s.mu.Lock()
 	defer s.conns.check()
 	defer s.mu.Unlock()
-	if !stops && !s.draining && !s.shutting {
+	select {
+	case <-closed:
+		return false
+	default:
+	}
+	if !stops && !drained && !s.draining.Load() && !s.shutting {
 		return true
 	}
 	s.close(closed)
-	if !s.draining && s.shutting && s.shuts == 0 { // a late Shutdown, which has returned by now
+	switch {
+	case drained && !s.draining.Load(): // the drain was called off right now
+		s.want()
+	case s.shutting && s.shuts == 0 && s.isNeeded(): // a late Shutdown, which has returned by now
 		s.want()
 	}
 	return false
@@ -111,19 +131,21 @@ func (s *otherServer) endsByItself(closed chan struct{}) bool {
 
 // begin opens again what a Shutdown has closed, and returns what Serve is to
 // serve.
-func (s *otherServer) begin() (ln net.Listener, resumed, closed, wanted chan struct{}) {
+func (s *otherServer) begin() (ln net.Listener, closed, wanted chan struct{}) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.closed, s.wanted = make(chan struct{}), make(chan struct{})
-	s.shutting = s.shuts > 0
-	resumed, closed, wanted = s.resumed, s.closed, s.wanted
-	s.mu.Unlock()
+	s.again = s.shuts > 0
+	s.shutting = s.again
+	closed, wanted = s.closed, s.wanted
 	for _, l := range s.conns.all() {
 		s.host.Socks.Unpark(l)
 	}
 	if s.hall != nil {
-		return s.hall.open(func() { s.onClose(closed) }), resumed, closed, wanted
+		return s.hall.open(func() { s.onClose(closed) }), closed, wanted
 	}
-	return s.Listener, resumed, closed, wanted
+	s.turn = &turn{Listener: s.Listener.(*sockets.Listener)}
+	return s.turn, closed, wanted
 }
 
 // onClose: the listener that begin has given together with closed accepts nothing
@@ -139,9 +161,35 @@ func (s *otherServer) onClose(closed chan struct{}) {
 func (s *otherServer) close(closed chan struct{}) {
 	select {
 	case <-closed:
+		return
 	default:
 		close(closed)
 	}
+	if closed == s.closed {
+		s.after = s.resumed
+		if s.turn != nil {
+			s.turn.over.Store(true)
+		}
+		s.goOn()
+	}
+}
+
+// goOn lets Serve be called again if the Shutdown of an earlier drain, which still runs, has
+// ended it, unless the present drain has called Shutdown: what is queued is to be accepted
+// first. If that one does it once more, Serve is called when it has returned. s.mu is held.
+func (s *otherServer) goOn() {
+	if s.shuts > 0 && !s.again && s.isNeeded() {
+		s.want()
+	}
+}
+
+// isNeeded reports whether Serve is to be called again if a Shutdown of an earlier drain has
+// ended it. s.mu is held.
+func (s *otherServer) isNeeded() bool {
+	if s.draining.Load() || s.host.Stopping.Err() != nil {
+		return !s.told && !s.quiet()
+	}
+	return true
 }
 
 // onSpared: Shutdown has closed our listener itself.
@@ -154,6 +202,11 @@ func (s *otherServer) onSpared() {
 
 // quiet reports whether no connection comes any more.
 func (s *otherServer) quiet() bool {
+	for _, l := range s.conns.all() {
+		if l.IsUnfinished() {
+			return false
+		}
+	}
 	return s.conns.quiet() && (s.hall == nil || s.hall.holds.Load() == 0)
 }
 
@@ -203,7 +256,13 @@ func (s *otherServer) Drain(d *Drain) Report {
 		return Report{}
 	}
 	s.mu.Lock()
-	s.draining = true
+	s.draining.Store(true)
+	s.told = false
+	select {
+	case <-s.closed:
+		s.goOn()
+	default:
+	}
 	s.mu.Unlock()
 	begun := len(s.conns.tracks())
 	s.Offer(d.Mover)
@@ -218,6 +277,9 @@ func (s *otherServer) Drain(d *Drain) Report {
 	}()
 	// What waits to be accepted comes first: Shutdown may close the listener.
 	for s.Shutdown != nil && s.conns.wait(d, s.quiet) {
+		s.mu.Lock()
+		s.told = true
+		s.mu.Unlock()
 		go s.shut(ctx, d)
 		s.conns.wait(d, func() bool { return s.conns.left(true) == 0 || s.stranded() })
 		if !s.stranded() || d.cancelled() {
@@ -236,7 +298,7 @@ func (s *otherServer) Drain(d *Drain) Report {
 
 // shut calls Shutdown. The listeners are spared: they are not closed for good, since the
 // upgrade may be rolled back meanwhile. Shutdown may notice that late, and close them
-// after that: then Serve is called once more.
+// after that: then Serve is called once more, also in another drain.
 func (s *otherServer) shut(ctx context.Context, d *Drain) {
 	s.mu.Lock()
 	s.shuts++
@@ -249,13 +311,15 @@ func (s *otherServer) shut(ctx context.Context, d *Drain) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.shuts--
-	if s.draining || s.shuts > 0 {
+	if s.draining.Load() && s.told || s.shuts > 0 {
 		return
 	}
 	s.spare(nil)
 	select {
 	case <-s.closed:
-		s.want()
+		if s.isNeeded() {
+			s.want()
+		}
 	default:
 	}
 }
@@ -278,18 +342,19 @@ func (s *otherServer) Offer(m *sockets.Mover) {
 }
 
 func (s *otherServer) Resume() {
-	s.mu.Lock() // to the end: what sees that this server drains no more finds resumed closed
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.draining {
+	if !s.draining.Load() {
 		return
 	}
-	s.draining = false
 	if s.shuts == 0 { // else shut does it
 		s.spare(nil)
 	}
 	for _, l := range s.conns.all() {
 		l.Release(nil, false)
 	}
+	s.told = false
+	s.draining.Store(false) // a Serve that has returned before was ended by the drain
 	close(s.resumed)
 	s.resumed = make(chan struct{})
 }

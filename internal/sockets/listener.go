@@ -30,7 +30,7 @@ type Listener struct {
 	reopening sync.Mutex
 	parking   atomic.Bool // park is under way
 
-	mu    sync.Mutex // guards inner, shut, given, detains, detained, takes, cover and spared
+	mu    sync.Mutex // guards inner, shut, given, detains, detained, takes, cover, spared and unfinished
 	inner Opened
 	shut  bool       // inner is closed, and may be opened again
 	given []net.Conn // to be accepted besides those of the socket
@@ -42,6 +42,9 @@ type Listener struct {
 	cover    Cover  // of TLS connections; see Cover
 	// spared is called by Close in place of closing the socket; see Spare.
 	spared func()
+	// unfinished: what is queued was not accepted to the end when Close has parked the
+	// socket in place of closing it.
+	unfinished bool
 	// mayReturn is true if accepting ends for an upgrade, which may be rolled
 	// back.
 	mayReturn atomic.Bool
@@ -298,11 +301,7 @@ func (l *Listener) end() error {
 // the new process die, it is needed again. Before that, in probation, it is the
 // program that closes it, and a roll back does not open it again.
 func (l *Listener) Close() error {
-	l.mu.Lock()
-	closed := l.spared
-	l.mu.Unlock()
-	if closed != nil {
-		l.Gate.Set(gate.Parked)
+	if closed := l.parkSpared(); closed != nil {
 		closed()
 		return nil
 	}
@@ -312,6 +311,35 @@ func (l *Listener) Close() error {
 	}
 	l.socks.Remove(l.Sock)
 	return l.end()
+}
+
+// parkSpared parks the socket if it is spared, and returns what is to be called then.
+func (l *Listener) parkSpared() (closed func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.spared != nil {
+		finishing := func(m gate.Mode) bool { return m == gate.Finishing }
+		l.unfinished = l.Gate.Change(finishing, gate.Parked) || l.unfinished
+		l.Gate.Set(gate.Parked)
+	}
+	return l.spared
+}
+
+// IsUnfinished reports whether the socket is parked, and what was queued is to be accepted
+// after Unpark.
+func (l *Listener) IsUnfinished() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unfinished && l.Gate.IsParked()
+}
+
+// finishOn reports whether the socket was unfinished, which it is no more.
+func (l *Listener) finishOn() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.unfinished
+	l.unfinished = false
+	return was
 }
 
 // Addr, SetDeadline, SyscallConn and File are those of net.TCPListener. A program

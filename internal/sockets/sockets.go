@@ -235,6 +235,7 @@ func (s *Set) ReopenGates() {
 		if sock.Listener != nil {
 			sock.Listener.Live.release(nil, false) // else what is accepted before Resume is told to go
 			sock.Listener.free()
+			sock.Listener.finishOn()
 		}
 		switch {
 		case sock.Listener != nil && sock.Listener.unwanted:
@@ -259,7 +260,7 @@ func (s *Set) ReopenGates() {
 func (s *Set) Unpark(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l.Gate.IsParked() && (s.open || s.handedOver) {
+	if l.Gate.IsParked() && (s.open || s.handedOver || l.IsUnfinished()) {
 		l.unpark()
 	}
 }
@@ -276,9 +277,12 @@ func (s *Set) UnparkGiven(l *Listener) {
 
 // unpark lets l accept, if it is to, and else return what is given to it. Set.mu is held.
 func (l *Listener) unpark() {
-	if l.socks.open && !l.unwanted {
+	switch unfinished := l.finishOn(); {
+	case l.socks.open && !l.unwanted:
 		l.restart()
-	} else { // for what has come back from a move, and for no other
+	case unfinished && !l.socks.open:
+		l.Gate.Set(gate.Finishing)
+	default: // for what has come back from a move, and for no other
 		l.Gate.Set(gate.Shut)
 	}
 }
