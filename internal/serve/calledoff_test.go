@@ -56,6 +56,7 @@ func TestOnShutdown(t *testing.T) {
 				drained := make(chan Report, 1)
 				go func() { drained <- s.Drain(d) }()
 				wait.For(t, leaving, "what was registered with RegisterOnShutdown")
+				wait.Until(t, "the drain", s.ends) // the second one calls nothing
 				if closes, err := get("/"); err != nil || !closes {
 					t.Errorf("during the drain: the answer says Connection: close: %v, error %v", closes, err)
 				}

@@ -94,7 +94,7 @@ func (s *connSet) open(hijacked bool) (n int) {
 // quiet reports whether no connection comes any more.
 func (s *connSet) quiet() bool {
 	for _, l := range s.all() {
-		if !l.Gate.IsQuiet() {
+		if !l.IsQuiet() {
 			return false
 		}
 	}

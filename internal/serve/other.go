@@ -202,11 +202,6 @@ func (s *otherServer) onSpared() {
 
 // quiet reports whether no connection comes any more.
 func (s *otherServer) quiet() bool {
-	for _, l := range s.conns.all() {
-		if l.IsUnfinished() {
-			return false
-		}
-	}
 	return s.conns.quiet() && (s.hall == nil || s.hall.holds.Load() == 0)
 }
 

@@ -133,10 +133,11 @@ func (l *Listener) detain() {
 	l.detains = true
 }
 
+// free ends detain, and what parkSpared has begun: the gate is set anew.
 func (l *Listener) free() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.detains = false
+	l.detains, l.unfinished = false, false
 	if l.detained > 0 {
 		l.Gate.Inject(l.detained)
 		l.detained = 0
@@ -325,21 +326,30 @@ func (l *Listener) parkSpared() (closed func()) {
 	return l.spared
 }
 
-// IsUnfinished reports whether the socket is parked, and what was queued is to be accepted
-// after Unpark.
-func (l *Listener) IsUnfinished() bool {
+// IsQuiet reports whether no connection comes any more, and none is queued that is to be
+// accepted after Unpark.
+func (l *Listener) IsQuiet() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.unfinished && l.Gate.IsParked()
+	return l.Gate.IsQuiet() && !l.unfinished
 }
 
-// finishOn reports whether the socket was unfinished, which it is no more.
+func (l *Listener) isUnfinished() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unfinished
+}
+
+// finishOn lets what is queued be accepted after all, and reports whether it was to be.
 func (l *Listener) finishOn() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was := l.unfinished
+	if !l.unfinished {
+		return false
+	}
 	l.unfinished = false
-	return was
+	l.Gate.Set(gate.Finishing)
+	return true
 }
 
 // Addr, SetDeadline, SyscallConn and File are those of net.TCPListener. A program

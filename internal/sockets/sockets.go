@@ -235,7 +235,6 @@ func (s *Set) ReopenGates() {
 		if sock.Listener != nil {
 			sock.Listener.Live.release(nil, false) // else what is accepted before Resume is told to go
 			sock.Listener.free()
-			sock.Listener.finishOn()
 		}
 		switch {
 		case sock.Listener != nil && sock.Listener.unwanted:
@@ -260,7 +259,7 @@ func (s *Set) ReopenGates() {
 func (s *Set) Unpark(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l.Gate.IsParked() && (s.open || s.handedOver || l.IsUnfinished()) {
+	if l.Gate.IsParked() && (s.open || s.handedOver || l.isUnfinished()) {
 		l.unpark()
 	}
 }
@@ -277,11 +276,10 @@ func (s *Set) UnparkGiven(l *Listener) {
 
 // unpark lets l accept, if it is to, and else return what is given to it. Set.mu is held.
 func (l *Listener) unpark() {
-	switch unfinished := l.finishOn(); {
-	case l.socks.open && !l.unwanted:
+	switch {
+	case l.socks.open && !l.unwanted: // ReopenGates has called free
 		l.restart()
-	case unfinished && !l.socks.open:
-		l.Gate.Set(gate.Finishing)
+	case !l.socks.open && l.finishOn():
 	default: // for what has come back from a move, and for no other
 		l.Gate.Set(gate.Shut)
 	}
