@@ -3,6 +3,7 @@ package serve
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -192,12 +193,15 @@ func (s *otherServer) isNeeded() bool {
 	return true
 }
 
-// onSpared: Shutdown has closed our listener itself.
+// onSpared: Shutdown has closed our listener itself, which is parked. If it is so no more,
+// Serve has ended by that, and was called again right now.
 func (s *otherServer) onSpared() {
 	s.mu.Lock()
-	closed := s.closed
+	if slices.ContainsFunc(s.conns.all(), func(l *sockets.Listener) bool { return l.Gate.IsParked() }) {
+		s.close(s.closed)
+	}
 	s.mu.Unlock()
-	s.onClose(closed)
+	s.conns.check()
 }
 
 // quiet reports whether no connection comes any more.

@@ -363,3 +363,19 @@ func TestWhatWasGivenBackComesFirst(t *testing.T) {
 		t.Errorf("the second Accept gives %v, %v, want the error", a.conn, a.err)
 	}
 }
+
+// TestParkedForTheServeBefore: that the listener was closed is heard when Serve has ended by
+// that, and was called again. It does not end the new call.
+func TestParkedForTheServeBefore(t *testing.T) {
+	u, ln := newProcess(t, cutsOffAfter(time.Millisecond))
+	s := newStepper(ln)
+	served := u.run(t, u.Other(s.ForeignServer))
+	c := wait.For(t, s.calls, "Serve")
+	u.All()[1].(*otherServer).onSpared()
+	client := queue(t, ln)
+	c.mustAccept(t)
+	mustBeGreeted(t, client)
+	close(s.closes)
+	c.accept <- struct{}{} // sees the end
+	u.mustEnd(t, served)
+}
