@@ -70,6 +70,7 @@ type httpServer struct {
 	doubts   atomic.Bool // doubted has some
 	wraps    atomic.Bool // some of its listeners are not ours, but wrap one
 	peeks    atomic.Bool // some of its connections are a peekedConn
+	named    atomic.Pointer[named]
 	movesTLS atomic.Bool // some of its connections are a sockets.TLSConn
 
 	// srv serves HTTP/1. It is a copy of user, so that user can be shut down as soon as a

@@ -101,10 +101,29 @@ func (s *httpServer) contextOf(ctx context.Context, c net.Conn) context.Context 
 		}
 		return known
 	}
-	if srv := s.contextServer(); ctx.Value(http.ServerContextKey) != srv {
-		ctx = context.WithValue(ctx, http.ServerContextKey, srv)
+	return s.newContext(s.naming(ctx), c)
+}
+
+// A named is a context in which net/http begins connections, and the same with the
+// server that contextServer gives.
+type named struct {
+	from, to context.Context
+	srv      *http.Server
+}
+
+// naming lets ctx name contextServer: net/http has put the copy there that serves. It
+// gives all connections of a call of Serve the same context, so they share ours, too.
+func (s *httpServer) naming(ctx context.Context) context.Context {
+	srv := s.contextServer()
+	if n := s.named.Load(); n != nil && n.from == ctx && n.srv == srv {
+		return n.to
 	}
-	return s.newContext(ctx, c)
+	if ctx.Value(http.ServerContextKey) == srv {
+		return ctx
+	}
+	n := &named{ctx, context.WithValue(ctx, http.ServerContextKey, srv), srv}
+	s.named.Store(n)
+	return n.to
 }
 
 // newContext calls the user's ConnContext.
