@@ -6,6 +6,8 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -133,4 +135,37 @@ func TestLogIsWrittenBeforeDone(t *testing.T) {
 		}
 	}
 	t.Error("one second was never enough")
+}
+
+// What waits for the PID file's lock, as grace-follow does, may take the log along when it
+// ends: that this process has stopped is written before.
+func TestLogIsWrittenBeforeTheLockIsFree(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "app.pid")
+	h := logtest.New(func(slog.Record) {})
+	u, err := newUpgrader(system{}, []Option{NoSignals(), PIDFile(path), Logger(slog.New(h))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	flush := u.opt.flushLog
+	var there error
+	var lines []string
+	u.opt.flushLog = func() bool {
+		done := flush()
+		if lines == nil {
+			_, there = os.Lstat(path)
+			lines = h.Lines()
+		}
+		return done
+	}
+	if err := u.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	u.askStop()
+	receive(t, u.Done(), "Done")
+	if there != nil {
+		t.Errorf("when the log is written: %v", there)
+	}
+	if last := lines[len(lines)-1]; !strings.HasPrefix(last, `level=INFO msg="grace: stopped"`) {
+		t.Errorf("the last line then is %q", last)
+	}
 }

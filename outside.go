@@ -132,14 +132,15 @@ func (u *Upgrader) end(mayRemove, last, holds bool, peers []*control.Channel) {
 	if holds {
 		u.exclusive.releaseLast(u) // before the PID file's lock, which another start waits for
 	}
+	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
 	if u.pid != nil {
+		u.opt.flushLog() // what waits for the lock, as grace-follow, may take the log along when it ends
 		within(endPatience, func() { u.pid.giveUp(mayRemove, last) })
 	}
 	// The program exits soon, and what is not written then is lost.
 	for _, ch := range peers {
 		ch.Flush(time.Second)
 	}
-	u.log.Info("grace: stopped", "pid", os.Getpid(), "generation", u.generation)
 	u.emit(Event{Kind: EventStopped})
 	u.post(u.tellEnd)
 }
