@@ -47,6 +47,7 @@ func (p performer) reopenGates() {
 	p.u.host.Bar(false)
 	p.u.host.SetDraining(false) // before what waits is accepted: a stream that begins now is not to end
 	p.u.socks.ReopenGates()
+	go p.u.host.Reopened()
 }
 
 func (p performer) mend()   { p.u.socks.MendAll() }

@@ -11,11 +11,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/julofinance/grace/v3/internal/serve"
 	"github.com/julofinance/grace/v3/internal/sockets"
+	"github.com/julofinance/grace/v3/internal/testing/wait"
 )
 
 // newSolo gives an Upgrader of a process that has no other, and a listener.
@@ -181,6 +183,53 @@ func TestCloseBeforeNewDies(t *testing.T) {
 	close(die)
 	wantErr(t, receive(t, done, "Upgrade"), ErrExited)
 	receive(t, old.Done(), "Done of the old one")
+}
+
+// A Serve ends in probation, when there is nothing for it to do, and then the new process
+// dies: it is called again.
+func TestServeEndsInProbation(t *testing.T) {
+	addrs, end := make(chan net.Addr, 1), make(chan error)
+	var calls atomic.Int32
+	h := newHouse(t, func(g *generation) error {
+		l, err := g.Listen("tcp", "127.0.0.1:0")
+		if err != nil || g.n > 1 {
+			return errors.Join(err, g.Ready())
+		}
+		execute, _ := g.Server(Server{Listener: l, Serve: func(ln net.Listener) error {
+			if calls.Add(1) == 1 {
+				return <-end
+			}
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return err
+				}
+				c.Write([]byte("1"))
+				c.Close()
+			}
+		}})
+		go execute()
+		addrs <- l.Addr()
+		return g.Ready()
+	})
+	h.opts = func(int) []Option { return []Option{Probation(limit)} }
+	runs := func() bool { return wait.Runs("serve.(*otherServer).serve.func") }
+	wait.Until(t, "the end of those of other tests", func() bool { return !runs() })
+	old := h.first()
+	addr := <-addrs
+	wait.Until(t, "Serve", runs)
+	done := old.upgrade()
+	next := h.next()
+	old.await(standingBy)
+	end <- errors.New("its own")
+	wait.Until(t, "the end of Serve", func() bool { return !runs() })
+	next.die()
+	wantErr(t, receive(t, done, "Upgrade"), ErrRolledBack)
+	if got := ask(t, addr); got != "1" {
+		t.Errorf("generation %s answers, want 1", got)
+	}
+	old.askStop()
+	receive(t, old.Done(), "Done")
 }
 
 // A server that begins only when the process is told to stop, and its listener

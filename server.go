@@ -14,13 +14,13 @@ type Server struct {
 	// Listener is one that Upgrader.Listen gave, or that wraps one.
 	Listener net.Listener
 
-	// Serve serves the listener that it is given until Accept fails: Listener, or
-	// what stands before it. If it closes what stands before it, Listener is
-	// closed only at the end: a roll back may need it. Serve is called again if an
-	// upgrade is rolled back after Shutdown has closed the listener, or before a
-	// Shutdown that still runs does, or if a connection that was to be moved comes
-	// back then; maybe before the former call returns. It must make a new server
-	// where the old one can't serve again, as gRPC's can't.
+	// Serve serves the listener that it is given until Accept fails: what it is given
+	// stands before Listener, which is closed only at the end, since a roll back may
+	// need it. Serve is called again if an upgrade is rolled back after Shutdown has
+	// closed the listener, or before a Shutdown that still runs does, or after Serve
+	// has returned in [Probation], or if a connection that was to be moved comes back
+	// then; maybe before the former call returns. It must make a new server where the
+	// old one can't serve again, as gRPC's can't.
 	Serve func(net.Listener) error
 
 	// Shutdown is called when the process drains and accepts no more: it should

@@ -72,6 +72,16 @@ func (h *Host) add(s Drainer) {
 	}
 }
 
+// Reopened is called when this process accepts again, after another one has. It must not be
+// called by the goroutine that owns the state.
+func (h *Host) Reopened() {
+	for _, d := range h.All() {
+		if s, ok := d.(*otherServer); ok {
+			s.reopened()
+		}
+	}
+}
+
 // Bar sets whether handlers are not to be called any more: another process has what they
 // need. What has come here all the same, since no other process took it, is answered with
 // 503.

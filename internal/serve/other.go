@@ -358,6 +358,25 @@ func (s *otherServer) Resume() {
 	s.resumed = make(chan struct{})
 }
 
+// reopened lets Serve be called again if it has ended while another process served, and this
+// one did not drain: there was nothing for it to do. If it had a reason of its own it ends
+// again, and then the server does. A listener that the program has closed stays closed.
+func (s *otherServer) reopened() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining.Load() || s.shuts > 0 || s.host.Stopping.Err() != nil {
+		return
+	}
+	select {
+	case <-s.closed:
+	default:
+		return
+	}
+	if !slices.ContainsFunc(s.conns.all(), func(l *sockets.Listener) bool { return !s.host.Socks.Accepts(l) }) {
+		s.want()
+	}
+}
+
 func (s *otherServer) End() {
 	s.spare(nil)
 	for _, t := range s.conns.tracks() {

@@ -99,6 +99,51 @@ func (a *solo) mustEnd(t *testing.T, served <-chan error) {
 	}
 }
 
+// TestServeEndsInProbation: Serve ends by itself while a new process serves, and this one
+// does not drain yet. It is called again when that has died; and if it ends once more, the
+// server does. Where the program has closed the listener it is not.
+func TestServeEndsInProbation(t *testing.T) {
+	for whose, wrap := range wraps {
+		for _, closes := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, closed: %v", whose, closes), func(t *testing.T) {
+				u, ln := newProcess(t)
+				serves, ends, own := make(chan struct{}, 9), make(chan error), errors.New("its own")
+				served := u.run(t, u.Other(ForeignServer{Listener: wrap(ln), Serve: func(net.Listener) error {
+					serves <- struct{}{}
+					return <-ends
+				}}))
+				wait.For(t, serves, "Serve")
+				u.Socks.Yield(u.Socks.Snapshot(), []int{0})
+				s := u.All()[1].(*otherServer)
+				s.mu.Lock()
+				closed := s.closed
+				s.mu.Unlock()
+				if closes {
+					ln.Close()
+				}
+				ends <- own
+				wait.For(t, closed, "the end of Serve")
+				u.reopen(t)
+				u.Reopened()
+				if closes {
+					u.mustEnd(t, served)
+					if len(serves) > 0 {
+						t.Error("Serve is called again, for a listener that the program has closed")
+					}
+					return
+				}
+				wait.For(t, serves, "Serve after the roll back")
+				ends <- own
+				if err := wait.For(t, served, "execute"); err != own {
+					t.Errorf("execute returned %v, want %v", err, own)
+				}
+				u.askStop()
+				wait.For(t, u.Done(), "Done")
+			})
+		}
+	}
+}
+
 var wraps = map[string]func(net.Listener) net.Listener{
 	"our own": func(ln net.Listener) net.Listener { return ln },
 	"wrapped": func(ln net.Listener) net.Listener { return rewording{ln} },

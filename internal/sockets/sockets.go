@@ -264,6 +264,13 @@ func (s *Set) Unpark(l *Listener) {
 	}
 }
 
+// Accepts reports whether this process accepts on l.
+func (s *Set) Accepts(l *Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open && !l.unwanted
+}
+
 // UnparkGiven is Unpark, also if this process accepts nothing any more: for what is given
 // to l.
 func (s *Set) UnparkGiven(l *Listener) {

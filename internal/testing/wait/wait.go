@@ -55,6 +55,9 @@ func InSyscall(function string) bool { return in("syscall", function) }
 // ForMutex reports whether a goroutine waits for a mutex below the function.
 func ForMutex(function string) bool { return in("sync.Mutex.Lock", function) }
 
+// Runs reports whether there is a goroutine below the function.
+func Runs(function string) bool { return in("", function) }
+
 func in(state, function string) bool {
 	b := make([]byte, 1<<20)
 	n := runtime.Stack(b, true)
