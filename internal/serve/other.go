@@ -108,10 +108,12 @@ func (s *otherServer) calledOff() <-chan struct{} {
 // of its own. Else nothing accepts any more, until Serve is called again.
 func (s *otherServer) endsByItself(closed chan struct{}) bool {
 	drained := s.draining.Load() // now: Resume holds mu
-	stops := s.host.Stopping.Err() != nil || s.host.Socks.Keep(nil)
 	s.mu.Lock()
 	defer s.conns.check()
 	defer s.mu.Unlock()
+	// With mu held: either reopened comes later, and finds closed closed, or this finds that
+	// no other process serves any more.
+	stops := s.host.Stopping.Err() != nil || s.host.Socks.Keep(nil)
 	select {
 	case <-closed:
 		return false

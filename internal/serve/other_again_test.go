@@ -95,25 +95,18 @@ func (c *call) mustFail(t *testing.T) {
 	}
 }
 
-// queue connects, and waits for nothing.
-func queue(t *testing.T, ln net.Listener) net.Conn {
+// stepped runs a stepper that has one connection, which stays open.
+func stepped(t *testing.T, wrap func(net.Listener) net.Listener, prepare func(*stepper)) (u *solo, ln net.Listener, s *stepper, served <-chan error, c *call) {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", ln.Addr().String(), wait.Limit)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(wait.Limit))
-	return c
-}
-
-// mustBeGreeted reads an answer.
-func mustBeGreeted(t *testing.T, c net.Conn) {
-	t.Helper()
-	b := make([]byte, 9)
-	if n, err := c.Read(b); string(b[:n]) != "hello\n" {
-		t.Fatalf("read %q, %v, want an answer", b[:n], err)
-	}
+	u, ln = newProcess(t, cutsOffAfter(time.Millisecond))
+	s = newStepper(wrap(ln))
+	prepare(s)
+	served = u.run(t, u.Other(s.ForeignServer))
+	c = wait.For(t, s.calls, "Serve")
+	open := queue(t, ln)
+	c.mustAccept(t)
+	mustBeGreeted(t, open)
+	return u, ln, s, served, c
 }
 
 // callOff begins a drain, and calls it off when Shutdown was called, which runs on.
@@ -143,13 +136,7 @@ func TestShutdownOfAnEarlierDrain(t *testing.T) {
 		for whose, wrap := range wraps {
 			for times, twice := range map[string]bool{"once": false, "twice": true} {
 				t.Run(fmt.Sprintf("%s, %s, closed %s", how, whose, times), func(t *testing.T) {
-					u, ln := newProcess(t, cutsOffAfter(time.Millisecond))
-					s := newStepper(wrap(ln))
-					served := u.run(t, u.Other(s.ForeignServer))
-					c := wait.For(t, s.calls, "Serve")
-					open := queue(t, ln)
-					c.mustAccept(t)
-					mustBeGreeted(t, open)
+					u, ln, s, served, c := stepped(t, wrap, func(*stepper) {})
 					s.callOff(t, u, nil)
 					u.reopen(t)
 
@@ -191,13 +178,7 @@ func TestShutdownOfAnEarlierDrain(t *testing.T) {
 func TestServeThatIsLate(t *testing.T) {
 	for whose, wrap := range wraps {
 		t.Run(whose, func(t *testing.T) {
-			u, ln := newProcess(t, cutsOffAfter(time.Millisecond))
-			s := newStepper(wrap(ln))
-			served := u.run(t, u.Other(s.ForeignServer))
-			former := wait.For(t, s.calls, "Serve")
-			open := queue(t, ln)
-			former.mustAccept(t)
-			mustBeGreeted(t, open)
+			u, ln, s, served, former := stepped(t, wrap, func(*stepper) {})
 			s.callOff(t, u, former.ln)
 			c := wait.For(t, s.calls, "Serve after the drain was called off")
 			u.reopen(t)
@@ -247,14 +228,7 @@ func TestAcceptThatIsLate(t *testing.T) {
 func TestCloseOfAServeThatIsLate(t *testing.T) {
 	for whose, wrap := range wraps {
 		t.Run(whose, func(t *testing.T) {
-			u, ln := newProcess(t, cutsOffAfter(time.Millisecond))
-			s := newStepper(wrap(ln))
-			s.leaves = make(chan chan struct{}, 9)
-			served := u.run(t, u.Other(s.ForeignServer))
-			former := wait.For(t, s.calls, "Serve")
-			open := queue(t, ln)
-			former.mustAccept(t)
-			mustBeGreeted(t, open)
+			u, ln, s, served, former := stepped(t, wrap, func(s *stepper) { s.leaves = make(chan chan struct{}, 9) })
 			s.callOff(t, u, former.ln)
 			former.mustFail(t)
 			c := wait.For(t, s.calls, "Serve after the drain was called off")

@@ -69,12 +69,24 @@ func newLeaver(ln net.Listener) *leaver {
 // test: a drain that is called off is one that has not ended yet.
 func mustServe(t *testing.T, ln net.Listener) {
 	t.Helper()
+	mustBeGreeted(t, queue(t, ln))
+}
+
+// queue connects, and waits for nothing.
+func queue(t *testing.T, ln net.Listener) net.Conn {
+	t.Helper()
 	c, err := net.DialTimeout("tcp", ln.Addr().String(), wait.Limit)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(wait.Limit))
+	return c
+}
+
+// mustBeGreeted reads an answer.
+func mustBeGreeted(t *testing.T, c net.Conn) {
+	t.Helper()
 	if s, err := bufio.NewReader(c).ReadString('\n'); s != "hello\n" {
 		t.Fatalf("read %q, %v, want an answer", s, err)
 	}
@@ -142,6 +154,30 @@ func TestServeEndsInProbation(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestServeEndsWhileItReopens: Serve ends by itself when a new process serves, and before
+// that is noticed this one accepts again. It is the end of the server, as at any other time.
+func TestServeEndsWhileItReopens(t *testing.T) {
+	u, ln := newProcess(t)
+	serves, ends, own := make(chan struct{}, 1), make(chan error), errors.New("its own")
+	served := u.run(t, u.Other(ForeignServer{Listener: ln, Serve: func(net.Listener) error {
+		serves <- struct{}{}
+		return <-ends
+	}}))
+	wait.For(t, serves, "Serve")
+	u.Socks.Yield(u.Socks.Snapshot(), []int{0})
+	s := u.All()[1].(*otherServer)
+	s.mu.Lock()
+	ends <- own
+	wait.Until(t, "the end of Serve to be looked at", func() bool { return wait.ForMutex("endsByItself") })
+	u.Socks.ReopenGates() // reopened has seen nothing
+	s.mu.Unlock()
+	if err := wait.For(t, served, "execute"); err != own {
+		t.Errorf("execute returned %v, want %v", err, own)
+	}
+	u.askStop()
+	wait.For(t, u.Done(), "Done")
 }
 
 var wraps = map[string]func(net.Listener) net.Listener{
