@@ -1,17 +1,14 @@
 package sockets
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 
-	"github.com/julofinance/grace/v3/internal/fd"
 	"github.com/julofinance/grace/v3/internal/gate"
 	"github.com/julofinance/grace/v3/internal/manifest"
 )
@@ -36,12 +33,6 @@ type Set struct {
 	Log         *slog.Logger
 
 	changed chan struct{} // holds one when a gate's mode has changed, or a call has left it
-}
-
-type Inherited struct {
-	manifest.Entry
-	Index, FD int
-	anew      bool // Listen binds its path anew: this one is not in the way
 }
 
 func New(m *manifest.Manifest, first int) *Set {
@@ -290,34 +281,6 @@ func (l *Listener) unpark() {
 	default: // for what has come back from a move, and for no other
 		l.Gate.Set(gate.Shut)
 	}
-}
-
-// CloseInherited closes this process's copies of dropped.
-func CloseInherited(dropped []Inherited) {
-	for _, in := range dropped {
-		fd.CloseAll([]int{in.FD})
-	}
-}
-
-// Unused returns those of dropped in whose place this process has bound no other.
-func Unused(dropped []Inherited) []Inherited {
-	return slices.DeleteFunc(slices.Clone(dropped), func(in Inherited) bool { return in.anew })
-}
-
-// Names returns the names of the first ten, for the log.
-func Names(dropped []Inherited) string {
-	var b strings.Builder
-	for i, in := range dropped {
-		if i == 10 {
-			fmt.Fprintf(&b, " and %d more", len(dropped)-i)
-			break
-		}
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		fmt.Fprint(&b, strings.TrimSpace(cmp.Or(in.Network, string(in.Kind))+" "+cmp.Or(in.Bound, in.Addr)))
-	}
-	return b.String()
 }
 
 // Yield stops accepting on those of the handed sockets that the new process has
