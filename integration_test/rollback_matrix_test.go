@@ -214,9 +214,13 @@ func TestRollBackMatrix(t *testing.T) {
 							t.Fatal(err)
 						}
 					}
-					if got := s.upgrade(); len(got.Is) != 1 || got.Is[0] != moment.is {
+					got := s.upgrade()
+					if len(got.Is) != 1 || got.Is[0] != moment.is {
 						t.Fatalf("Upgrade returned %+v, want %s", got, moment.is)
 					}
+					// A new process that gives up tells so, and stops accepting then:
+					// until that is done both may accept.
+					s.WaitGone(got.Pid)
 				}
 				for _, c := range mine {
 					if c.old || c.network == "unix" {
