@@ -119,7 +119,7 @@ func (p performer) tellParentOfChild(serves bool) {
 
 func (p performer) sendParentStop(now bool) {
 	parent := p.u.parent
-	p.u.tellPeer(parent.ch, parent.m.Pid, control.NewMessage(msgStop, &stopMessage{Now: now, Early: !parent.mayAccept()}), "stop")
+	p.u.tellPeer(parent.ch, parent.m.Pid, control.NewMessage(msgStop, &stopMessage{Now: now, Early: parent.turn.forgo()}), "stop")
 }
 
 func (p performer) sendParentLeave() {

@@ -40,8 +40,8 @@ type stopMessage struct {
 	// Leave is set by a new process that gives up by itself: the old process is to
 	// take over again. Without it, the new process was asked to stop the service.
 	Leave bool
-	// Early is set by a new process that was told to stop before it had go: the
-	// old process serves on.
+	// Early is set by a new process that was told to stop before it took go, and takes
+	// it no more: the old process serves on.
 	Early bool
 }
 

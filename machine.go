@@ -462,7 +462,7 @@ type (
 		at    time.Time
 		now   bool // it cuts off what is left
 		leave bool // it gives up by itself; else it was told to stop the service
-		early bool // it was told before it had go
+		early bool // it was told before it took go
 	}
 	evHandedOver struct { // a child of the child serves, or no more
 		id   int

@@ -1261,10 +1261,6 @@ func (m *machine) stopNow(r stopRequest) {
 			return
 		}
 	}
-	if r.byOperator() {
-		m.do.sayStop(noticeStopBegins, r)
-		tell(m.take(atMaster), nil) // how an upgrade by a master succeeds
-	}
 	handedOver := m.state == standingBy || m.state == draining || m.child.went() && m.child.stage != leaving && m.child.killReason == nil && m.state != acquiring
 	if r.leave {
 		m.stop = max(m.stop, stopLeave)
@@ -1272,6 +1268,10 @@ func (m *machine) stopNow(r stopRequest) {
 		m.stop = stopService
 	}
 	m.do.stopping(!r.leave)
+	if r.byOperator() { // said when it holds: from here on this process does not become ready
+		m.do.sayStop(noticeStopBegins, r)
+		tell(m.take(atMaster), nil) // how an upgrade by a master succeeds
+	}
 	if !r.leave {
 		m.endLingerers(r.now)
 	}

@@ -210,6 +210,9 @@ func (w *sim) on(e event) {
 	if killed != nil && w.m.child.killReason != nil && w.m.child.stage == accepting && stop == notStopping && slices.Contains(w.did, "stopping") && !w.open {
 		w.breaks("it stops with its gates shut, and the child is being killed")
 	}
+	if said := slices.Index(w.did, fmt.Sprint("say ", noticeStopBegins)); stop == notStopping && said >= 0 && !slices.Contains(w.did[:said], "stopping") {
+		w.breaks("it is said that this process stops, and it may still become ready")
+	}
 	if told := slices.Contains(w.did, "say sick"); told != (w.m.child.killReason == ErrUnhealthy && killed == nil) {
 		w.breaks("it was said that the child is sick: %v; it is killed for the reason %v, and was before for %v", told, w.m.child.killReason, killed)
 	}

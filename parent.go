@@ -27,7 +27,8 @@ type parent struct {
 	life    proc.Life
 	claims  atomic.Bool // the claims are being made: what is taken later is told in a message of its own
 	told    []int       // the sockets of the claims that the old process was told
-	pidLock *os.File    // the lock of the old process's PID file; nil: it has none
+	turn    turn
+	pidLock *os.File // the lock of the old process's PID file; nil: it has none
 
 	// lingers is called when the old process has said that it lingers, with this
 	// process's end of its leash.
@@ -189,6 +190,9 @@ func (p *parent) awaitGo(ctx context.Context) (err error) {
 	if ctx.Err() != nil { // also if another case was ready: a process that is told to stop takes nothing
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)
 	}
+	if err == nil && !p.turn.take() {
+		err = fmt.Errorf("grace: Ready: %w", ErrStopped)
+	}
 	return err
 }
 
@@ -206,13 +210,20 @@ func (p *parent) awaitDeath(ctx context.Context) error {
 	return nil
 }
 
-// mayAccept reports whether the old process has said go: this process may accept
-// then, and be named by the PID file.
-func (p *parent) mayAccept() bool {
-	select {
-	case <-p.goAhead:
-		return true
-	default:
-		return false
-	}
+// A turn settles what comes first in this process, go or a stop: only in one order may it
+// accept, and be named by the PID file, and the old process is told the same.
+type turn struct{ is atomic.Int32 }
+
+const (
+	turnTaken   int32 = iota + 1 // go came first
+	turnForgone                  // the stop did
+)
+
+// take takes the turn, and reports whether no stop came first.
+func (t *turn) take() bool { return t.is.CompareAndSwap(0, turnTaken) }
+
+// forgo gives the turn up, and reports whether it was not taken before.
+func (t *turn) forgo() bool {
+	t.is.CompareAndSwap(0, turnForgone)
+	return t.is.Load() == turnForgone
 }

@@ -192,6 +192,43 @@ func TestStopAtEachStep(t *testing.T) {
 	}
 }
 
+// A new process that has been told to stop is not the service, also if it has said that it
+// is ready meanwhile, and hears go before it comes to telling the old one.
+func TestGoAfterTheStop(t *testing.T) {
+	addrs := make(chan net.Addr, 9)
+	h := newHouse(t, func(g *generation) error {
+		l, err := g.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		g.serve(l)
+		addrs <- l.Addr()
+		if g.n == 1 {
+			return g.Ready()
+		}
+		handled := make(chan struct{})
+		g.post(func() {
+			defer close(handled)
+			g.cancel() // what the stop begins with
+			<-g.parent.goAhead
+			g.m.onStop(stopRequest{signal: syscall.SIGTERM})
+		})
+		err = g.Ready()
+		<-handled
+		g.parent.ch.Flush(limit) // the program exits a little later
+		return err
+	})
+	old := h.first()
+	done := old.upgrade()
+	wantErr(t, h.next().err, ErrStopped)
+	wantErr(t, receive(t, done, "Upgrade"), ErrExited)
+	if got := ask(t, <-addrs); got != "1" {
+		t.Errorf("generation %s answers, want 1", got)
+	}
+	old.askStop()
+	receive(t, old.Done(), "Done")
+}
+
 // A stepper is a hand-over that waits at one of its steps.
 type stepper struct {
 	t         *testing.T
