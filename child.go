@@ -199,6 +199,8 @@ func (c *child) event(m control.Message) event {
 		return evAccepting{c.id, time.Now()}
 	case msgPong:
 		return evPong{c.id}
+	case msgWatched:
+		return watchedOf(m)
 	case msgHanded:
 		return evHandedOver{c.id, len(m.Payload) > 0}
 	case msgStop:

@@ -5,6 +5,7 @@ package grace
 import (
 	"errors"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -123,4 +124,25 @@ func TestLingerHasAnEnd(t *testing.T) {
 	}
 	receive(t, first.Done(), "Done")
 	b.visit(t).ask("2")
+}
+
+// TestLingererThatIsWatchedAtAHandOver: a process lingers that a supervisor takes for the
+// service, and is told to stop while the second one stands by. It waits for the two newer ones,
+// and neither of them waits for it, whichever has heard it.
+func TestLingererThatIsWatchedAtAHandOver(t *testing.T) {
+	b := newBank(t, Linger(time.Hour, 1), IdleGrace(10*time.Millisecond))
+	b.plain[1], b.plain[2], b.plain[3] = true, true, true
+	b.only(2, Probation(time.Hour))
+	first := b.first()
+	first.post(func() { first.sys.starter.supervisord = true })
+	stream, second := b.upgradedWithAStream(t, first)
+	first.await(lingering)
+	until(t, "the second generation to hear of it", func() bool { return second.lingering() == 1 })
+	last, _ := second.toProbation()
+	first.happen(evStop{stopRequest{signal: syscall.SIGTERM}})
+	close(b.go1)
+	stream.reads("1")
+	receive(t, second.Done(), "Done of the second generation")
+	receive(t, last.Done(), "Done of the last generation")
+	receive(t, first.Done(), "Done of the first generation")
 }

@@ -57,11 +57,12 @@ const (
 	msgTakes     control.Type = 'T' // new -> old: claims.Takes, more of them
 	// The types C, K and V are for connections that move, and B for one that a health
 	// check is made over: see internal/sockets.
-	msgPing   control.Type = 'Q' // old -> new: is the goroutine that owns the state well?
-	msgPong   control.Type = 'O' // new -> old: its answer
-	msgLinger control.Type = 'L' // old -> new: the old process lingers; with the new one's end of its leash
-	msgState  control.Type = 'D' // new -> old: save your state on the socket that comes with this, see CarryState
-	msgHanded control.Type = 'H' // new -> old: a third process serves; with a payload, no more
+	msgPing    control.Type = 'Q' // old -> new: is the goroutine that owns the state well?
+	msgPong    control.Type = 'O' // new -> old: its answer
+	msgLinger  control.Type = 'L' // old -> new: the old process lingers; with the new one's end of its leash
+	msgState   control.Type = 'D' // new -> old: save your state on the socket that comes with this, see CarryState
+	msgWatched control.Type = 'W' // either: pid, as text, of one that lingers and waits for the end of both; see tellWatched
+	msgHanded  control.Type = 'H' // new -> old: a third process serves; with a payload, no more
 )
 
 // sayLeft tells a process that hangs while it is started that this process has stopped

@@ -151,6 +151,7 @@ func (g *generation) exit() {
 		if u.leash != nil {
 			u.leash.conn.Close()
 		}
+		u.leashes.dropAll()
 		u.socks.Close()
 		if u.pid != nil {
 			u.pid.release(false)

@@ -254,6 +254,22 @@ func (p performer) pullLeash(stop, now bool) {
 	sendOnLeash(p.u.leash.conn, b)
 }
 
+func (p performer) tellWatched(pid int) {
+	m := control.Message{Type: msgWatched, Payload: []byte(strconv.Itoa(pid))}
+	if p.u.child != nil {
+		p.u.child.ch.Send(m)
+	}
+	if p.u.parent != nil {
+		p.u.parent.ch.Send(m)
+	}
+}
+
+// watchedOf reads what tellWatched has sent.
+func watchedOf(m control.Message) evWatched {
+	pid, _ := strconv.Atoi(string(m.Payload))
+	return evWatched{pid}
+}
+
 func (p performer) endLingerer(pid int, now bool) {
 	b := byte(leashEnd)
 	if now {

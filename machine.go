@@ -249,6 +249,8 @@ func (m *machine) on(e event) {
 		m.onLingererStuck(e)
 	case evLingererGone:
 		m.onLingererGone(e)
+	case evWatched:
+		m.onWatched(e)
 	case evLeashMade:
 		m.onLeashMade(e)
 	case evSettled:
@@ -365,6 +367,7 @@ type effects interface {
 	limitDrain()                           // of this process, which lingers, to DrainTimeout from now
 	pullLeash(stop, now bool)              // tell the newest process that the service is to stop, or to upgrade
 	endLingerer(pid int, now bool)         // an older process that lingers is to end
+	tellWatched(pid int)                   // the parent and the child: an older process that lingers waits for them too
 	becomeMain()                           // the parent has told the service manager that this process is the main one now
 	kill() error                           // SIGKILL to the child
 	forget()                               // the child is dead and was reaped
@@ -409,7 +412,8 @@ type (
 	evLingererGone  struct {          // an older process that lingered has ended
 		pid int
 	}
-	evLeashMade struct { // or not
+	evWatched   struct{ pid int } // one that lingers waits for this process, as its peer has heard
+	evLeashMade struct {          // or not
 		id  int
 		err error
 	}

@@ -1160,6 +1160,17 @@ func (m *machine) endLingerer(l *lingerer, now bool) {
 	m.do.endLingerer(l.pid, now)
 }
 
+// onWatched: the process pid, which lingers, waits for the end of this one, and of the
+// other one of a hand-over. So neither waits for it.
+func (m *machine) onWatched(e evWatched) {
+	for i := range m.lingerers {
+		if l := &m.lingerers[i]; l.pid == e.pid {
+			l.watched = true
+		}
+	}
+	m.endHold()
+}
+
 func (m *machine) onLingererStuck(e evLingererStuck) {
 	for i := range m.lingerers {
 		if l := &m.lingerers[i]; l.pid == e.pid && l.told && !l.stuck {
@@ -1211,10 +1222,9 @@ func (m *machine) onStop(r stopRequest) {
 	if r.at.IsZero() {
 		r.at = m.now()
 	}
-	for i := range m.lingerers {
-		if l := &m.lingerers[i]; l.pid == r.watched {
-			l.watched = true
-		}
+	if r.watched != 0 {
+		m.do.tellWatched(r.watched) // both processes of a hand-over have its leash, and only one hears it
+		m.onWatched(evWatched{r.watched})
 	}
 	if !m.repeatedStop(r) {
 		m.stopNow(r)

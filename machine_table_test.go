@@ -214,6 +214,7 @@ var kinds = []struct {
 	{"parentGone", func(w *sim) event { return evParentGone{} }},
 	{"parentStuck", func(w *sim) event { return evParentStuck{} }},
 	{"parentLingers", func(w *sim) event { return evParentLingers{} }},
+	{"watched", func(w *sim) event { return evWatched{6} }},
 	{"lingererGone", func(w *sim) event { return evLingererGone{6} }},
 	{"lingererStuck", func(w *sim) event { return evLingererStuck{6} }},
 	{"settled", func(w *sim) event { return evSettled{w.m.child.id} }},

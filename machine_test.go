@@ -105,6 +105,7 @@ func (w *sim) ping()                    { w.send("ping") }
 func (w *sim) examine(d time.Duration)  { w.after(d, evProbationOver{id: w.m.child.id}) }
 func (w *sim) tellParentOfChild(b bool) { w.effect("tell parent: child serves %v", b) }
 func (w *sim) sendParentStop(now bool)  { w.effect("tell parent: stop %v", now) }
+func (w *sim) tellWatched(pid int)      { w.effect("tell the other: %d watched", pid) }
 func (w *sim) sendParentLeave()         { w.effect("tell parent: leave") }
 func (w *sim) sendPong()                { w.effect("tell parent: well") }
 func (w *sim) becomeMain()              { w.effect("become main") }

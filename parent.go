@@ -107,6 +107,8 @@ func (p *parent) run(log *slog.Logger, socks *sockets.Set, over <-chan struct{},
 			post(evSignal{fromPeer, time.Now()})
 		case msgMain:
 			post(evMain{})
+		case msgWatched:
+			post(watchedOf(m))
 		case msgLinger:
 			m.FDs = p.onLinger(log, m.FDs)
 		}
