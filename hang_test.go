@@ -73,6 +73,21 @@ func newNotifySocket(t *testing.T) *notifySocket {
 	return n
 }
 
+// next reads the next message, and closes what comes with it.
+func (n *notifySocket) next(t *testing.T) string {
+	t.Helper()
+	read := make(chan string, 1)
+	go func() {
+		b := make([]byte, 4<<10)
+		size, _, err := unix.Recvfrom(n.fd, b, 0)
+		if err != nil {
+			size = copy(b, err.Error())
+		}
+		read <- string(b[:size])
+	}()
+	return receive(t, read, "a message to systemd")
+}
+
 // Each thing outside hangs, and all of them at once, from the start or from
 // probation on: the goroutine that owns the state answers after each step of an
 // upgrade, a roll back and a stop.

@@ -31,6 +31,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -85,9 +86,10 @@ type Notifier struct {
 	log     *slog.Logger
 	jobs    chan func()
 
-	main     bool // systemd takes this process for the main one
-	stopping bool // systemd was told so
-	broken   bool // owned by the writer: the last write has failed
+	main     bool        // systemd listens to this process
+	moving   atomic.Bool // it was not told yet to listen to the next one
+	stopping bool        // systemd was told so
+	broken   bool        // owned by the writer: the last write has failed
 }
 
 // New returns a Notifier for m. It is nil if m is: there is no systemd that wants to
@@ -121,8 +123,9 @@ func (n *Notifier) Watchdog() time.Duration {
 	return n.manager.Watchdog
 }
 
-// IsMain reports whether systemd takes this process for the main one.
-func (n *Notifier) IsMain() bool { return n != nil && n.main }
+// IsMain reports whether systemd takes this process for the main one. It does until it has
+// read which one is: a stop that it sends before that is one of the service.
+func (n *Notifier) IsMain() bool { return n != nil && (n.main || n.moving.Load()) }
 
 // BecomeMain makes this process the one that systemd listens to. It reports whether that
 // is news.
@@ -178,6 +181,7 @@ func (n *Notifier) MoveMain(pid int, status string) (tell func()) {
 		return nil
 	}
 	n.main = false
+	n.moving.Store(true)
 	return func() {
 		n.do(func() { n.writeMain(pid, status) })
 	}
@@ -188,6 +192,7 @@ func (n *Notifier) writeMain(pid int, status string) {
 	err := n.write(strings.Join([]string{fmt.Sprintf("MAINPID=%d", pid), "READY=1", "WATCHDOG=1", statusLine(status)}, "\n"), nil)
 	if err == nil {
 		err = n.barrier()
+		n.moving.Store(false)
 	}
 	if err != nil {
 		n.log.Warn("grace: systemd was not told the new main process", "new", pid, "err", err, "hint", "see whether systemd starts the service again now; nothing else is wrong")
