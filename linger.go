@@ -225,7 +225,7 @@ func (p performer) linger() {
 // beginLingering gives up what belongs to the service, in the order in which the child
 // may rely on it: the child may be upgraded once it has the leash.
 func (u *Upgrader) beginLingering(c *child, own *ownLeash, tellManager func()) {
-	u.socks.LetGo()
+	within(endPatience, u.socks.LetGo)
 	if u.pid != nil {
 		within(endPatience, func() { u.pid.giveUp(true, false) })
 	}
@@ -235,6 +235,7 @@ func (u *Upgrader) beginLingering(c *child, own *ownLeash, tellManager func()) {
 	c.ch.Send(control.NewMessage(msgMain, nil))
 	c.ch.SendThen(control.Message{Type: msgLinger, FDs: []int{own.theirs}}, func(error) { fd.CloseAll([]int{own.theirs}) })
 	u.leashes.dropAll()
+	u.happen(evLeft{})
 	go hearLeash(own.conn, func(b byte) { u.happen(evLeash{now: b == leashEndNow}) }, func() { u.happen(evLeash{gone: true}) })
 	debug.FreeOSMemory()
 	// Idle connections that could not move end meanwhile.

@@ -167,6 +167,7 @@ type machine struct {
 	lingers    lingerStage
 	limited    bool // this process lingers, and has DrainTimeout from when it was told to end
 	told       bool // it lingers, and the process that serves has told it to end
+	leaving    bool // it lingers, and is still telling others that the child is the service now
 	// It lingers, a supervisor takes it for the service, and it has passed a stop on to the
 	// process that serves, for the end of which it waits.
 	awaitsNewest bool
@@ -255,6 +256,9 @@ func (m *machine) on(e event) {
 		m.onLeashMade(e)
 	case evSettled:
 		m.onSettled()
+	case evLeft:
+		m.leaving = false
+		m.endHold()
 	case evPing:
 		m.do.sendPong()
 	case evMain:
@@ -363,7 +367,7 @@ type effects interface {
 	sendParentLeave()                      // this process gives up; the parent is to serve on
 	sendPong()                             // this process is well
 	makeLeash()                            // by which newer processes can reach this one: evLeashMade
-	linger()                               // leave all but what is open to the child, and say so
+	linger()                               // leave all but what is open to the child, and say so: evLeft
 	limitDrain()                           // of this process, which lingers, to DrainTimeout from now
 	pullLeash(stop, now bool)              // tell the newest process that the service is to stop, or to upgrade
 	endLingerer(pid int, now bool)         // an older process that lingers is to end
@@ -418,7 +422,8 @@ type (
 		err error
 	}
 	evSettled struct{ id int } // the drain has had its time before this process lingers
-	evLeash   struct {         // this process lingers, and is told to end
+	evLeft    struct{}         // this process lingers, and all that must know have heard that the child is the service
+	evLeash   struct {         // it is told to end
 		now  bool
 		gone bool // no newer process is left that could tell it
 	}

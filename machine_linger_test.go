@@ -13,6 +13,7 @@ func (w *sim) makeLeash() {
 }
 func (w *sim) linger() {
 	w.effect("linger")
+	w.pending["leave"]++
 	if w.open || w.m.child.stage != accepting {
 		w.breaks("it lingers, and no other process serves")
 	}

@@ -83,6 +83,7 @@ var happenings = []func(w *sim, n byte){
 	func(w *sim, n byte) { w.exit() },
 	func(w *sim, n byte) { w.unkillable = !w.unkillable },
 	func(w *sim, n byte) { w.complete("leash") },
+	func(w *sim, n byte) { w.complete("leave") },
 	func(w *sim, n byte) {
 		if w.pending["leash"] > 0 {
 			w.on(evLeashMade{id: w.m.child.id, err: errors.New("EMFILE")})
@@ -145,7 +146,7 @@ func (w *sim) advance() {
 		w.on(evProbationOver{id: c.id})
 	case m.state == draining && w.wants && m.mayLinger() && m.lingers == noLingering && w.pending["leash"] == 0:
 		w.on(evSettled{c.id})
-	case w.complete("leash"):
+	case w.complete("leash"), w.complete("leave"):
 	case w.complete("drain"), w.complete("resume"), w.complete("restore"):
 	case w.parentLives():
 		w.on(evParentGone{})
@@ -169,7 +170,7 @@ func (w *sim) settleAll(t *testing.T) {
 			t.Fatalf("it does not come to rest\n%s", strings.Join(w.log, "\n"))
 		}
 		some := false
-		for _, what := range []string{"launch", "lame", "leash", "drain", "resume", "restore", "finish", "master", "moved", "release", "acquire"} {
+		for _, what := range []string{"launch", "lame", "leash", "leave", "drain", "resume", "restore", "finish", "master", "moved", "release", "acquire"} {
 			some = w.complete(what) || some
 		}
 		if !some {
@@ -197,7 +198,7 @@ func (w *sim) goOn(t *testing.T) {
 			return
 		case c.killReason != nil, c.orderly && c.stage > launching, m.state == stopped && w.childLives, m.state == holding && w.childLives:
 			w.exit()
-		case w.complete("lame"), w.complete("finish"), w.complete("master"):
+		case w.complete("lame"), w.complete("leave"), w.complete("finish"), w.complete("master"):
 		case m.stop != notStopping && (w.complete("drain") || w.complete("resume") || w.complete("restore")):
 		case m.awaitsNewest && m.state == holding:
 			w.endLeash()

@@ -1003,7 +1003,7 @@ func (m *machine) linger() {
 		m.lingers = noLingering
 		return
 	}
-	m.state, m.lingers = lingering, lingered
+	m.state, m.lingers, m.leaving = lingering, lingered, true
 	m.lingerers = nil // the child has their leashes
 	m.do.linger()
 	m.do.say(noticeLingering, nil)
@@ -1523,14 +1523,15 @@ func (m *machine) drained() {
 }
 
 // mustHold reports whether this process, which has drained, is to wait. A child that
-// is being started must be known, so that it can be killed. At the end of the service those
+// is being started must be known, so that it can be killed. If this process ended before
+// systemd knows that the child is the service, the service would end. At the end of the service those
 // that linger are to drain in peace: whoever watches the service, by this process or by the
 // lock of the PID file, takes it for over when this one has ended, and kills what is left, or
 // closes its log. systemd knows the child as little. If it is one of those that lingers which
 // is watched so, that one waits for this process.
 func (m *machine) mustHold() bool {
 	switch {
-	case m.child.stage == launching, m.awaitsNewest:
+	case m.child.stage == launching, m.awaitsNewest, m.leaving:
 		return true
 	case m.stop != stopService:
 		return false

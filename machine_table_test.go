@@ -69,6 +69,10 @@ var situations = []struct {
 		w.to("ready upgrade launch line claims accept probation pong settled leashMade")
 	}},
 	{"lingering", func(w *sim) { w.beginLingering() }},
+	{"lingering, since a moment", func(w *sim) {
+		w.mayLinger()
+		w.to("ready upgrade launch line claims accept probation pong settled leashMade pong")
+	}},
 	{"lingering, told to end", func(w *sim) {
 		w.beginLingering()
 		w.to("leash")
@@ -164,7 +168,7 @@ var situations = []struct {
 	}},
 	{"exclusive, lingering", func(w *sim) {
 		w.mayLinger()
-		w.excl("ready upgrade launch line claimsExclusive drained released accept moved probation pong settled leashMade pong")
+		w.excl("ready upgrade launch line claimsExclusive drained released accept moved probation pong settled leashMade pong left")
 	}},
 	{"exclusive, releasing, the parent lingers", func(w *sim) { w.exclBesideLingering("") }},
 	{"exclusive, acquiring, the parent lingers", func(w *sim) { w.exclBesideLingering("drained released exit") }},
@@ -180,7 +184,7 @@ func (w *sim) mayLinger() { w.wants, w.m.limits.processes = true, 1 }
 
 func (w *sim) beginLingering() {
 	w.mayLinger()
-	w.to("ready upgrade launch line claims accept probation pong settled leashMade pong")
+	w.to("ready upgrade launch line claims accept probation pong settled leashMade pong left")
 }
 
 // excl is to, in a process with exclusive state.
@@ -220,6 +224,7 @@ var kinds = []struct {
 	{"settled", func(w *sim) event { return evSettled{w.m.child.id} }},
 	{"leashMade", func(w *sim) event { return evLeashMade{id: w.m.child.id} }},
 	{"noLeash", func(w *sim) event { return evLeashMade{w.m.child.id, errors.New("EMFILE")} }},
+	{"left", func(w *sim) event { return evLeft{} }},
 	{"leash", func(w *sim) event { return evLeash{} }},
 	{"leashNow", func(w *sim) event { return evLeash{now: true} }},
 	{"leashGone", func(w *sim) event { return evLeash{gone: true} }},

@@ -196,12 +196,17 @@ func (w *sim) on(e event) {
 		what = "master"
 	case evLeashMade:
 		what = "leash"
+	case evLeft:
+		what = "leave"
 	}
 	if w.pending[what] > 0 {
 		w.pending[what]--
 	}
 	urgent, killed, stop := w.m.hurried, w.m.child.killReason, w.m.stop
 	w.m.on(e)
+	if slices.Contains(w.did, "finish") && w.pending["leave"] > 0 {
+		w.breaks("it ends, and is still telling others that the child is the service")
+	}
 	if killed != nil && w.m.child.killReason != nil && w.m.child.stage == accepting && w.m.stop == notStopping && (slices.Contains(w.did, "drain") || slices.Contains(w.did, "finish") || slices.Contains(w.did, "linger")) {
 		w.breaks("this process leaves the service to a child that is being killed")
 	}
@@ -302,6 +307,8 @@ func (w *sim) complete(what string) bool {
 		w.on(evMasterAsked{replies: w.m.callers(atMaster)})
 	case "leash":
 		w.on(evLeashMade{id: w.m.child.id})
+	case "leave":
+		w.on(evLeft{})
 	}
 	return true
 }

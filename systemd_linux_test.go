@@ -28,3 +28,23 @@ func TestStopBeforeSystemdKnowsTheMainProcess(t *testing.T) {
 	systemd.next(t)
 	receive(t, old.Done(), "Done of the old process")
 }
+
+// A process whose last stream ends as soon as it lingers does not end before systemd knows
+// the new one.
+func TestLingererTellsSystemdBeforeItEnds(t *testing.T) {
+	systemd := newNotifySocket(t)
+	b := newBank(t, Linger(time.Hour, 1), IdleGrace(10*time.Millisecond))
+	b.plain[1], b.plain[2] = true, true
+	told := make(eventLog, 99)
+	b.only(1, told.option())
+	b.begin(system{manager: &sdnotify.Manager{Socket: systemd.path}})
+	first := b.next()
+	stream, _ := b.upgradedWithAStream(t, first)
+	told.await(t, EventLingering)
+	close(b.go1)
+	stream.reads("1")
+	for !strings.HasPrefix(systemd.next(t), "MAINPID=") {
+	}
+	systemd.next(t)
+	receive(t, first.Done(), "Done")
+}
