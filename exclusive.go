@@ -75,6 +75,7 @@ type exclusive struct {
 	acquire, release func(context.Context) error
 	limit            time.Duration
 	turn             chan struct{} // holds one while either runs
+	ready            chan struct{} // holds one from acquireFirst to the end of Ready, or when this process has ended
 	acquired         bool          // by acquireFirst, for the goroutine of Ready
 	began            time.Time     // when acquireFirst did, for the same
 }
@@ -83,7 +84,7 @@ func (o *options) exclusiveState() *exclusive {
 	if o.acquire == nil {
 		return nil
 	}
-	return &exclusive{acquire: o.acquire, release: o.release, limit: o.exclusive, turn: make(chan struct{}, 1)}
+	return &exclusive{acquire: o.acquire, release: o.release, limit: o.exclusive, turn: make(chan struct{}, 1), ready: make(chan struct{}, 1)}
 }
 
 // call calls f, which is acquire or release. One that does not heed its context is left
@@ -108,6 +109,11 @@ func (x *exclusive) acquireFirst(u *Upgrader) error {
 	if x == nil {
 		return nil
 	}
+	select {
+	case x.ready <- struct{}{}:
+	default: // this process has ended
+		return fmt.Errorf("grace: Ready: %w", ErrStopped)
+	}
 	x.began = time.Now()
 	if err := x.call(u.ctx, u, "acquire", x.acquire); err != nil {
 		if u.ctx.Err() != nil {
@@ -121,6 +127,28 @@ func (x *exclusive) acquireFirst(u *Upgrader) error {
 
 // left is how much of the time for acquireFirst is left: the old process waits no longer.
 func (x *exclusive) left() time.Duration { return x.limit - time.Since(x.began) }
+
+// leaveReady ends what acquireFirst has begun. With err this process does not serve.
+func (x *exclusive) leaveReady(u *Upgrader, err error) {
+	if x == nil || x.began.IsZero() {
+		return
+	}
+	if err != nil {
+		x.releaseUnused(u)
+	}
+	<-x.ready
+}
+
+// awaitReady waits until a Ready that fails, since this process ends, has called release.
+func (x *exclusive) awaitReady() {
+	if x == nil {
+		return
+	}
+	select {
+	case x.ready <- struct{}{}:
+	case <-time.After(x.limit + 2*hookGrace): // of release, when acquire was left behind
+	}
+}
 
 // releaseUnused is release in a process that has acquired, and does not serve after all.
 func (x *exclusive) releaseUnused(u *Upgrader) {

@@ -129,6 +129,7 @@ func (u *Upgrader) endServers() {
 func (u *Upgrader) end(mayRemove, last, holds bool, peers []*control.Channel) {
 	within(2*restorePatience, u.restores.Wait) // what has become of an upgrade is told before the end
 	u.endServers()
+	u.exclusive.awaitReady()
 	if holds {
 		u.exclusive.releaseLast(u) // before the PID file's lock, which another start waits for
 	}

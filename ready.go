@@ -34,11 +34,7 @@ func (u *Upgrader) Ready() error {
 }
 
 func (u *Upgrader) sayReady() (err error) {
-	defer func() {
-		if err != nil {
-			u.exclusive.releaseUnused(u)
-		}
-	}()
+	defer func() { u.exclusive.leaveReady(u, err) }()
 	if check := u.opt.readyCheck; check != nil {
 		ctx, cancel := context.WithTimeout(u.ctx, u.opt.readyTimeout)
 		err := u.callHook(ctx, "ReadyCheck", check)
@@ -77,6 +73,9 @@ func (u *Upgrader) accept() error {
 		return fmt.Errorf("grace: Ready: %w", ErrStopped)
 	}
 	err := <-reply
+	if errors.Is(err, ErrStopped) {
+		u.exclusive.releaseUnused(u) // before the PID file's lock, which another start waits for
+	}
 	if u.pid != nil && errors.Is(err, ErrStopped) {
 		u.pid.release(!<-left) // finish is about to, but the program exits now
 	}
