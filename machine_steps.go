@@ -806,8 +806,8 @@ func (m *machine) well() {
 	case m.state == standingBy && m.child.judged && m.moving: // evMoved
 	case m.state == standingBy && m.child.judged:
 		m.do.say(noticeUpgradeDone, nil)
-		m.answer(nil)
 		m.beginDrain(true)
+		m.answer(nil) // the caller finds a process that drains
 		m.do.after(pingEvery, evCheckUp{m.child.id})
 		if m.mayLinger() {
 			m.do.after(m.limits.settle, evSettled{m.child.id})
@@ -1301,11 +1301,11 @@ func (m *machine) stopNow(r stopRequest) {
 		m.hurried = m.hurried || r.now
 	case m.state == draining: // it is under way already
 	case handedOver:
-		m.answer(nil)
 		if m.state == upgrading { // it accepts at any moment
 			m.do.leaveEnd()
 		}
 		m.beginDrain(r.leave) // else the child is to stop as well
+		m.answer(nil)
 	default:
 		if r.leave && m.child.stage == preparing {
 			m.leaveToChild()

@@ -24,6 +24,7 @@ type sim struct {
 	timers     []event
 	pending    map[string]int // launch, drain, resume, restore, finish, master
 	replies    []reply
+	waiting    []reply // of these, those of the upgrade under way when the event came
 	doneClosed bool
 	broken     []string
 	ends       bool // the program has asked for the end
@@ -129,6 +130,15 @@ func (w *sim) restore(r []reply, n notice, err error) {
 func (w *sim) beginDrain(move bool) {
 	w.effect("drain")
 	w.open = false
+	for _, r := range w.waiting {
+		if len(r) > 0 {
+			err := <-r
+			r <- err
+			if err == nil {
+				w.breaks("the caller of Upgrade hears that it has succeeded, and this process does not drain yet")
+			}
+		}
+	}
 	if w.pending["drain"]+w.pending["resume"] > 0 {
 		w.breaks("two drains at once")
 	}
@@ -166,7 +176,7 @@ func (w *sim) hasServiceManager() bool         { return w.systemd }
 
 // on gives the machine an event, and looks at what must always hold.
 func (w *sim) on(e event) {
-	w.did = nil
+	w.did, w.waiting = nil, w.m.callers(underWay)
 	before := w.m.state
 	what := ""
 	switch e := e.(type) {
