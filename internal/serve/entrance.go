@@ -20,10 +20,14 @@ import (
 // and a server that was shut down closes what it is given.
 type turn struct {
 	*sockets.Listener
-	over atomic.Bool
+	over  atomic.Bool
+	asked atomic.Bool // Accept was called
 }
 
+func (t *turn) isAsked() bool { return t.asked.Load() }
+
 func (t *turn) Accept() (net.Conn, error) {
+	t.asked.Store(true)
 	if t.over.Load() {
 		return nil, t.ended()
 	}
@@ -113,7 +117,10 @@ type entrance struct {
 	closed       chan struct{} // by Close
 	once         sync.Once
 	onClose      func()
+	asked        atomic.Bool // Accept was called
 }
+
+func (e *entrance) isAsked() bool { return e.asked.Load() }
 
 // open opens the next entrance to the hall. The one before gives nothing any
 // more. The hall accepts nothing before the first Accept of an entrance: a Serve
@@ -124,6 +131,7 @@ func (h *hall) open(onClose func()) *entrance {
 }
 
 func (e *entrance) Accept() (net.Conn, error) {
+	e.asked.Store(true)
 	e.hall.begin.Do(func() { go e.hall.run() })
 	var failed error
 	for {

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"slices"
 	"sync"
@@ -63,7 +64,7 @@ func (s *otherServer) serve() error {
 	if s.hall != nil {
 		defer s.hall.end()
 	}
-	for {
+	for again := false; ; again = true {
 		select {
 		case <-s.finished: // before it has begun
 			return nil
@@ -85,15 +86,26 @@ func (s *otherServer) serve() error {
 			return nil
 		case <-closed: // it will return, maybe when all its connections are gone
 		case err := <-ended:
-			return err
+			return s.ownError(again, ln, err)
 		}
 		select {
+		case err := <-ended:
+			return s.ownError(again, ln, err)
 		case <-s.finished:
 			return nil
 		case <-s.calledOff():
 		case <-wanted:
 		}
 	}
+}
+
+// ownError is the error of a Serve that has ended by itself. again: it was not the first.
+func (s *otherServer) ownError(again bool, ln callsListener, err error) error {
+	if err == nil || !again || ln.isAsked() {
+		return err
+	}
+	// A server that was shut down, as gRPC's, does not accept once more.
+	return fmt.Errorf("grace: Serve was called again after a roll back, and accepts nothing: let it make a new server each time, since the old one can't serve twice: %w", err)
 }
 
 // calledOff returns the channel that is closed when the drain in which Serve has ended is
@@ -114,11 +126,11 @@ func (s *otherServer) endsByItself(closed chan struct{}) bool {
 	// With mu held: either reopened comes later, and finds closed closed, or this finds that
 	// no other process serves any more.
 	stops := s.host.Stopping.Err() != nil || s.host.Socks.Keep(nil)
-	select {
-	case <-closed:
+	if closed != s.closed { // Serve was called again
 		return false
-	default:
 	}
+	// That closed is closed does not tell: Serve itself closes its listener when it fails, as
+	// that of net/http and gRPC does.
 	if !stops && !drained && !s.draining.Load() && !s.shutting {
 		return true
 	}
@@ -132,9 +144,15 @@ func (s *otherServer) endsByItself(closed chan struct{}) bool {
 	return false
 }
 
+// A callsListener is the listener of one call of Serve.
+type callsListener interface {
+	net.Listener
+	isAsked() bool // whether Accept was called
+}
+
 // begin opens again what a Shutdown has closed, and returns what Serve is to
 // serve.
-func (s *otherServer) begin() (ln net.Listener, closed, wanted chan struct{}) {
+func (s *otherServer) begin() (ln callsListener, closed, wanted chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed, s.wanted = make(chan struct{}), make(chan struct{})

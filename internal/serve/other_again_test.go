@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -296,12 +298,138 @@ func TestServeEndsAfterARollBack(t *testing.T) {
 	wait.For(t, serves, "Serve after the drain was called off")
 	back(drain())
 	ends <- own
-	if err := wait.For(t, served, "execute"); err != own {
+	if err := wait.For(t, served, "execute"); !errors.Is(err, own) {
 		t.Errorf("execute returned %v, want %v", err, own)
 	}
 	accepted.Close()
 	u.askStop()
 	wait.For(t, u.Done(), "Done")
+}
+
+// TestServeThatFails: a server that fails closes its listener, as those of net/http and gRPC
+// do. It has ended, also if that listener is the user's own around ours.
+func TestServeThatFails(t *testing.T) {
+	for name, wrap := range wraps {
+		t.Run(name, func(t *testing.T) {
+			u, ln := newProcess(t)
+			own := errors.New("its own")
+			served := u.run(t, u.Other(ForeignServer{
+				Listener: wrap(ln),
+				Serve:    func(ln net.Listener) error { ln.Close(); return own },
+				Shutdown: func(context.Context) error { return nil },
+			}))
+			if err := wait.For(t, served, "execute"); err != own {
+				t.Errorf("execute returned %v, want %v", err, own)
+			}
+			u.askStop()
+			wait.For(t, u.Done(), "Done")
+		})
+	}
+}
+
+// TestServeThatServesOnce: a server that can't serve twice, as gRPC's can't, closes what it is
+// given and fails. The error says what to do.
+func TestServeThatServesOnce(t *testing.T) {
+	for name, wrap := range wraps {
+		t.Run(name, func(t *testing.T) {
+			u, ln := newProcess(t, cutsOffAfter(time.Millisecond))
+			serves, shut, own := make(chan net.Listener, 9), make(chan struct{}, 9), errors.New("it serves once")
+			calls := 0
+			var first net.Listener
+			served := u.run(t, u.Other(ForeignServer{
+				Listener: wrap(ln),
+				Serve: func(ln net.Listener) error {
+					serves <- ln
+					if calls++; calls > 1 {
+						ln.Close()
+						return own
+					}
+					for {
+						if _, err := ln.Accept(); err != nil {
+							return err
+						}
+					}
+				},
+				Shutdown: func(ctx context.Context) error {
+					first.Close()
+					shut <- struct{}{}
+					<-ctx.Done()
+					return nil
+				},
+			}))
+			first = wait.For(t, serves, "Serve")
+			server := u.All()[1].(*otherServer)
+			client := queue(t, ln)
+			wait.Until(t, "the connection to be accepted", func() bool { return len(server.conns.tracks()) > 0 })
+			u.handsOver()
+			d := NewDrain(nil)
+			drained := make(chan Report, 1)
+			go func() { drained <- server.Drain(d) }()
+			wait.For(t, shut, "Shutdown")
+			d.Cancel()
+			wait.For(t, drained, "the end of the drain")
+			u.reopen(t)
+			u.Reopened()
+			wait.For(t, serves, "Serve to be called again")
+			if err := wait.For(t, served, "execute"); !errors.Is(err, own) || !strings.Contains(err.Error(), "make a new server") {
+				t.Errorf("the error is %v, want that it says to make a new server", err)
+			}
+			client.Close()
+			u.askStop()
+			wait.For(t, u.Done(), "Done")
+		})
+	}
+}
+
+// TestCloseBeforeTheGatesOpen: Serve is called again before the gates are open, and closes what
+// it is given, which it can't serve. That is no end of the listener: it is called once more when
+// this process accepts, and its error is execute's.
+func TestCloseBeforeTheGatesOpen(t *testing.T) {
+	for name, wrap := range wraps {
+		t.Run(name, func(t *testing.T) {
+			u, ln := newProcess(t)
+			serves, ends, own := make(chan struct{}, 9), make(chan struct{}), errors.New("it serves once")
+			var calls atomic.Int32
+			served := u.run(t, u.Other(ForeignServer{Listener: wrap(ln), Serve: func(ln net.Listener) error {
+				serves <- struct{}{}
+				if calls.Add(1) > 1 {
+					ln.Close()
+					return own
+				}
+				<-ends
+				return net.ErrClosed
+			}}))
+			wait.For(t, serves, "Serve")
+			s := u.All()[1].(*otherServer)
+			u.handsOver()
+			s.mu.Lock()
+			s.want() // as by a drain that is called off
+			s.mu.Unlock()
+			close(ends)
+			wait.For(t, serves, "Serve to be called again")
+			wait.Until(t, "its end", func() bool {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				select {
+				case <-s.closed:
+					select {
+					case <-s.wanted:
+						return false // the first's
+					default:
+						return true
+					}
+				default:
+					return false
+				}
+			})
+			u.reopen(t)
+			u.Reopened()
+			wait.For(t, serves, "Serve to be called once more")
+			if err := wait.For(t, served, "execute"); !errors.Is(err, own) {
+				t.Errorf("execute returned %v, want %v", err, own)
+			}
+		})
+	}
 }
 
 // TestWhatWasGivenBackComesFirst: an entrance that is closed gives a connection back to the

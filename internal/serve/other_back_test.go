@@ -146,7 +146,7 @@ func TestServeEndsInProbation(t *testing.T) {
 				}
 				wait.For(t, serves, "Serve after the roll back")
 				ends <- own
-				if err := wait.For(t, served, "execute"); err != own {
+				if err := wait.For(t, served, "execute"); !errors.Is(err, own) {
 					t.Errorf("execute returned %v, want %v", err, own)
 				}
 				u.askStop()
@@ -320,7 +320,7 @@ func TestServeThatALateShutdownEnds(t *testing.T) {
 	goesOn <- struct{}{}
 	wait.For(t, serves, "Serve after Shutdown")
 	close(over)
-	if err := wait.For(t, served, "execute"); err != own {
+	if err := wait.For(t, served, "execute"); !errors.Is(err, own) {
 		t.Errorf("execute returned %v, want %v", err, own)
 	}
 	u.askStop()
