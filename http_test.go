@@ -5,6 +5,7 @@ package grace
 import (
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -15,7 +16,7 @@ import (
 
 // Nothing that is missing is a panic: the actor says so.
 func TestNilServers(t *testing.T) {
-	u := &Upgrader{}
+	u := &Upgrader{log: slog.New(slog.DiscardHandler)}
 	ln := struct{ net.Listener }{}
 	actor := func(execute func() error, _ func(error)) func() error { return execute }
 	for name, execute := range map[string]func() error{

@@ -547,6 +547,7 @@ const (
 	noticeStandingBy
 	noticeUpgradeDone
 	noticeFailed
+	noticeGivenUp
 	noticeRolledBack
 	noticeSick
 	noticeStuck
@@ -596,6 +597,7 @@ func (n notice) String() string {
 		noticeStandingBy:    "standing by",
 		noticeUpgradeDone:   "upgrade done",
 		noticeFailed:        "failed",
+		noticeGivenUp:       "given up",
 		noticeRolledBack:    "rolled back",
 		noticeSick:          "sick",
 		noticeStuck:         "stuck",

@@ -1285,6 +1285,9 @@ func (m *machine) stopNow(r stopRequest) {
 	if !r.leave {
 		m.endLingerers(r.now)
 	}
+	if !r.leave && m.state == upgrading && (m.child.stage == launching || m.child.stage == preparing) {
+		m.do.say(noticeGivenUp, nil)
+	}
 	if !r.leave && m.child.stage == preparing {
 		m.kill(ErrStopped)
 	}

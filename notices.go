@@ -56,8 +56,8 @@ func (p performer) sayToOperator(n notice, e Event, err error) {
 		u.log.Info("grace: upgrade done; draining", "new", u.m.child.pid, "timeout", u.opt.drainTimeout)
 		u.notify.Status(fmt.Sprintf("%s; pid %d drains", u.nextServes(), os.Getpid()))
 	case noticeFailed:
-		if errors.Is(err, ErrStopped) {
-			u.log.Info("grace: upgrade given up; this process stops", "err", err)
+		if errors.Is(err, ErrStopped) || u.m.stop != notStopping { // a stop may have come since it failed
+			u.log.Info("grace: upgrade given up; this process stops", "new", e.Peer, "err", err)
 			break
 		}
 		u.log.Error("grace: upgrade failed; this process goes on serving", "err", err, "hint", advice(err))
@@ -121,6 +121,14 @@ func (p performer) sayOfChild(n notice, e Event, err error) {
 		}
 	}
 	switch n {
+	case noticeStarted:
+		log.Info("grace: the new process was started", "new", pid)
+	case noticeGivenUp:
+		args := []any{"new", pid}
+		if pid == 0 {
+			args = nil
+		}
+		log.Info("grace: upgrade given up; this process stops", args...)
 	case noticeStuck:
 		log.Warn("grace: connections can't be moved to the new process any more; this one finishes them", "new", pid, "err", err)
 	case noticeDeaf:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"net/http"
 	"sync"
 
 	"github.com/oklog/run"
@@ -132,5 +133,13 @@ func (r *runs) since(n int) (servers []func() error, more <-chan struct{}) {
 
 // actor makes an actor of what runs a server.
 func (u *Upgrader) actor(execute func() error) (func() error, func(error)) {
-	return u.runs.add(execute), func(error) { u.Abort() }
+	run := func() error {
+		err := execute()
+		// The program may not say why it ends, or not before all is drained.
+		if err != nil && !errors.Is(err, http.ErrServerClosed) {
+			u.log.Error("grace: a server has ended with an error; this process gives up", "err", err)
+		}
+		return err
+	}
+	return u.runs.add(run), func(error) { u.Abort() }
 }

@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/julofinance/grace/v3/internal/testing/logtest"
 	"github.com/julofinance/grace/v3/internal/testing/tlstest"
 )
 
@@ -146,7 +149,8 @@ func TestRunOfAServerThatFails(t *testing.T) {
 		"closed": func(u *Upgrader, ln net.Listener) { ln.Close(); u.HTTP(&http.Server{}, ln) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			u, ln := newSolo(t)
+			lines := logtest.New(func(slog.Record) {})
+			u, ln := newSolo(t, Logger(slog.New(lines)))
 			u.HTTP(&http.Server{}, ln)
 			second, err := u.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
@@ -155,10 +159,14 @@ func TestRunOfAServerThatFails(t *testing.T) {
 			broken(u, second)
 			ran := make(chan error, 1)
 			go func() { ran <- u.Run(t.Context()) }()
-			if err := receive(t, ran, "Run"); err == nil {
-				t.Error("Run returned nil, want the error of the server that failed")
+			failed := receive(t, ran, "Run")
+			if failed == nil {
+				t.Fatal("Run returned nil, want the error of the server that failed")
 			}
 			receive(t, u.Done(), "Done")
+			if want := fmt.Sprintf("level=ERROR msg=\"grace: a server has ended with an error; this process gives up\" err=%q", failed); !strings.Contains(lines.Buffer.String(), want) {
+				t.Errorf("the log does not say %s:\n%s", want, lines.Buffer)
+			}
 		})
 	}
 }

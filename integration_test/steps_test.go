@@ -50,6 +50,9 @@ func TestTermAtEachStep(t *testing.T) {
 						s.waitStopping(old)
 					}
 				}
+				if to == "old" && (step.name == "executed" || step.name == "starting") {
+					s.WaitLine(fmt.Sprintf(`msg="grace: upgrade given up; this process stops" from=%d new=%d`, old, next))
+				}
 				goOn()
 				s.WaitGone(next)
 				if to == "new" && step.serves {
