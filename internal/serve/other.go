@@ -295,16 +295,27 @@ func (s *otherServer) Drain(d *Drain) Report {
 		}
 	}()
 	// What waits to be accepted comes first: Shutdown may close the listener.
+	// A connection that an Accept is just returning is counted neither there nor here for a
+	// moment. So what was seen once counts, and Shutdown is told again if it was not called.
 	for s.Shutdown != nil && s.conns.wait(d, s.quiet) {
-		s.mu.Lock()
-		s.told = true
-		s.mu.Unlock()
-		go s.shut(ctx, d)
-		s.conns.wait(d, func() bool { return s.conns.left(true) == 0 || s.stranded() })
-		if !s.stranded() || d.cancelled() {
-			break
+		s.setTold(true)
+		var skipped atomic.Bool
+		go s.shut(ctx, d, &skipped)
+		stranded := false
+		s.conns.wait(d, func() bool {
+			stranded = stranded || s.stranded()
+			return stranded || skipped.Load() || s.conns.left(true) == 0
+		})
+		switch {
+		case d.cancelled():
+		case stranded:
+			s.serveOn()
+			continue
+		case skipped.Load():
+			s.setTold(false)
+			continue
 		}
-		s.serveOn()
+		break
 	}
 	s.conns.wait(d, func() bool { return s.conns.left(true) == 0 })
 	if d.cancelled() {
@@ -315,10 +326,16 @@ func (s *otherServer) Drain(d *Drain) Report {
 	return Report{Finished: max(0, begun-cut), Cut: cut}
 }
 
-// shut calls Shutdown. The listeners are spared: they are not closed for good, since the
+func (s *otherServer) setTold(told bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = told
+}
+
+// shut calls Shutdown, unless a connection has come meanwhile: then skipped is set. The listeners are spared: they are not closed for good, since the
 // upgrade may be rolled back meanwhile. Shutdown may notice that late, and close them
 // after that: then Serve is called once more, also in another drain.
-func (s *otherServer) shut(ctx context.Context, d *Drain) {
+func (s *otherServer) shut(ctx context.Context, d *Drain, skipped *atomic.Bool) {
 	s.mu.Lock()
 	s.shuts++
 	s.shutting = true
@@ -326,6 +343,9 @@ func (s *otherServer) shut(ctx context.Context, d *Drain) {
 	s.mu.Unlock()
 	if s.quiet() && !d.cancelled() {
 		s.Shutdown(ctx)
+	} else {
+		skipped.Store(true)
+		defer s.conns.check()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
