@@ -267,6 +267,18 @@ func TestMonit(t *testing.T) {
 	s.finish()
 }
 
+// A server with an upgrade signal of its own knows nothing of USR2.
+func TestUpgradeScriptWithASignal(t *testing.T) {
+	s := startServer(t, "-probation", "10ms", "-hup")
+	old := s.filePid()
+	if out, err := run(t, "../example/supervisors/grace-upgrade", "-s", "HUP", s.pidFile, "30"); err != nil {
+		t.Errorf("grace-upgrade: %v; it said %q", err, out)
+	}
+	if got := s.filePid(); got == old || s.servingPid() != got {
+		t.Errorf("the PID file names %d, which was %d before", got, old)
+	}
+}
+
 // grace-upgrade says by its status how the upgrade went.
 func TestUpgradeScript(t *testing.T) {
 	s := startServer(t, "-probation", "10ms", "-refuse", filepath.Join(t.TempDir(), "refuse"))
