@@ -117,7 +117,7 @@ func TestREADMEServers(t *testing.T) {
 // TestREADMEEmbedding: the daemon's lines, with its own signals or without.
 func TestREADMEEmbedding(t *testing.T) {
 	pieces := readmeCode(t)
-	const servers = "	server, admin := &http.Server{Handler: fooBarHandler}, &http.Server{Handler: fooBarHandler}\n"
+	const servers = "	public, admin := &http.Server{Handler: fooBarHandler}, &http.Server{Handler: fooBarHandler}\n"
 	imports := "context errors fmt log net/http os time github.com/julofinance/grace/v3"
 	for name, own := range map[string]bool{"signals of grace": false, "signals of its own": true} {
 		t.Run(name, func(t *testing.T) {
@@ -125,7 +125,7 @@ func TestREADMEEmbedding(t *testing.T) {
 			code, imports := strings.Replace(pieces[2], `":9000"`, `"`+addr+`"`, 1), imports
 			if own {
 				code = strings.Replace(code, `grace.PIDFile("app.pid")`, `grace.PIDFile("app.pid"), grace.NoSignals()`, 1)
-				code = strings.Replace(code, "u.HTTP(server", pieces[3]+"u.HTTP(server", 1)
+				code = strings.Replace(code, "u.HTTP(public", pieces[3]+"u.HTTP(public", 1)
 				imports += " os/signal syscall"
 			}
 			path := paste(t, imports, readmeHandler+"func main() {\n"+servers+code+"}\n")

@@ -5,8 +5,9 @@
 //	u, err := grace.New(grace.Events(events.Event))
 //
 // Each process counts for itself, from zero, and the one that serves is asked: a new one
-// has completed no upgrade yet. So changes(grace_generation[1h]) tells how many upgrades
-// have succeeded, and grace_events_total what went wrong in the process that serves on.
+// has completed no upgrade yet. So changes(grace_generation[1h]) is about the number of
+// upgrades (a restart counts as one), and grace_events_total tells what went wrong in the
+// process that serves on.
 package graceprom
 
 import (
