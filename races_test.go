@@ -196,16 +196,7 @@ func TestStopAtEachStep(t *testing.T) {
 // is ready meanwhile, and hears go before it comes to telling the old one.
 func TestGoAfterTheStop(t *testing.T) {
 	addrs := make(chan net.Addr, 9)
-	h := newHouse(t, func(g *generation) error {
-		l, err := g.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		g.serve(l)
-		addrs <- l.Addr()
-		if g.n == 1 {
-			return g.Ready()
-		}
+	h := newHouse(t, oneListenerThen(addrs, func(g *generation) error {
 		handled := make(chan struct{})
 		g.post(func() {
 			defer close(handled)
@@ -213,11 +204,11 @@ func TestGoAfterTheStop(t *testing.T) {
 			<-g.parent.goAhead
 			g.m.onStop(stopRequest{signal: syscall.SIGTERM})
 		})
-		err = g.Ready()
+		err := g.Ready()
 		<-handled
 		g.parent.ch.Flush(limit) // the program exits a little later
 		return err
-	})
+	}))
 	old := h.first()
 	done := old.upgrade()
 	wantErr(t, h.next().err, ErrStopped)

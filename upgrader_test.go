@@ -19,6 +19,12 @@ import (
 
 // oneListener is a main that serves tcp on port 0.
 func oneListener(addrs chan<- net.Addr) func(*generation) error {
+	return oneListenerThen(addrs, func(g *generation) error { return g.Ready() })
+}
+
+// oneListenerThen is oneListener, and calls then in place of Ready in all generations but the
+// first.
+func oneListenerThen(addrs chan<- net.Addr, then func(*generation) error) func(*generation) error {
 	return func(g *generation) error {
 		l, err := g.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -26,6 +32,9 @@ func oneListener(addrs chan<- net.Addr) func(*generation) error {
 		}
 		g.serve(l)
 		addrs <- l.Addr()
+		if g.n > 1 {
+			return then(g)
+		}
 		return g.Ready()
 	}
 }

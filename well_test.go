@@ -201,16 +201,7 @@ func TestKillFailsAfterReady(t *testing.T) {
 // broke: the old one, which has never stopped to accept, has it killed.
 func TestAcceptingIsLost(t *testing.T) {
 	addrs := make(chan net.Addr, 9)
-	h := newHouse(t, func(g *generation) error {
-		l, err := g.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		g.serve(l)
-		addrs <- l.Addr()
-		if g.n == 1 {
-			return g.Ready()
-		}
+	h := newHouse(t, oneListenerThen(addrs, func(g *generation) error {
 		if err := g.handshake(); err != nil {
 			return err
 		}
@@ -218,7 +209,7 @@ func TestAcceptingIsLost(t *testing.T) {
 		ready := make(chan error, 1)
 		g.post(func() { ready <- g.m.onReady() })
 		return <-ready
-	})
+	}))
 	g := h.first()
 	done := g.upgrade()
 	h.next()

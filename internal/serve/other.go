@@ -332,9 +332,10 @@ func (s *otherServer) setTold(told bool) {
 	s.told = told
 }
 
-// shut calls Shutdown, unless a connection has come meanwhile: then skipped is set. The listeners are spared: they are not closed for good, since the
-// upgrade may be rolled back meanwhile. Shutdown may notice that late, and close them
-// after that: then Serve is called once more, also in another drain.
+// shut calls Shutdown, unless a connection has come meanwhile: then skipped is set. The
+// listeners are spared: they are not closed for good, since the upgrade may be rolled back
+// meanwhile. Shutdown may notice that late, and close them after that: then Serve is called
+// once more, also in another drain.
 func (s *otherServer) shut(ctx context.Context, d *Drain, skipped *atomic.Bool) {
 	s.mu.Lock()
 	s.shuts++

@@ -256,18 +256,13 @@ func TestCloseOfAServeThatIsLate(t *testing.T) {
 // called off, and one that ends by itself ends the server.
 func TestServeEndsAfterARollBack(t *testing.T) {
 	u, ln := newProcess(t)
-	serves, ends, own := make(chan struct{}, 9), make(chan error), errors.New("its own")
-	served := u.run(t, u.Other(ForeignServer{Listener: ln, Serve: func(net.Listener) error {
-		serves <- struct{}{}
-		return <-ends
-	}}))
-	wait.For(t, serves, "Serve")
+	own := errors.New("its own")
+	server, served, serves, ends := u.runEndable(t, ln)
 	queue(t, ln)
 	accepted, err := ln.Accept() // a drain does not end before it is called off
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := u.All()[1].(*otherServer)
 	drained := make(chan Report, 1)
 	drain := func() *Drain {
 		u.handsOver()

@@ -119,14 +119,9 @@ func TestServeEndsInProbation(t *testing.T) {
 		for _, closes := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, closed: %v", whose, closes), func(t *testing.T) {
 				u, ln := newProcess(t)
-				serves, ends, own := make(chan struct{}, 9), make(chan error), errors.New("its own")
-				served := u.run(t, u.Other(ForeignServer{Listener: wrap(ln), Serve: func(net.Listener) error {
-					serves <- struct{}{}
-					return <-ends
-				}}))
-				wait.For(t, serves, "Serve")
+				own := errors.New("its own")
+				s, served, serves, ends := u.runEndable(t, wrap(ln))
 				u.Socks.Yield(u.Socks.Snapshot(), []int{0})
-				s := u.All()[1].(*otherServer)
 				s.mu.Lock()
 				closed := s.closed
 				s.mu.Unlock()
@@ -156,18 +151,25 @@ func TestServeEndsInProbation(t *testing.T) {
 	}
 }
 
-// TestServeEndsWhileItReopens: Serve ends by itself when a new process serves, and before
-// that is noticed this one accepts again. It is the end of the server, as at any other time.
-func TestServeEndsWhileItReopens(t *testing.T) {
-	u, ln := newProcess(t)
-	serves, ends, own := make(chan struct{}, 1), make(chan error), errors.New("its own")
-	served := u.run(t, u.Other(ForeignServer{Listener: ln, Serve: func(net.Listener) error {
+// runEndable runs a server whose Serve returns what it gets from ends.
+func (a *solo) runEndable(t *testing.T, ln net.Listener) (s *otherServer, served <-chan error, serves chan struct{}, ends chan error) {
+	t.Helper()
+	serves, ends = make(chan struct{}, 9), make(chan error)
+	served = a.run(t, a.Other(ForeignServer{Listener: ln, Serve: func(net.Listener) error {
 		serves <- struct{}{}
 		return <-ends
 	}}))
 	wait.For(t, serves, "Serve")
+	return a.All()[1].(*otherServer), served, serves, ends
+}
+
+// TestServeEndsWhileItReopens: Serve ends by itself when a new process serves, and before
+// that is noticed this one accepts again. It is the end of the server, as at any other time.
+func TestServeEndsWhileItReopens(t *testing.T) {
+	u, ln := newProcess(t)
+	own := errors.New("its own")
+	s, served, _, ends := u.runEndable(t, ln)
 	u.Socks.Yield(u.Socks.Snapshot(), []int{0})
-	s := u.All()[1].(*otherServer)
 	s.mu.Lock()
 	ends <- own
 	wait.Until(t, "the end of Serve to be looked at", func() bool { return wait.ForMutex("endsByItself") })
