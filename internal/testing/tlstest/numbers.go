@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Numbers gives the client's end of a connection and the configuration of its TLS, by which
@@ -15,18 +16,22 @@ import (
 // suites with AES are known; others are not moved. A deadline for reading that has passed
 // stays so.
 func Numbers(t testing.TB, c net.Conn, config *tls.Config) (net.Conn, *tls.Config) {
-	w := &wire{Conn: c}
+	w := &wire{Conn: c, over: make(chan struct{})}
 	w.more.L = &w.mu
 	go w.receive()
 	config = config.Clone()
 	config.KeyLogWriter = (*keyLog)(w)
-	t.Cleanup(func() { w.look(t) })
+	t.Cleanup(func() {
+		w.end(t)
+		w.look(t)
+	})
 	return w, config
 }
 
 // A wire remembers what has come.
 type wire struct {
 	net.Conn
+	over chan struct{} // is closed when nothing more is received
 	more sync.Cond
 
 	mu   sync.Mutex // guards what follows
@@ -37,6 +42,7 @@ type wire struct {
 }
 
 func (w *wire) receive() {
+	defer close(w.over)
 	for p := make([]byte, 32<<10); ; {
 		n, err := w.Conn.Read(p)
 		w.mu.Lock()
@@ -46,6 +52,18 @@ func (w *wire) receive() {
 		if err != nil {
 			return
 		}
+	}
+}
+
+// end has all that was read remembered: what a sender knows to be read may still be on its way
+// from Read to come.
+func (w *wire) end(t testing.TB) {
+	w.Conn.SetReadDeadline(time.Unix(1, 0))
+	defer w.Conn.SetReadDeadline(time.Time{})
+	select {
+	case <-w.over:
+	case <-time.After(time.Minute):
+		t.Error("the connection is still read a minute after its deadline")
 	}
 }
 
