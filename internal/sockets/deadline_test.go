@@ -35,11 +35,14 @@ func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := accepted.(*TCPConn)
-	before.SetReadDeadline(gate.LongAgo)
 	before.Track.mu.Lock()
 	before.Track.life = lifeMoving // as Close does with one that is to move
 	before.Track.mu.Unlock()
 	before.Track.Listener.TakeBack(&before.Track, nil, nil, false)
+	before.Track.mu.Lock() // a deadline that is pending; not before, since TakeBack hands it on
+	before.Track.deadline.set(deadlinePending)
+	before.Track.Want = gate.LongAgo
+	before.Track.mu.Unlock()
 	now, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +57,7 @@ func TestDeadlinesOfConnectionTakenBack(t *testing.T) {
 		}
 	}
 	client.Write([]byte("x"))
-	now.SetReadDeadline(time.Now().Add(wait.Limit))
+	defer time.AfterFunc(wait.Limit, func() { client.Close() }).Stop() // a deadline of now's would hide one of before's
 	if _, err := now.Read(make([]byte, 1)); err != nil {
 		t.Errorf("Read: %v", err)
 	}
