@@ -27,7 +27,8 @@ import (
 // Until then the door does what net/http would: it calls BaseContext, ConnContext
 // and ConnState, bounds the handshake, and logs what goes wrong.
 type door struct {
-	net.Listener // the user's
+	net.Listener                     // the user's
+	own          []*sockets.Listener // that it is, or wraps
 	s            *httpServer
 	config       *tls.Config     // of HTTPS; nil if the listener may do TLS itself
 	through      *tls13.Listener // the user's, if what it does is known; connections come from below it
@@ -91,7 +92,7 @@ func (v *visit) Close() error {
 
 // run accepts until closed is closed. It passes errors on to net/http, which may
 // end the server then. That must not happen while connections can still come to
-// it: while the process ends, an error waits until the drain is called off, or
+// it: while the process ends, an error waits until that is called off, or
 // over.
 func (d *door) run(closed chan struct{}) {
 	for {
@@ -99,14 +100,16 @@ func (d *door) run(closed chan struct{}) {
 		c, err := d.accept()
 		if err == nil {
 			d.meet(c)
-		} else {
-			if d.s.ending(err) {
-				select {
-				case <-resumed:
-				case <-closed:
-					return
-				}
+		} else if ends, back := d.s.ending(err); ends {
+			again, drained := d.s.awaitBack(closed, resumed, back, d.own)
+			if !again {
+				return
 			}
+			if !drained { // Serve need not be called again
+				err = nil
+			}
+		}
+		if err != nil {
 			select {
 			case d.out <- accepted{err: err}:
 				//lint:ignore SA1019 net/http asks for the same, waits a little, and accepts again

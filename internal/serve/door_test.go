@@ -502,13 +502,7 @@ func TestListenerThatFailsInADrain(t *testing.T) {
 		t.Fatal("the listener is not asked in the drain")
 	}
 	s.Resume()
-	client := http.Client{Timeout: wait.Limit, Transport: &http.Transport{}}
-	defer client.CloseIdleConnections()
-	if resp, err := client.Get("http://" + ln.Addr().String()); err != nil {
-		t.Error(err)
-	} else {
-		resp.Body.Close()
-	}
+	mustAnswer(t, ln)
 	if n := l.closed.Load(); n != 0 {
 		t.Errorf("the listener was closed %d times after the roll back", n)
 	}

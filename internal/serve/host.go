@@ -76,7 +76,7 @@ func (h *Host) add(s Drainer) {
 // called by the goroutine that owns the state.
 func (h *Host) Reopened() {
 	for _, d := range h.All() {
-		if s, ok := d.(*otherServer); ok {
+		if s, ok := d.(interface{ reopened() }); ok {
 			s.reopened()
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,6 +88,7 @@ type httpServer struct {
 	foreign map[net.Conn]*foreigner // connections that none of our listeners has accepted
 	wrapped map[net.Conn]*sockets.Track
 	resumed chan struct{}       // closed when a drain was called off
+	back    chan struct{}       // closed when this process accepts again, and there was no drain: see reopened
 	doubted []*sockets.Listener // see proof.go
 	// copies of user's server that may have connections, and whether they were shut down
 	copies       map[*http.Server]bool
@@ -107,7 +109,7 @@ func (h *Host) httpServer(srv *http.Server) *httpServer {
 	s := &httpServer{
 		host: h, user: srv, bound: len(srv.TLSNextProto) > 0,
 		handler: srv.Handler, state: srv.ConnState, connContext: srv.ConnContext, baseContext: srv.BaseContext,
-		finished: make(chan struct{}), resumed: make(chan struct{}), userEnded: make(chan struct{}),
+		finished: make(chan struct{}), resumed: make(chan struct{}), back: make(chan struct{}), userEnded: make(chan struct{}),
 		anchor: anchor{held: make(chan struct{}), over: make(chan struct{}), gone: make(chan struct{})}, copies: map[*http.Server]bool{}, http2: map[*http2conn.Conn]*twin{}, foreign: map[net.Conn]*foreigner{}, wrapped: map[net.Conn]*sockets.Track{}, lingers: lingerFor,
 	}
 	srv.Handler, srv.ConnState, srv.ConnContext, srv.BaseContext = s, s.connState, s.contextOf, s.baseOf
@@ -158,9 +160,8 @@ func (s *httpServer) serve(ln net.Listener, own []*sockets.Listener) error {
 			at = d.open()
 		}
 		err := s.srv.Serve(at)
-		// byProgram is found out first, and only then whether the drain was called
-		// off right now.
-		byProgram := !s.ending(err)
+		// ends is found out first, and only then whether the drain was called off right now.
+		ends, back := s.ending(err)
 		select {
 		case <-s.finished:
 			return nil
@@ -168,26 +169,64 @@ func (s *httpServer) serve(ln net.Listener, own []*sockets.Listener) error {
 			continue
 		default:
 		}
-		if byProgram {
+		if !ends {
 			return err
 		}
-		select {
-		case <-s.finished:
+		if again, _ := s.awaitBack(s.finished, resumed, back, own); !again {
 			return nil
+		}
+	}
+}
+
+// awaitBack waits, after an error that ending has judged, until this server is to accept again;
+// not if over is closed before. drained reports whether it had begun to drain. A roll back
+// before that does not open again what the program has closed.
+func (s *httpServer) awaitBack(over, resumed, back <-chan struct{}, own []*sockets.Listener) (again, drained bool) {
+	for {
+		select {
+		case <-over:
+			return false, false
 		case <-resumed:
+			return true, true
+		case <-back:
+			back = s.whenBack() // first: another process may have been given the sockets since
+			if s.isEndedByUser() || !slices.ContainsFunc(own, func(l *sockets.Listener) bool { return !s.host.Socks.Accepts(l) }) {
+				return true, false
+			}
 		}
 	}
 }
 
 // ending reports whether err, from a listener, comes from the end of this
 // process's part. While it drains any error comes from our closing the listener:
-// a listener that wraps it may return an error of its own.
-func (s *httpServer) ending(err error) bool {
+// a listener that wraps it may return an error of its own. back is closed when this
+// process accepts again and this server had not begun to drain: resumed is not, then.
+func (s *httpServer) ending(err error) (ends bool, back <-chan struct{}) {
 	closed := errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)
 	s.mu.Lock() // see resume
 	draining := s.draining.Load() != nil
+	back = s.back
 	s.mu.Unlock()
-	return draining || s.host.Stopping.Err() != nil || closed && s.host.Socks.Keep(nil)
+	// Keep is asked after back was read: the roll back of what it tells of closes that.
+	return draining || s.host.Stopping.Err() != nil || closed && s.host.Socks.Keep(nil), back
+}
+
+// whenBack returns the channel that the next call of reopened closes.
+func (s *httpServer) whenBack() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.back
+}
+
+// reopened lets serve go on if Serve has ended while another process served, and this one
+// did not drain: resume has nothing to call off then.
+func (s *httpServer) reopened() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining.Load() == nil {
+		close(s.back)
+		s.back = make(chan struct{})
+	}
 }
 
 // whenResumed returns the channel that is closed when the next drain is called

@@ -56,6 +56,7 @@ func (s *httpServer) serveThrough(ln net.Listener, own []*sockets.Listener, take
 // serveDoor closes the user's listener once, at the end.
 func (s *httpServer) serveDoor(d *door, own []*sockets.Listener) error {
 	defer d.Listener.Close()
+	d.own = own
 	return s.serve(d, own)
 }
 
