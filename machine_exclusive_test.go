@@ -54,3 +54,27 @@ func TestNothingExclusive(t *testing.T) {
 		t.Errorf("the messages are %q without, and %q with exclusive state", a, b)
 	}
 }
+
+// TestStopsThatArePostponed: two signals that come while what waited is on its way to the new
+// process are two, when that is over: the second makes the stop urgent, here and there.
+func TestStopsThatArePostponed(t *testing.T) {
+	for _, c := range []struct {
+		stops  string
+		urgent bool
+	}{{"stop", false}, {"stop stop", true}, {"shutdown stop", false}} {
+		w := newSim(false, false, false)
+		w.exclusive, w.m.exclusive = true, true
+		if before := w.trace("ready upgrade launch line claimsExclusive drained released accept " + c.stops); slices.Contains(before, "stopping") {
+			t.Fatalf("%s: not postponed: %q", c.stops, before)
+		}
+		steps := w.trace("moved")
+		for _, effect := range []string{"hurry", "send stop true"} {
+			if slices.Contains(steps, effect) != c.urgent {
+				t.Errorf("%s: the effect %q is there: %v, want %v; all: %q", c.stops, effect, !c.urgent, c.urgent, steps)
+			}
+		}
+		if !slices.Contains(steps, "stopping") {
+			t.Errorf("%s: the process does not stop: %q", c.stops, steps)
+		}
+	}
+}
