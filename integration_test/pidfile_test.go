@@ -62,7 +62,7 @@ func TestPIDFileNamesALivingProcessAtEveryMoment(t *testing.T) {
 		})
 	}
 	upgrades := 0
-	for reads.Load() < want && !t.Failed() {
+	for (reads.Load() < want || upgrades < 5) && !t.Failed() {
 		s.mustUpgrade()
 		upgrades++
 	}
@@ -82,9 +82,7 @@ func TestPIDFileNamesALivingProcessAtEveryMoment(t *testing.T) {
 			}
 		}
 	}
-	if upgrades < 5 {
-		t.Errorf("%d reads, but only %d upgrades", reads.Load(), upgrades)
-	}
+	t.Logf("%d reads during %d upgrades", reads.Load(), upgrades)
 }
 
 // mustRefuse starts a server that must say this and exit with status 1.

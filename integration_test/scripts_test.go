@@ -113,6 +113,16 @@ func TestUpgradeScriptWhileAnUpgradeWaits(t *testing.T) {
 	s.WaitGone(old)
 }
 
+// An upgrade of which nothing is seen yet has not failed.
+func TestUpgradeScriptBeforeTheNewProcess(t *testing.T) {
+	s := startServer(t, "-probation", "1ms")
+	s.Halt(s.Pid()) // it heeds no signal while the script looks
+	mustExit(t, 5, nil, s.pidFile, "1")
+	old := s.filePid()
+	s.Signal(old, syscall.SIGCONT)
+	s.WaitGone(old)
+}
+
 // grace-follow has a stale file before it, and a server that takes its time.
 func TestFollowSignalsNoStranger(t *testing.T) {
 	start := func(t *testing.T, dir string, server ...string) (*proctest.Process, *proctest.Process) {
