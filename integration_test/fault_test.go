@@ -111,7 +111,7 @@ func TestOldCannotReadInTheDrain(t *testing.T) {
 	m.WaitLine(fmt.Sprintf(`upgrade queued" from=%d until="the old process`, pid))
 	m.releaseAll(keeper, m.Pid())
 	keeper[0].Close()
-	askAgain(clients)
+	m.askAgain(clients)
 	if moved, _, cut := m.drained(); moved != 0 || cut != 0 {
 		t.Errorf("moved %d and cut off %d, want none", moved, cut)
 	}

@@ -67,15 +67,21 @@ func answers(clients []*client) map[int]int {
 }
 
 // askAgain asks on those connections that were answered before the drain had come to
-// them: a client whose connection stays with the draining process is told so only by an
-// answer that says that it is the last.
-func askAgain(clients []*client) {
+// them, or before it was known that they can't move: a client whose connection stays with
+// the draining process is told so only by an answer that says that it is the last.
+func (m *mover) askAgain(clients []*client) {
+	m.t.Helper()
 	for _, c := range clients {
-		if !c.last.closes {
-			if _, err := c.ask("/"); err != nil {
-				c.t.Errorf("asked again: %v", err)
+		proctest.WaitFor(m.t, proctest.Limit, "the last answer of the old process", func() bool {
+			if c.last.closes || c.last.pid != m.Pid() {
+				return true
 			}
-		}
+			if _, err := c.ask("/"); err != nil {
+				m.t.Errorf("asked again: %v", err)
+				return true
+			}
+			return false
+		})
 	}
 }
 
@@ -180,7 +186,7 @@ func TestMoveIntoFullTable(t *testing.T) {
 	if got[0] > 0 || got[pid]+got[m.Pid()] != len(clients) {
 		t.Errorf("answers by pid, 0 for none: %v; want all by %d and %d", got, pid, m.Pid())
 	}
-	askAgain(clients)
+	m.askAgain(clients)
 	// One that was asked before it moved was answered by the old process.
 	moved, finished, cut := m.drained()
 	if moved < 50 || moved > 110 || moved < got[pid] || moved+finished != len(clients) || cut != 0 {
