@@ -91,6 +91,15 @@ func TestEndlessWithoutOneServer(t *testing.T) {
 	waitGeneration(p, p.WaitAlone(), 2)
 }
 
+// TestEndlessHooksBeforeBegin: the hooks of a server run from BeforeBegin on, which may tell
+// others whom to signal.
+func TestEndlessHooksBeforeBegin(t *testing.T) {
+	p, _ := startEndless(t, "-early", "-only", ".")
+	p.WaitLine(fmt.Sprintf(`^post %d pid=%d$`, syscall.SIGUSR1, p.Pid()))
+	p.Signal(p.Pid(), syscall.SIGTERM)
+	p.WaitAllGone()
+}
+
 func TestEndlessSignals(t *testing.T) {
 	p, addr := startEndless(t)
 	for _, s := range []syscall.Signal{syscall.SIGUSR1, syscall.SIGUSR2} { // the latter cuts nothing off yet

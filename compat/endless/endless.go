@@ -139,6 +139,7 @@ func (srv *endlessServer) listenAndServe(addr string) error {
 		return err
 	}
 	srv.EndlessListener = ln
+	p.running.add(srv) // BeforeBegin may tell others that signals are heeded
 	if srv.BeforeBegin != nil {
 		srv.BeforeBegin(srv.Addr)
 	}

@@ -44,7 +44,9 @@ type servers struct {
 func (s *servers) add(srv *endlessServer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.all = append(s.all, srv)
+	if !slices.Contains(s.all, srv) {
+		s.all = append(s.all, srv)
+	}
 }
 
 func (s *servers) remove(srv *endlessServer) {

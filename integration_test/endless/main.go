@@ -22,12 +22,18 @@ func main() {
 	cert := flag.String("cert", "", "serve TLS as well, with the certificate and key in this `file`")
 	later := flag.Duration("later", 0, "begin the second server so much later")
 	only := flag.String("only", "", "have no second server if there is this `file`")
+	early := flag.Bool("early", false, "begin when a hook has run, for a SIGUSR1 that is sent in BeforeBegin")
 	flag.DurationVar(&endless.DefaultHammerTime, "hammer", endless.DefaultHammerTime, "DefaultHammerTime")
 	flag.Parse()
 
 	http.Handle("/", load.Handler())
 	srv := endless.NewServer("127.0.0.1:0", nil)
+	heard := make(chan struct{}, 1)
 	srv.BeforeBegin = func(addr string) {
+		if *early {
+			syscall.Kill(os.Getpid(), syscall.SIGUSR1)
+			<-heard
+		}
 		fmt.Printf("begins pid=%d %s on %s\n", os.Getpid(), addr, srv.EndlessListener.Addr())
 	}
 	for _, s := range []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM} {
@@ -38,6 +44,9 @@ func main() {
 		if err != nil {
 			log.Fatal(err)
 		}
+	}
+	if *early {
+		srv.RegisterSignalHook(endless.POST_SIGNAL, syscall.SIGUSR1, func() { heard <- struct{}{} })
 	}
 	if err := srv.RegisterSignalHook(endless.POST_SIGNAL, syscall.SIGWINCH, func() {}); err == nil {
 		log.Fatal("a hook for SIGWINCH was taken")

@@ -377,11 +377,11 @@ func (s *httpServer) Drain(d *Drain) Report {
 	s.mover = m // first: code that sees draining relies on it
 	s.since = d.begun
 	s.mu.Unlock()
+	begun := len(s.conns.tracks()) // before the first of them is told
 	s.draining.Store(d)
 	if !s.bound { // else goAway does it
 		s.shutUserOnce()
 	}
-	begun := len(s.conns.tracks())
 	s.releaseAll(m)
 	s.endAllIdleForeign()
 	for _, c := range s.arrivals.all() {

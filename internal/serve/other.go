@@ -274,6 +274,7 @@ func (s *otherServer) Drain(d *Drain) Report {
 	if d.cancelled() { // before a client is told
 		return Report{}
 	}
+	begun := len(s.conns.tracks()) // before the first of them is told
 	s.mu.Lock()
 	s.draining.Store(true)
 	s.told = false
@@ -283,7 +284,6 @@ func (s *otherServer) Drain(d *Drain) Report {
 	default:
 	}
 	s.mu.Unlock()
-	begun := len(s.conns.tracks())
 	s.Offer(d.Mover)
 	ctx, cancel := context.WithCancel(d.ctx)
 	defer cancel()
