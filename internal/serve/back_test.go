@@ -4,11 +4,8 @@ package serve
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"net"
 	"net/http"
 	"testing"
@@ -241,16 +238,7 @@ func TestServeEndsWhileItResumes(t *testing.T) {
 			}
 			served := u.run(t, u.HTTP(srv, l))
 			s := u.httpServer(srv)
-			ask := func() {
-				t.Helper()
-				client := http.Client{Timeout: wait.Limit, Transport: &http.Transport{DisableKeepAlives: true}}
-				resp, err := client.Get("http://" + ln.Addr().String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				resp.Body.Close()
-			}
-			ask()
+			mustAnswer(t, ln)
 			u.handsOver()
 			d := NewDrain(nil)
 			s.draining.Store(d) // as in the midst of Drain
@@ -269,7 +257,7 @@ func TestServeEndsWhileItResumes(t *testing.T) {
 			s.mu.Unlock()
 			wait.For(t, resumed, "the end of Resume")
 			if len(served) == 0 {
-				ask()
+				mustAnswer(t, ln)
 			}
 			u.mustEnd(t, served)
 		})
@@ -383,95 +371,4 @@ func TestServeOnWhenTheGatesAreOpen(t *testing.T) {
 	s.closes <- true
 	wait.For(t, s.shut, "the end of Shutdown")
 	u.mustEnd(t, served)
-}
-
-// TestHTTPEndsInProbation: a server of net/http ends while a new process serves, and this one
-// has not begun to drain it. When that is rolled back execute returns, if the program has
-// ended the server; and if its listener is open still, it is served again.
-func TestHTTPEndsInProbation(t *testing.T) {
-	for _, moment := range []string{"probation", "before its drain"} {
-		for _, end := range []string{"Close", "Shutdown", "listener closed", "listener fails"} {
-			for _, wrapped := range []bool{false, true} {
-				if end == "listener closed" && moment != "probation" || end == "listener fails" && !wrapped {
-					continue // it is not closed, then; and ours does not fail
-				}
-				t.Run(fmt.Sprintf("%s, %s, wrapped: %v", moment, end, wrapped), func(t *testing.T) {
-					u, ln := newProcess(t)
-					l, sick := ln, (*sickListener)(nil)
-					if wrapped {
-						sick = newSickListener(ln)
-						l = sick
-					}
-					srv := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
-					served := u.run(t, u.HTTP(srv, l))
-					mustAnswer(t, ln)
-					u.Socks.Yield(u.Socks.Snapshot(), []int{0})
-					if moment != "probation" {
-						u.Socks.EndAccept()
-					}
-					switch end {
-					case "Close":
-						srv.Close()
-					case "Shutdown":
-						ctx, cancel := context.WithTimeout(t.Context(), wait.Limit)
-						defer cancel()
-						if err := srv.Shutdown(ctx); err != nil {
-							t.Fatal(err)
-						}
-					case "listener closed":
-						ln.Close()
-					case "listener fails":
-						select {
-						case sick.fails <- net.ErrClosed:
-						case <-time.After(wait.Limit):
-							t.Fatal("the listener is not asked")
-						}
-					}
-					wait.Until(t, "the end of Serve", func() bool { return wait.Runs(".awaitBack(") })
-					d := NewDrain(nil)
-					d.Cancel()
-					if moment != "probation" {
-						u.httpServer(srv).Drain(d)
-					}
-					u.reopen(t)
-					u.Reopened()
-					d.Resume(u.All())
-					switch end {
-					case "listener fails":
-						mustAnswer(t, ln)
-						u.mustEnd(t, served)
-					case "listener closed":
-						wait.Until(t, "the end of the listener", func() bool {
-							c, err := net.Dial("tcp", ln.Addr().String())
-							if err == nil {
-								c.Close()
-							}
-							return err != nil
-						})
-						if !wait.Runs(".awaitBack(") {
-							t.Error("the roll back has ended a server whose listener the program has closed")
-						}
-						u.mustEnd(t, served)
-					default:
-						if err := wait.For(t, served, "execute"); err != http.ErrServerClosed {
-							t.Errorf("execute returned %v, want %v", err, http.ErrServerClosed)
-						}
-						u.askStop()
-						wait.For(t, u.Done(), "Done")
-					}
-				})
-			}
-		}
-	}
-}
-
-// mustAnswer asks over a connection of its own.
-func mustAnswer(t *testing.T, ln net.Listener) {
-	t.Helper()
-	client := http.Client{Timeout: wait.Limit, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
 }

@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -445,73 +444,4 @@ func TestDoorClosedBeforeAccept(t *testing.T) {
 		t.Error(err)
 	}
 	next.Close()
-}
-
-// A sickListener is one of the user's that fails when it is told to.
-type sickListener struct {
-	net.Listener
-	come   chan accepted
-	fails  chan error
-	over   chan struct{}
-	closed atomic.Int32
-}
-
-func newSickListener(ln net.Listener) *sickListener {
-	l := &sickListener{Listener: ln, come: make(chan accepted), fails: make(chan error), over: make(chan struct{})}
-	go func() {
-		for {
-			c, err := ln.Accept()
-			select {
-			case l.come <- accepted{c, err}:
-			case <-l.over:
-				return
-			}
-		}
-	}()
-	return l
-}
-
-func (l *sickListener) Accept() (net.Conn, error) {
-	select {
-	case err := <-l.fails:
-		return nil, err
-	case a := <-l.come:
-		return a.conn, a.err
-	}
-}
-
-func (l *sickListener) Close() error {
-	if l.closed.Add(1) == 1 {
-		close(l.over)
-	}
-	return l.Listener.Close()
-}
-
-// TestListenerThatFailsInADrain: when the drain is called off net/http is given the error, and
-// ends its Serve. The user's listener serves on, and is closed once, at the end.
-func TestListenerThatFailsInADrain(t *testing.T) {
-	u, ln := newProcess(t)
-	l := newSickListener(ln)
-	srv := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
-	served := u.run(t, u.HTTP(srv, l))
-	s := u.httpServer(srv)
-	s.draining.Store(NewDrain(nil))
-	select {
-	case l.fails <- errors.New("broken"):
-	case <-time.After(wait.Limit):
-		t.Fatal("the listener is not asked in the drain")
-	}
-	s.Resume()
-	mustAnswer(t, ln)
-	if n := l.closed.Load(); n != 0 {
-		t.Errorf("the listener was closed %d times after the roll back", n)
-	}
-	u.askStop()
-	wait.For(t, u.Done(), "Done")
-	if err := wait.For(t, served, "execute"); err != nil {
-		t.Errorf("execute returned %v", err)
-	}
-	if n := l.closed.Load(); n != 1 {
-		t.Errorf("the listener was closed %d times in all, want once", n)
-	}
 }

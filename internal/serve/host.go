@@ -3,6 +3,7 @@ package serve
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,6 +81,11 @@ func (h *Host) Reopened() {
 			s.reopened()
 		}
 	}
+}
+
+// acceptsOn reports whether this process accepts on all of these: the program has closed none.
+func (h *Host) acceptsOn(own []*sockets.Listener) bool {
+	return !slices.ContainsFunc(own, func(l *sockets.Listener) bool { return !h.Socks.Accepts(l) })
 }
 
 // Bar sets whether handlers are not to be called any more: another process has what they

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -190,7 +189,7 @@ func (s *httpServer) awaitBack(over, resumed, back <-chan struct{}, own []*socke
 			return true, true
 		case <-back:
 			back = s.whenBack() // first: another process may have been given the sockets since
-			if s.isEndedByUser() || !slices.ContainsFunc(own, func(l *sockets.Listener) bool { return !s.host.Socks.Accepts(l) }) {
+			if s.isEndedByUser() || s.host.acceptsOn(own) {
 				return true, false
 			}
 		}

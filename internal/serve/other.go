@@ -413,7 +413,7 @@ func (s *otherServer) reopened() {
 	default:
 		return
 	}
-	if !slices.ContainsFunc(s.conns.all(), func(l *sockets.Listener) bool { return !s.host.Socks.Accepts(l) }) {
+	if s.host.acceptsOn(s.conns.all()) {
 		s.want()
 	}
 }
